@@ -1,0 +1,217 @@
+"""The client: one connection, one credential."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
+from kfm.turn.v1 import turn_service_pb2 as pb
+from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent
+from kfm.turn.v1.turn_pb2 import ModelChoice, Turn, TurnState
+from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
+from xenocomm import errors
+from xenocomm.answer import Answer
+from xenocomm.errors import XenocommError
+from xenocomm.stream import TurnStream
+from xenocomm.text import Transcript
+
+if TYPE_CHECKING:
+    from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceAsyncStub
+
+DEFAULT_TIMEOUT_SECONDS = 150.0  # More than the turns of a mesh may take by default.
+_CONNECT_TIMEOUT_SECONDS = 5.0
+
+# Streams resume by themselves (stream.py); what else may be repeated, gRPC repeats.
+_REPEATABLE = ("GetTurn", "ListTurns", "ListTurnEvents", "CancelTurn")
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "kfm.turn.v1.TurnService", "method": method} for method in _REPEATABLE],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # Another client's failures are not ours.
+]
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """Talks to the TurnService of a mesh; make it with `connect`. Every method raises XenocommError.
+
+    `channel` carries the credential: any stub made of it (`PersonalityServiceStub(client.channel)`) is the caller's.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_seconds: float) -> None:
+        self.channel = channel
+        self._timeout_seconds = timeout_seconds
+        self._turns: TurnServiceAsyncStub = TurnServiceStub(channel)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(
+        cls, address: str, api_key: str, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    ) -> AsyncGenerator[Client]:
+        """Connects to `host:port` or `unix:PATH`; raises SERVICE_UNAVAILABLE when nothing answers within 5 s.
+
+        `timeout_seconds` is the most that any one method takes, resuming included.
+        """
+        interceptors = [_UnaryUnary(api_key), _UnaryStream(api_key)]
+        async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
+            await _reach(channel, address)
+            yield cls(channel, timeout_seconds)
+
+    async def ask(
+        self,
+        text: str,
+        *,
+        personality: str = "",
+        session: str = "",
+        provider: str = "",
+        model: str = "",
+        request_id: str = "",
+    ) -> Answer:
+        """Runs a turn and returns its answer. Empty arguments fall to the mesh's defaults; see `run`."""
+        transcript = Transcript()
+        stream = self.run(
+            text, personality=personality, session=session, provider=provider, model=model, request_id=request_id
+        )
+        async with contextlib.aclosing(stream):
+            async for update in stream:
+                transcript.add(update)
+        return Answer.of(transcript.last_event)
+
+    def run(
+        self,
+        text: str,
+        *,
+        personality: str = "",
+        session: str = "",
+        provider: str = "",
+        model: str = "",
+        request_id: str = "",
+    ) -> TurnStream:
+        """Starts a turn and streams what happens until it is over.
+
+        The first update asked for starts it. A caller that may itself be restarted gives a `request_id` of its own and
+        repeats it: within 24 hours that makes no second turn.
+        """
+        spec = pb.TurnSpec(
+            session_id=session,
+            personality_id=personality,
+            input=Message(role=ROLE_USER, parts=[Part(text=Text(text=text))]),
+        )
+        if provider or model:
+            spec.model.CopyFrom(ModelChoice(provider=provider, model=model))
+        request = pb.RunTurnRequest(request_id=request_id or str(uuid.uuid4()), turn=spec)
+        return TurnStream(self._turns, request, self._timeout_seconds)
+
+    def watch(self, turn_id: str, cursor: str = "") -> TurnStream:
+        """Streams what happens in a turn until it is over, from `TurnStream.cursor` of another stream on."""
+        return TurnStream(self._turns, pb.WatchTurnRequest(turn_id=turn_id, cursor=cursor), self._timeout_seconds)
+
+    async def get(self, turn_id: str) -> Turn:
+        """Returns a turn as it stands."""
+        response = await self._unary(self._turns.GetTurn, pb.GetTurnRequest(turn_id=turn_id))
+        return response.turn
+
+    async def list(
+        self, *, session: str = "", states: Sequence[TurnState.ValueType] = (), page_size: int = 50
+    ) -> AsyncIterator[Turn]:
+        """Yields turns, newest first, without their plans; asks for the next page when it is needed."""
+        request = pb.ListTurnsRequest(session_id=session, states=states, page_size=page_size)
+        while True:
+            page = await self._unary(self._turns.ListTurns, request)
+            for turn in page.turns:
+                yield turn
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def events(self, turn_id: str) -> AsyncIterator[RecordedTurnEvent]:
+        """Yields the events of a turn so far, oldest first."""
+        request = pb.ListTurnEventsRequest(turn_id=turn_id)
+        while True:
+            page = await self._unary(self._turns.ListTurnEvents, request)
+            for event in page.events:
+                yield event
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def cancel(self, turn_id: str, message: str = "") -> None:
+        """Asks for a turn to end, and says why; its last event tells whether it did."""
+        await self._unary(self._turns.CancelTurn, pb.CancelTurnRequest(turn_id=turn_id, message=message))
+
+    async def _unary(self, method: Callable[..., Awaitable[_T]], request: object) -> _T:
+        try:
+            return await method(request, timeout=self._timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error) from None
+
+
+async def _reach(channel: grpc.aio.Channel, address: str) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
+            state = channel.get_state(try_to_connect=True)
+            while state not in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return
+    raise XenocommError(
+        grpc.StatusCode.UNAVAILABLE,
+        "SERVICE_UNAVAILABLE",
+        f"nothing answers at {address}",
+        metadata={"address": address},
+    )
+
+
+class _Credential:
+    """Puts the API key into each call."""
+
+    def __init__(self, api_key: str) -> None:
+        self._authorization = ("authorization", f"Bearer {api_key}")
+
+    def sign(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._authorization)
+        return grpc.aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+        )
+
+
+# grpc.aio takes an interceptor for the first of its kinds alone, so each kind has its class.
+class _UnaryUnary(_Credential, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await continuation(self.sign(client_call_details), request)
+
+
+class _UnaryStream(_Credential, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await continuation(self.sign(client_call_details), request)

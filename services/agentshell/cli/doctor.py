@@ -1,0 +1,225 @@
+"""`agentshell doctor`: what is configured, what is reachable, and how to mend what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import typer
+
+from agentshell.cli import mesh
+from agentshell.cli.ending import FAILED
+from agentshell.cli.options import Address, ConfigFile, DataDir, KeyFile
+
+if TYPE_CHECKING:
+    from agentshell.mesh.config import Config
+    from xenocomm import Client
+
+_CHECK_TIMEOUT_SECONDS = 5.0
+_SERVICES = ("turn", "memory", "provider", "personality", "tool")
+_KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `mend` says what to do about a fault; `ok` is None for what is neither well nor a fault."""
+
+    what: str
+    ok: bool | None
+    says: str
+    mend: str = ""
+
+
+def doctor(
+    config_file: ConfigFile = None, data_dir: DataDir = None, address: Address = "", key_file: KeyFile = None
+) -> None:
+    """Check everything, and say how to mend what is wrong. Exits with 0 when all is well."""
+    findings = asyncio.run(_report(config_file, data_dir, address, key_file))
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+async def _report(
+    config_file: Path | None, data_dir: Path | None, address: str, key_file: Path | None
+) -> list[Finding]:
+    findings: list[Finding] = []
+    async for finding in _examine(config_file, data_dir, address, key_file):
+        findings.append(finding)
+        mark, color = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "yellow")}[finding.ok]
+        typer.echo(f"{typer.style(mark, color)}  {finding.what:<14}{finding.says}")
+        if finding.mend:
+            typer.echo(f"{'':18}-> {finding.mend}")
+    return findings
+
+
+async def _examine(
+    config_file: Path | None, data_dir: Path | None, address: str, key_file: Path | None
+) -> AsyncGenerator[Finding]:
+    from agentshell.mesh.errors import AgentShellError
+    from xenocomm import Client, XenocommError
+
+    try:
+        config = mesh.load_config(config_file, data_dir)
+    except AgentShellError as error:
+        yield Finding("configuration", False, error.message, error.metadata.get("fix", ""))
+        return
+    yield _configuration(config_file)
+    yield _data_directory(config.data_dir)
+    yield await _database(config)
+    place = mesh.find(config, address, key_file)
+    try:
+        async with Client.connect(place.address, place.api_key, timeout_seconds=_CHECK_TIMEOUT_SECONDS) as client:
+            yield await _services(client, place.address)
+            yield await _api_key(client, place)
+            yield await _personality(client)
+    except XenocommError as error:
+        yield Finding("mesh", False, error.message, "`agentshell up` starts it; --address names another")
+        for key, listened in (("address", config.server.address), ("http_address", config.server.http_address)):
+            yield _port(f"server.{key}", listened)
+    yield _embedder()
+    for finding in _providers(config):
+        yield finding
+
+
+def _configuration(config_file: Path | None) -> Finding:
+    file = config_file or os.environ.get("AGENTSHELL_CONFIG", "")
+    names = [name for name in os.environ if name.startswith("AGENTSHELL_") and name != "AGENTSHELL_CONFIG"]
+    origin = [f"file {file}"] if file else []
+    origin += [f"variables {', '.join(sorted(names))}"] if names else []
+    return Finding("configuration", True, f"valid: defaults{''.join(f', {part}' for part in origin)}")
+
+
+def _data_directory(path: Path) -> Finding:
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return Finding("data", True, f"{path}{'' if path.exists() else ' (to be made)'}")
+    return Finding("data", False, f"{existing} is not ours to write", "set data_dir to another directory")
+
+
+async def _database(config: Config) -> Finding:
+    """The configured Postgres, or the bundled one: running if it is, else ready to run."""
+    from agentshell.db import binaries
+    from agentshell.mesh.errors import AgentShellError
+
+    if config.database.url:
+        return await _postgres(config.database.url, "the configured Postgres")
+    try:
+        programs = binaries.find(binaries.account(config.data_dir / "postgres" / "data"))
+    except (AgentShellError, OSError) as error:
+        return Finding("database", False, str(error), "install the bundled Postgres, or set database.url")
+    directory = config.data_dir.absolute() / "postgres" / "socket"
+    if os.access(directory, os.X_OK) and any(directory.glob(".s.PGSQL.*")):
+        url = f"postgresql://postgres@/postgres?host={quote(str(directory), safe='')}"
+        return await _postgres(url, "the bundled Postgres")
+    return Finding("database", True, f"the bundled Postgres, not running: {programs}")
+
+
+async def _postgres(url: str, name: str) -> Finding:
+    import psycopg
+
+    query = (
+        "SELECT current_setting('server_version'), (SELECT default_version FROM pg_available_extensions"
+        " WHERE name = 'vector')"
+    )
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), await psycopg.AsyncConnection.connect(url) as connection:
+            [(version, vector)] = await (await connection.execute(query)).fetchall()
+    except (psycopg.Error, TimeoutError) as error:
+        said = " ".join(str(error).split()) or "no answer"
+        return Finding("database", False, f"{name}: {said}", "start it, or mend database.url (empty: the bundled one)")
+    if vector is None:
+        return Finding("database", False, f"{name}: {version} without pgvector", "install the extension `vector` there")
+    return Finding("database", True, f"{name}: {version}, pgvector {vector}")
+
+
+async def _services(client: Client, address: str) -> Finding:
+    """What every service says of its health. Those of other processes are unknown to this one."""
+    import grpc
+    import grpc.aio
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)  # It has no types.
+    states: dict[str, str] = {}
+    for name in _SERVICES:
+        request = health_pb2.HealthCheckRequest(service=f"kfm.{name}.v1.{name.capitalize()}Service")
+        try:
+            response = await stub.Check(request, timeout=_CHECK_TIMEOUT_SECONDS)
+            states[name] = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+        except grpc.aio.AioRpcError as error:
+            states[name] = "elsewhere" if error.code() is grpc.StatusCode.NOT_FOUND else error.code().name
+    serving = [name for name, state in states.items() if state == "SERVING"]
+    others = [f"{name} {state}" for name, state in states.items() if state != "SERVING"]
+    says = f"{address}: {', '.join(serving) or 'nothing'} SERVING{''.join(f', {other}' for other in others)}"
+    well = states["turn"] == "SERVING" and set(states.values()) <= {"SERVING", "elsewhere"}
+    return Finding("mesh", well, says, "" if well else "wait until it is ready; its log says what holds it")
+
+
+async def _api_key(client: Client, place: mesh.Place) -> Finding:
+    from xenocomm import XenocommError
+
+    mend = f"--key-file or {mesh.KEY_VARIABLE} names one; `agentshell keys create` makes one"
+    if not place.api_key:
+        return Finding("API key", False, f"none in {place.key_origin}", mend)
+    try:
+        async for _ in client.list(page_size=1):
+            break
+    except XenocommError as error:
+        return Finding("API key", False, f"{place.key_origin}: {error.message}", mend)
+    return Finding("API key", True, f"{place.key_origin}: accepted")
+
+
+async def _personality(client: Client) -> Finding:
+    import grpc.aio
+
+    from kfm.personality.v1 import personality_service_pb2 as pb
+    from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
+
+    try:
+        response = await PersonalityServiceStub(client.channel).Get(pb.GetRequest(), timeout=_CHECK_TIMEOUT_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        mend = "set personality.default to one that is loaded, or mend its pack"
+        return Finding("personality", False, error.details() or error.code().name, mend)
+    found = response.personality
+    state = pb.KnowledgeState.Name(found.knowledge_state).removeprefix("KNOWLEDGE_STATE_")
+    says = f"{found.personality_id} {found.version}, knowledge {'none' if state == 'UNSPECIFIED' else state}"
+    if found.knowledge_state == pb.KNOWLEDGE_STATE_FAILED:
+        return Finding("personality", False, says, "the mesh's log says why, and it is tried again")
+    return Finding("personality", True, says)
+
+
+def _port(key: str, address: str) -> Finding:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_server((host, int(port))):
+            return Finding("port", True, f"{address} is free")
+    except (OSError, ValueError, OverflowError) as error:
+        return Finding("port", False, f"{address}: {error}", f"set {key} to another, or end what listens there")
+
+
+def _embedder() -> Finding:
+    from agentshell.memory import lexical
+
+    return Finding("embedder", True, f"{lexical.NAME}: words and spelling, no model")
+
+
+def _providers(config: Config) -> list[Finding]:
+    """Which vendors have a key in this environment; the mesh's own may be another."""
+    findings = [Finding("provider", True, "local: needs no key")]
+    for name, usual in _KEY_VARIABLES.items():
+        vendor = getattr(config.provider, name)
+        variable = vendor.api_key_env or usual
+        if os.environ.get(variable):
+            findings.append(Finding("provider", True, f"{name}: {variable} is set"))
+        elif config.provider.default == name:
+            findings.append(
+                Finding("provider", False, f"{name}: {variable} is not set", "set it, for provider.default names it")
+            )
+        else:
+            findings.append(Finding("provider", None, f"{name}: {variable} is not set"))
+    return findings

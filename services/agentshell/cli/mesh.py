@@ -1,0 +1,75 @@
+"""The mesh that a command talks to: where it is, and the key to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentshell.cli.ending import USAGE, fail
+
+if TYPE_CHECKING:
+    from agentshell.mesh.config import Config
+    from xenocomm import Client
+
+KEY_VARIABLE = "AGENTSHELL_API_KEY"
+_GRACE_SECONDS = 30.0  # What a turn's answer may take to arrive after the turn's own limit.
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a mesh is. `api_key` is empty where none was found; `key_origin` says where it was looked for."""
+
+    address: str
+    api_key: str
+    key_origin: str
+    timeout_seconds: float
+
+
+def load_config(config_file: Path | None, data_dir: Path | None, **sections: dict[str, Any]) -> Config:
+    """Returns the configuration, with what the command line says last; what that leaves empty is left out."""
+    from agentshell.mesh import config
+
+    overrides: dict[str, Any] = {
+        name: {key: value for key, value in keys.items() if value} for name, keys in sections.items()
+    }
+    if data_dir is not None:
+        overrides["data_dir"] = data_dir
+    return config.load(config_file, os.environ, overrides)
+
+
+def find(config: Config, address: str = "", key_file: Path | None = None) -> Place:
+    """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one."""
+    from agentshell import process
+
+    if not address:
+        with contextlib.suppress(OSError, ValueError):
+            written = process.endpoints_file(config.data_dir).read_bytes()
+            address = process.Endpoints.model_validate_json(written).address
+    if key_file is None and KEY_VARIABLE in os.environ:
+        api_key, origin = os.environ[KEY_VARIABLE], KEY_VARIABLE
+    else:
+        file = key_file or process.key_file(config.data_dir)
+        api_key, origin = "", str(file)
+        with contextlib.suppress(OSError):
+            api_key = file.read_text()
+    timeout_seconds = config.runtime.max_turn_seconds + _GRACE_SECONDS
+    return Place(address or config.server.address, api_key.strip(), origin, timeout_seconds)
+
+
+@contextlib.asynccontextmanager
+async def connect(place: Place) -> AsyncGenerator[Client]:
+    """Connects, and ends the command where there is nobody, or no key."""
+    from xenocomm import Client
+
+    async with Client.connect(place.address, place.api_key, timeout_seconds=place.timeout_seconds) as client:
+        if not place.api_key:
+            fail(
+                f"no API key in {place.key_origin}: name its file with --key-file or set {KEY_VARIABLE}; "
+                "`agentshell keys create` makes one",
+                USAGE,
+            )
+        yield client

@@ -1,0 +1,110 @@
+"""The tables and lines that commands print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from kfm.content.v1.content_pb2 import Usage
+from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent
+from kfm.turn.v1.turn_pb2 import Turn, TurnState
+from xenocomm import text_of
+
+_PIPE_COLUMNS = 140  # What is not a terminal has no width of its own.
+_QUESTION_CHARACTERS = 48
+_MICROS = 1_000_000
+
+
+def console() -> Console:
+    """Returns where tables go: standard output, wide where that is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, soft_wrap=False)
+
+
+def json_line(message: Message) -> str:
+    """Returns a message as one line of Protobuf JSON."""
+    return json_format.MessageToJson(message, indent=None, ensure_ascii=False)
+
+
+def turns_table(turns: Iterable[Turn]) -> Table:
+    """Returns a table of turns."""
+    table = _table("turn", "state", "personality", "session", "began", "ms", "tokens", "asked")
+    for turn in turns:
+        asked = " ".join(text_of(turn.input).split())
+        table.add_row(
+            turn.turn_id,
+            TurnState.Name(turn.state).removeprefix("TURN_STATE_"),
+            turn.personality_id,
+            turn.session_id,
+            turn.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
+            _milliseconds(turn),
+            tokens(turn.usage),
+            asked if len(asked) <= _QUESTION_CHARACTERS else f"{asked[:_QUESTION_CHARACTERS]}…",
+        )
+    return table
+
+
+def events_table(recorded: Iterable[RecordedTurnEvent]) -> Table:
+    """Returns the history of a turn as a table."""
+    table = _table("event", "step", "provider", "tokens", "cost", "ms")
+    before = 0
+    for record in recorded:
+        event = record.event
+        now = event.header.time.ToMicroseconds()
+        result = event.step_succeeded.result
+        usage = result.usage if event.HasField("step_succeeded") else event.turn_completed.usage
+        done = event.HasField("step_succeeded") or event.HasField("turn_completed")
+        table.add_row(
+            event_name(event),
+            _step(event),
+            " ".join(filter(None, (result.provider, result.model))),
+            tokens(usage),
+            cost(usage) if done and usage.ByteSize() else "",
+            f"{(now - before) / 1000:.1f}" if before else "",
+        )
+        before = now
+    return table
+
+
+def event_name(event: TurnEvent) -> str:
+    """Returns what kind of event it is, as the contract names it."""
+    kind = event.WhichOneof("event")
+    return str(event.DESCRIPTOR.fields_by_name[kind].message_type.name) if kind else "unknown"
+
+
+def tokens(usage: Usage) -> str:
+    """Returns tokens read and written; empty where there were none."""
+    return f"{usage.input_tokens} + {usage.output_tokens}" if usage.input_tokens or usage.output_tokens else ""
+
+
+def cost(usage: Usage) -> str:
+    """Returns what was paid, `unknown` where nobody knows."""
+    if not usage.HasField("cost"):
+        return "unknown"
+    amount = usage.cost.amount_micros / _MICROS
+    return f"{amount:.6f} {usage.cost.currency_code}" if amount else "0"
+
+
+def _step(event: TurnEvent) -> str:
+    payload = getattr(event, event.WhichOneof("event") or "", None)
+    step_id = str(getattr(payload, "step_id", "")).removeprefix(f"{event.turn_id}/")
+    attempt = int(getattr(payload, "attempt", 1))
+    return f"{step_id} (attempt {attempt})" if attempt > 1 else step_id
+
+
+def _milliseconds(turn: Turn) -> str:
+    if not turn.HasField("end_time"):
+        return ""
+    return f"{(turn.end_time.ToMicroseconds() - turn.create_time.ToMicroseconds()) / 1000:.0f}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column in ("ms", "tokens", "cost")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    return table

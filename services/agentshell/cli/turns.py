@@ -1,0 +1,131 @@
+"""`agentshell turns`: what the mesh did, and does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentshell.cli import mesh
+from agentshell.cli.ask import show as show_stream
+from agentshell.cli.ending import ending
+from agentshell.cli.options import Address, DataDir, Json, KeyFile, TurnId
+
+if TYPE_CHECKING:
+    from xenocomm import Client
+
+app = typer.Typer(help="List, show, watch and cancel turns.", no_args_is_help=True)
+
+
+class State(StrEnum):
+    """Where a turn stands."""
+
+    REQUESTED = "requested"
+    RUNNING = "running"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@app.command("list")
+def list_turns(
+    session: Annotated[str, typer.Option(help="Only those of this session.")] = "",
+    state: Annotated[list[State] | None, typer.Option(help="Only those in this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at the most.")] = 20,
+    as_json: Json = False,
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List turns, newest first."""
+
+    async def run(client: Client) -> None:
+        from agentshell.cli.render import console, json_line, turns_table
+        from kfm.turn.v1.turn_pb2 import Turn, TurnState
+
+        states = [TurnState.Value(f"TURN_STATE_{wanted.name}") for wanted in state or ()]
+        turns: list[Turn] = []
+        async for turn in client.list(session=session, states=states, page_size=limit):
+            turns.append(turn)
+            if len(turns) == limit:
+                break
+        if as_json:
+            for turn in turns:
+                typer.echo(json_line(turn))
+        else:
+            console().print(turns_table(turns))
+
+    _run(run, address, key_file, data_dir)
+
+
+@app.command()
+def show(
+    turn_id: TurnId,
+    as_json: Json = False,
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show a turn and its events; --json prints the events."""
+
+    async def run(client: Client) -> None:
+        from agentshell.cli.render import console, events_table, json_line, turns_table
+
+        turn = await client.get(turn_id)
+        events = [event async for event in client.events(turn_id)]
+        if as_json:
+            for event in events:
+                typer.echo(json_line(event))
+        else:
+            out = console()
+            out.print(turns_table([turn]), "", events_table(events), sep="\n")
+            if turn.failure.message:
+                out.print(f"\n{turn.failure.message}", markup=False)
+
+    _run(run, address, key_file, data_dir)
+
+
+@app.command()
+def watch(
+    turn_id: TurnId,
+    as_json: Json = False,
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Follow a turn from its beginning to its end, as `ask` does."""
+    _run(lambda client: show_stream(client.watch(turn_id), as_json), address, key_file, data_dir)
+
+
+@app.command()
+def cancel(
+    turn_id: TurnId,
+    message: Annotated[str, typer.Option(help="Why; for people.")] = "",
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask for a turn to end."""
+
+    async def run(client: Client) -> None:
+        await client.cancel(turn_id, message)
+        typer.echo(
+            f"cancellation of turn {turn_id} is asked for; `agentshell turns show {turn_id}` says what came of it"
+        )
+
+    _run(run, address, key_file, data_dir)
+
+
+def _run(work: Callable[[Client], Awaitable[None]], address: str, key_file: Path | None, data_dir: Path | None) -> None:
+    async def run(place: mesh.Place) -> None:
+        async with mesh.connect(place) as client:
+            await work(client)
+
+    with ending():
+        asyncio.run(run(mesh.find(mesh.load_config(None, data_dir), address, key_file)))

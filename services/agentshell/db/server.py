@@ -1,0 +1,266 @@
+"""The bundled Postgres: one process owns a data directory and runs the server in it.
+
+Everything is in `data_dir/postgres`: the locks, the cluster (`data`), the socket (`socket`) and Postgres' log.
+
+Postgres is our child and gets SIGINT (its fast shutdown) from the kernel when the thread that started it ends, so call
+`start` from a thread that lives as long as the process. It runs in a session of its own: ctrl-C is for us to handle.
+
+For root, Postgres runs as another user (see `binaries.account`), who cannot pass through a closed ancestor such as
+/root. The child therefore inherits its two directories as open descriptors and names them /proc/self/fd/N, which needs
+no right on any ancestor. So the data stays where it was asked to be, and no mode of anybody's directory is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from agentshell.db import binaries
+from agentshell.db.directory import Directory
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+_START_TIMEOUT_SECONDS = 120.0  # Crash recovery replays at most _SETTINGS' max_wal_size.
+_STOP_TIMEOUT_SECONDS = 30.0
+_ABORT_TIMEOUT_SECONDS = 5.0
+_POLL_SECONDS = 0.01
+_MAX_SOCKET_PATH_BYTES = 107
+_PORT = 5432  # No TCP port: it names the socket.
+_USER = "postgres"
+_CHILD = Path(__file__).with_name("child.py")
+
+# Sorted by code point, which no update of the system's C library changes under an index; letters are Unicode's.
+_INITDB_OPTIONS = (
+    f"--username={_USER}",
+    "--auth-local=trust",
+    "--auth-host=reject",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+)
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "port": str(_PORT),
+    "unix_socket_permissions": "0700",
+    # What is acknowledged is on disk.
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    # A small box, shared with the services.
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "max_wal_size": "512MB",
+    "io_method": "sync",
+    "jit": "off",
+    "max_worker_processes": "4",
+    "max_parallel_workers": "2",
+    "max_parallel_workers_per_gather": "0",
+    "max_parallel_maintenance_workers": "0",  # Needs more of /dev/shm than a container has.
+    "max_wal_senders": "2",  # For pg_basebackup.
+    "max_logical_replication_workers": "0",
+    "autovacuum_max_workers": "2",
+    "autovacuum_worker_slots": "2",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # A failed statement is its client's to report; here it would only grow the log, and hold users' data.
+    "log_min_messages": "log",
+    "log_checkpoints": "off",
+}
+
+
+class PostgresServer:
+    """A running Postgres that this process owns; make it with `start`.
+
+    `url` is a libpq URL over the unix socket. The socket's directory admits its owner only (and root), so there is no
+    password.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._account: binaries.Account | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket = directory.socket
+        self._released = False
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{_USER}@/postgres?host={quote(str(self._socket), safe='')}&port={_PORT}"
+
+    @classmethod
+    async def start(cls, data_dir: Path) -> PostgresServer:
+        """Starts the server of `data_dir/postgres`, made if new, and returns when it accepts connections.
+
+        Takes over what a killed owner left: waits for its Postgres to end, then recovers, in at most three minutes.
+        Raises DATA_DIRECTORY_IN_USE when another process owns the directory, DATABASE_UNAVAILABLE with the end of
+        Postgres' log when it does not come up, CONFIG_INVALID when this machine cannot run it.
+        """
+        if sys.platform != "linux":
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                "the bundled Postgres needs Linux: set database.url to a Postgres of your own",
+                metadata={"key": "database.url", "fix": "postgresql://..."},
+            )
+        try:
+            server = cls(Directory.claim(data_dir))
+            try:
+                await server._start()
+            except BaseException:
+                await server.stop()
+                raise
+        except OSError as error:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
+                f"the bundled Postgres in {data_dir} cannot start: {error}; "
+                "mend that, or choose another data directory",
+                metadata={"path": str(data_dir)},
+                cause=error,
+            ) from error
+        return server
+
+    async def stop(self) -> None:
+        """Shuts the server down, connections and all, in at most 40 s, and gives the directory up. May be repeated."""
+        if self._released:
+            return
+        self._released = True
+        try:
+            for stop, seconds in (
+                (signal.SIGINT, _STOP_TIMEOUT_SECONDS),
+                (signal.SIGQUIT, _ABORT_TIMEOUT_SECONDS),
+                (signal.SIGKILL, _ABORT_TIMEOUT_SECONDS),
+            ):
+                if await self._ended_after(stop, seconds):
+                    break
+        finally:
+            self._directory.release()
+            if self._socket != self._directory.socket:
+                shutil.rmtree(self._socket, ignore_errors=True)
+
+    async def _ended_after(self, stop: signal.Signals, seconds: float) -> bool:
+        if self._process is None:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(stop)
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _start(self) -> None:
+        await self._directory.wait_for_predecessor()
+        self._account = binaries.account(self._directory.cluster)
+        programs = await asyncio.to_thread(binaries.find, self._account)
+        if not self._directory.cluster.exists():
+            await self._initialise(programs / "initdb")
+        self._directory.clear_leftovers()
+        self._socket = self._make_socket_directory()
+        log_start = self._directory.log_size()
+        with _opened(self._directory.cluster) as cluster, _opened(self._socket) as socket:
+            settings = _SETTINGS | {"unix_socket_directories": _name(socket)}
+            arguments = ["-D", _name(cluster), *(f"--{name}={value}" for name, value in settings.items())]
+            self._process = await self._spawn(programs / "postgres", arguments, (cluster, socket))
+        await self._until_ready(self._process, log_start)
+
+    async def _initialise(self, initdb: Path) -> None:
+        """Makes the cluster: whole, or not there."""
+        making = self._directory.path / "data.new"
+        if making.exists():
+            await asyncio.to_thread(shutil.rmtree, making)
+        self._make_private(making)
+        log_start = self._directory.log_size()
+        with _opened(making) as cluster:
+            self._process = await self._spawn(initdb, ["-D", _name(cluster), *_INITDB_OPTIONS], (cluster,))
+        try:
+            status = await asyncio.wait_for(self._process.wait(), _START_TIMEOUT_SECONDS)
+        except TimeoutError:
+            status = None
+        if status != 0:
+            raise self._failure("initdb failed", log_start)
+        self._process = None
+        making.rename(self._directory.cluster)
+        with _opened(self._directory.path) as directory:
+            os.fsync(directory)  # A power cut must not undo the name under which data will be acknowledged.
+
+    async def _spawn(
+        self, program: Path, arguments: list[str], descriptors: tuple[int, ...]
+    ) -> asyncio.subprocess.Process:
+        uid, gid = (self._account.uid, self._account.gid) if self._account else (-1, -1)
+        child = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(uid), str(gid), str(program)]
+        with self._directory.opened_log() as log:
+            return await asyncio.create_subprocess_exec(
+                *child,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},  # None of the user's PG* variables.
+                pass_fds=(self._directory.server_lock, *descriptors),
+            )
+
+    async def _until_ready(self, process: asyncio.subprocess.Process, log_start: int) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_SECONDS):
+                while not ended.done():
+                    with contextlib.suppress(psycopg.OperationalError):
+                        await (await psycopg.AsyncConnection.connect(self.url)).close()
+                        return
+                    await asyncio.wait([ended], timeout=_POLL_SECONDS)
+        except TimeoutError as error:
+            what = f"Postgres accepts no connections after {_START_TIMEOUT_SECONDS:.0f} s"
+            raise self._failure(what, log_start) from error
+        finally:
+            ended.cancel()
+        raise self._failure(f"Postgres ended with status {process.returncode}", log_start)
+
+    def _make_socket_directory(self) -> Path:
+        """Returns the socket's directory: ours, or a temporary one where the path of ours is too long for a socket."""
+        directory = self._directory.socket
+        if len(os.fsencode(directory / f".s.PGSQL.{_PORT}")) > _MAX_SOCKET_PATH_BYTES:
+            directory = Path(tempfile.mkdtemp(prefix="agentshell-"))
+            self._give(directory)
+        elif not directory.exists():
+            self._make_private(directory)
+        return directory
+
+    def _make_private(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+        self._give(directory)
+
+    def _give(self, directory: Path) -> None:
+        if self._account:
+            os.chown(directory, self._account.uid, self._account.gid, follow_symlinks=False)
+
+    def _failure(self, what: str, log_start: int) -> AgentShellError:
+        return AgentShellError(
+            error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
+            f"{what}, in {self._directory.path}; {self._directory.log.name} ends with:\n"
+            f"{self._directory.log_tail(log_start)}",
+            metadata={"path": str(self._directory.path)},
+        )
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Generator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _name(descriptor: int) -> str:
+    """Returns what a child that inherits the directory calls it."""
+    return f"/proc/self/fd/{descriptor}"

@@ -1,0 +1,1 @@
+"""The durable log: a port and its drivers. Knows bytes, not events."""

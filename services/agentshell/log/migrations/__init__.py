@@ -1,0 +1,1 @@
+"""The log's schema in Postgres, as numbered migrations."""

@@ -1,0 +1,190 @@
+"""The processes that share a log: tells them what has changed, hears what they changed, knows whether any live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Mapping
+from typing import Protocol
+
+import psycopg
+import structlog
+
+from agentshell.db.database import Connection, Database
+from agentshell.log.reach import reach
+from agentshell.mesh.errors import AgentShellError
+
+MAX_PULSE_SECONDS = 1.0  # What a lost notification would have told is found within this.
+WATCH_SECONDS = 0.15  # Where there are others, their death is found within this.
+MIN_RECONNECT_SECONDS = 0.05
+MAX_RECONNECT_SECONDS = 2.0
+
+_CHANNEL = "agentshell_log"
+_LOCK_CLASS = 7564  # As in the view log.processes.
+_ENDS_A_MESSAGE = 250  # Postgres takes fewer than 8000 bytes.
+
+_FAILURES = (psycopg.Error, OSError, TimeoutError, AgentShellError)
+_logger = structlog.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """To whom `Peers` reports."""
+
+    def heard_ends(self, ends: Mapping[int, int]) -> None:
+        """Partitions have grown: partition id -> next offset."""
+        ...
+
+    def heard_generation(self, group_id: int, generation: int) -> None:
+        """A group has come to a generation."""
+        ...
+
+    async def look(self, connection: Connection, *, thorough: bool) -> None:
+        """It is time to see whether members live; where `thorough`, also to see what no message may have told."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone: what is known may be stale, and for the others this process is dead."""
+        ...
+
+
+class Peers:
+    """This process among the others, through one connection: it listens there, and lives as long as that does.
+
+    `listener` is asked to look every `pulse_seconds`, and more often where there are others.
+    """
+
+    def __init__(self, database: Database, listener: Listener, pulse_seconds: float) -> None:
+        self._database = database
+        self._listener = listener
+        self._pulse_seconds = min(pulse_seconds, MAX_PULSE_SECONDS)
+        self.process = 0  # The number under which the others see this process live.
+        self._connected = asyncio.Event()
+        self._alone = False
+        self._untold: dict[int, int] = {}
+        self._has_untold = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Connects. Raises LOG_UNAVAILABLE; once connected, it connects again by itself."""
+        connection = await self._connect()
+        self._tasks = [
+            asyncio.create_task(self._run(connection), name="log listener"),
+            asyncio.create_task(self._tell(), name="log announcer"),
+        ]
+
+    async def close(self) -> None:
+        """Disconnects: for the others, this process is dead."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it is connected: else what other processes do goes unnoticed, and so does the end of Postgres."""
+        return self._connected.is_set()
+
+    async def connected(self) -> None:
+        """Returns when it is connected."""
+        await self._connected.wait()
+
+    def tell_ends(self, ends: Mapping[int, int]) -> None:
+        """Tells the others that partitions have grown, soon: what comes while one message is under way is the next."""
+        if not self._alone:
+            self._untold.update(ends)
+            self._has_untold.set()
+
+    @staticmethod
+    async def tell_generation(connection: Connection, group_id: int, generation: int) -> None:
+        """Tells the others of a group's generation, when the transaction under way commits."""
+        await connection.execute("SELECT pg_notify(%s, %s)", (_CHANNEL, f"group {group_id}:{generation}"))
+
+    async def _connect(self) -> Connection:
+        async with reach("listen to other processes"):
+            connection = await self._database.dedicated()
+            try:
+                # A new number each time: under the old one a server that has not noticed yet may keep us alive.
+                self.process = secrets.randbelow(2**31)
+                await connection.execute("SET synchronous_commit = off")  # Nothing here needs the disk.
+                await connection.execute("SELECT pg_advisory_lock(%s, %s)", (_LOCK_CLASS, self.process))
+                await connection.execute(f"LISTEN {_CHANNEL}")
+                await connection.execute("SELECT pg_notify(%s, 'hello')", (_CHANNEL,))
+            except BaseException:
+                await connection.close()
+                raise
+        self._alone = False
+        self._connected.set()
+        return connection
+
+    async def _run(self, connection: Connection) -> None:
+        delay_seconds = MIN_RECONNECT_SECONDS
+        while True:
+            try:
+                await self._serve(connection)
+            except Exception as error:
+                _logger.warning("log.listener_lost", error=str(error), error_type=type(error).__name__)
+            finally:
+                self._connected.clear()
+                await connection.close()
+            self._listener.lost()
+            while not self._connected.is_set():
+                await asyncio.sleep(delay_seconds)
+                try:
+                    connection = await self._connect()
+                    delay_seconds = MIN_RECONNECT_SECONDS
+                except _FAILURES:
+                    delay_seconds = min(2 * delay_seconds, MAX_RECONNECT_SECONDS)
+            self._listener.lost()  # Again, because the others may have changed what was read in between.
+
+    async def _serve(self, connection: Connection) -> None:
+        """Hears, and looks from time to time, until the connection fails."""
+        loop = asyncio.get_running_loop()
+        look_at = looked_at = thorough_at = loop.time()
+        while True:
+            if (now := loop.time()) >= look_at:
+                thorough = now >= thorough_at
+                async with reach("look at what other processes do"):
+                    if thorough:
+                        thorough_at = now + self._pulse_seconds
+                        self._alone = await _count_processes(connection) == 1
+                    await self._listener.look(connection, thorough=thorough)
+                looked_at = now
+            look_at = looked_at + (self._pulse_seconds if self._alone else min(WATCH_SECONDS, self._pulse_seconds))
+            # Ends with the first that comes, because a process that has come makes us look sooner.
+            async for notify in connection.notifies(timeout=max(0.0, look_at - loop.time()), stop_after=1):
+                self._hear(notify.payload)
+
+    def _hear(self, message: str) -> None:
+        match message.split():
+            case ["ends", *ends]:
+                self._listener.heard_ends(dict(_pair(end) for end in ends))
+            case ["group", generation]:
+                self._listener.heard_generation(*_pair(generation))
+            case _:  # A process has come.
+                self._alone = False
+
+    async def _tell(self) -> None:
+        while True:
+            await self._has_untold.wait()
+            self._has_untold.clear()
+            ends, self._untold = list(self._untold.items()), {}
+            # Who is not told finds out at the next pulse. After the commit and not in it: commits that notify
+            # wait for each other's disk.
+            with contextlib.suppress(*_FAILURES):
+                async with reach("tell other processes"), self._database.connection() as connection:
+                    for first in range(0, len(ends), _ENDS_A_MESSAGE):
+                        message = " ".join(f"{key}:{end}" for key, end in ends[first : first + _ENDS_A_MESSAGE])
+                        await connection.execute(
+                            "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)",
+                            (_CHANNEL, f"ends {message}"),
+                        )
+
+
+async def _count_processes(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM log.processes")).fetchone()
+    return row[0] if row else 0
+
+
+def _pair(text: str) -> tuple[int, int]:
+    key, value = text.split(":")
+    return int(key), int(value)

@@ -1,0 +1,302 @@
+"""The log in Postgres: the embedded default, and enough for a small cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from agentshell.db.database import Connection, Database
+from agentshell.log import limits
+from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
+from agentshell.log.peers import Peers
+from agentshell.log.postgres_groups import Membership, PostgresGroups, fenced
+from agentshell.log.postgres_topics import PostgresTopics
+from agentshell.log.postgres_writer import Place, PostgresWriter, Row
+from agentshell.log.reach import reach, unavailable
+from agentshell.log.tail import Bell, Tail
+from agentshell.mesh.errors import AgentShellError, invalid
+from kfm.error.v1 import error_pb2
+
+MAX_READ_BYTES = 4 * 1024 * 1024
+RETENTION_SECONDS = 60.0
+_TRIM_RECORDS = 1000
+
+
+class PostgresLog:
+    """The `Log` on a database; make it with `open`, once a process.
+
+    Offsets have no gaps. Duplicates are found for as long as their first record is retained. A group whose committed
+    offset is older than what is retained goes on from the oldest record there is.
+    """
+
+    def __init__(self, database: Database, lease_seconds: float) -> None:
+        self._database = database
+        self._topics = PostgresTopics(database)
+        self._peers = Peers(database, self, pulse_seconds=lease_seconds / 3)
+        self._groups = PostgresGroups(database, self._peers, lease_seconds)
+        self._durable = PostgresWriter(database, self._stored, relaxed=False)
+        self._relaxed = PostgresWriter(database, self._stored, relaxed=True)
+        self._retention: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, database: Database, *, lease_seconds: float = 5.0) -> PostgresLog:
+        """Opens the log in a database and makes its schema. Raises LOG_UNAVAILABLE.
+
+        A member that is silent for `lease_seconds` loses its partitions; one whose process ends, at once.
+        """
+        async with reach("make its schema"):
+            await database.migrate("log", "agentshell.log.migrations")
+        log = cls(database, lease_seconds)
+        try:
+            await log._peers.open()
+        except BaseException:
+            await log.close()
+            raise
+        log._retention = asyncio.create_task(log._retain(), name="log retention")
+        return log
+
+    async def close(self) -> None:
+        """Writes what waits and lets go of all connections; who waits for records gets LOG_UNAVAILABLE."""
+        self._closed = True
+        if self._retention is not None:
+            self._retention.cancel()
+            await asyncio.gather(self._retention, return_exceptions=True)
+        await asyncio.gather(self._durable.close(), self._relaxed.close())
+        await self._peers.close()
+        self.lost()
+
+    async def health(self) -> None:
+        """Returns when Postgres answers. Raises LOG_UNAVAILABLE."""
+        async with reach("see that it is healthy"), self._database.connection() as connection:
+            await connection.execute("SELECT 1")
+
+    async def ensure_topic(self, topic: Topic) -> None:
+        """Makes the topic, or sets its retention. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        await self._topics.ensure(topic)
+
+    # Appending
+
+    async def append(self, topic: str, records: Sequence[Record]) -> list[Ack]:
+        """Appends records in one durable step."""
+        return (await self.append_all([(topic, records)]))[0]
+
+    async def append_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> list[list[Ack]]:
+        """Appends to several topics in one durable step; without the disk's when all the topics are relaxed."""
+        limits.check(batches)
+        rows: list[Row] = []
+        relaxed = True
+        for name, records in batches:
+            topic = await self._topics.find(name)
+            relaxed = relaxed and topic.relaxed
+            rows += [Row(topic.tails[partition_of(record.key, len(topic.tails))], record) for record in records]
+        if not rows:
+            return [[] for _ in batches]
+        places = await (self._relaxed if relaxed else self._durable).append(rows)
+        acks = (Ack(row.tail.partition, place.offset, place.duplicate) for row, place in zip(rows, places, strict=True))
+        return [[next(acks) for _ in records] for _, records in batches]
+
+    def _stored(self, rows: Sequence[Row], places: Sequence[Place]) -> None:
+        """Takes what was just appended into memory, which wakes its readers, and tells the other processes."""
+        grown: dict[Tail, list[StoredRecord]] = {}
+        for (tail, record), (offset, append_time, duplicate) in zip(rows, places, strict=True):
+            if not duplicate:
+                grown.setdefault(tail, []).append(StoredRecord(tail.partition, offset, append_time, record))
+        for tail, records in grown.items():
+            tail.add(records[0].offset, records)
+        self._peers.tell_ends({tail.partition_id: records[-1].offset + 1 for tail, records in grown.items()})
+
+    # Reading
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
+        """Returns up to `limit` records, and no more once they are of 4 MiB, from `offset` on."""
+        _check_limit(limit)
+        tail = (await self._topics.find(topic)).tail(partition)
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            records = await self._take(tail, offset, limit)
+            if records or not await self._rung([tail.bell], deadline):
+                return records
+
+    async def end_offsets(self, topic: str) -> list[int]:
+        """Returns each partition's next offset, as it is in the database."""
+        tails = (await self._topics.find(topic)).tails
+        await self._observe(tails)
+        return [tail.next_offset or 0 for tail in tails]
+
+    async def _take(self, tail: Tail, offset: int, limit: int) -> list[StoredRecord]:
+        """Returns what there is now from `offset` on, from memory where it can. Raises OFFSET_OUT_OF_RANGE."""
+        if tail.next_offset is None or not self._peers.hears:
+            await self._observe([tail])
+        if offset < tail.base_offset:
+            raise _out_of_range(tail, offset)
+        if tail.next_offset is not None and offset >= tail.next_offset:
+            return []
+        if records := tail.slice(offset, limit):
+            return records
+        async with tail.reading:
+            if records := tail.slice(offset, limit):
+                return records
+            records = await self._fetch(tail, offset, limit)
+            if not records or records[0].offset > offset:  # Deleted since.
+                await self._observe([tail])
+                if offset < tail.base_offset:
+                    raise _out_of_range(tail, offset)
+            tail.add(offset, records)
+            return records
+
+    async def _fetch(self, tail: Tail, offset: int, limit: int) -> list[StoredRecord]:
+        async with reach("read records"), self._database.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT * FROM log.read(%s::integer, %s::bigint, %s::integer, %s::bigint)",
+                (tail.partition_id, offset, limit, MAX_READ_BYTES),
+            )
+            return [
+                StoredRecord(tail.partition, at, append_time, Record(key, record_id, payload, headers or {}))
+                for at, append_time, key, record_id, headers, payload in await cursor.fetchall()
+            ]
+
+    async def _observe(self, tails: Sequence[Tail]) -> None:
+        async with reach("see where partitions end"), self._database.connection() as connection:
+            await _observe(connection, tails)
+
+    async def _rung(self, bells: Iterable[Bell], deadline: float) -> bool:
+        """Waits until one of the bells rings; False after the deadline. Raises LOG_UNAVAILABLE when we close."""
+        rung = not self._closed and await Bell.first(bells, deadline - asyncio.get_running_loop().time())
+        if self._closed:
+            raise unavailable("be read: it is closed in this process")
+        return rung
+
+    # Groups
+
+    async def join(self, topic: str, group: str, member: str) -> Lease:
+        """Joins a group, or returns the member's lease as it now is."""
+        return await self._groups.join(await self._topics.find(topic), group, member)
+
+    async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
+        """Returns records that this lease has not been given yet. Polls of one lease take turns."""
+        _check_limit(limit)
+        topic = await self._topics.find(lease.topic)
+        membership = self._groups.membership(lease)
+        bells = [membership.bell, *(topic.tails[partition].bell for partition in lease.partitions)]
+        deadline = asyncio.get_running_loop().time() + wait
+        async with membership.polling:
+            while True:
+                records = await self._gather(membership, topic.tails, limit)
+                if membership.over:
+                    raise fenced(lease)
+                if records or not await self._rung(bells, deadline):
+                    # Only now, with nothing left to wait for: a poll that is cancelled has given nothing.
+                    membership.give(records)
+                    return records
+
+    async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
+        """Commits the next offset of partitions of the lease. It survives the process, not always the machine."""
+        await self._groups.commit(lease, offsets)
+
+    async def leave(self, lease: Lease) -> None:
+        """Gives the partitions back."""
+        await self._groups.leave(await self._topics.find(lease.topic), lease)
+
+    async def committed(self, topic: str, group: str) -> dict[int, int]:
+        """Returns the committed next offset of each partition that has one."""
+        return await self._groups.committed(await self._topics.find(topic), group)
+
+    async def _gather(self, membership: Membership, tails: Sequence[Tail], limit: int) -> list[StoredRecord]:
+        gathered: list[StoredRecord] = []
+        for partition in membership.rotated():
+            if len(gathered) == limit or membership.over:
+                break
+            tail, position = tails[partition], membership.positions[partition]
+            try:
+                gathered += await self._take(tail, max(position, tail.base_offset), limit - len(gathered))
+            except AgentShellError as error:
+                if error.reason != error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE:
+                    raise
+                gathered += await self._take(tail, tail.base_offset, limit - len(gathered))
+        return gathered
+
+    # What `Peers` reports
+
+    def heard_ends(self, ends: Mapping[int, int]) -> None:
+        """Partitions have grown in another process."""
+        for partition_id, next_offset in ends.items():
+            tail = self._topics.tail(partition_id)
+            if tail is not None and tail.next_offset is not None:
+                tail.observe(tail.base_offset, next_offset)
+
+    def heard_generation(self, group_id: int, generation: int) -> None:
+        """The members of a group have changed."""
+        self._groups.heard_generation(group_id, generation)
+
+    async def look(self, connection: Connection, *, thorough: bool) -> None:
+        """Looks whether members live, and whether partitions have grown that are waited for."""
+        await self._groups.look(connection)
+        if thorough and (awaited := [tail for tail in self._topics.tails if tail.bell.awaited]):
+            await _observe(connection, awaited)
+
+    def lost(self) -> None:
+        """Other processes can no longer be heard: forget what may be stale; who waits looks for themselves."""
+        self._groups.lost()
+        for tail in self._topics.tails:
+            tail.forget()
+
+    # Retention
+
+    async def apply_retention(self, now: datetime) -> int:
+        """Deletes the records that, at `now`, are older than their topics retain them; returns how many."""
+        async with reach("find what to delete"), self._database.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT partition_id, %s - retention FROM log.topics JOIN log.partitions USING (topic_id)"
+                " WHERE retention IS NOT NULL AND next_offset > base_offset",
+                (now,),
+            )
+            due = await cursor.fetchall()
+        return sum([await self._trim(partition_id, cutoff) for partition_id, cutoff in due])
+
+    async def _trim(self, partition_id: int, cutoff: datetime) -> int:
+        """Deletes a partition's records from before `cutoff`, not too many at once, as others wait meanwhile."""
+        deleted = 0
+        while deleted % _TRIM_RECORDS == 0:
+            async with reach("delete old records"), self._database.connection() as connection:
+                cursor = await connection.execute(
+                    "SELECT log.trim(%s::integer, %s, %s::integer)", (partition_id, cutoff, _TRIM_RECORDS)
+                )
+                (count,) = await cursor.fetchone() or (0,)
+            if not count:
+                break
+            deleted += count
+        if deleted and (tail := self._topics.tail(partition_id)) is not None:
+            await self._observe([tail])
+        return deleted
+
+    async def _retain(self) -> None:
+        while True:
+            await asyncio.sleep(RETENTION_SECONDS)
+            with contextlib.suppress(AgentShellError):  # The next round does it.
+                await self.apply_retention(datetime.now(UTC))
+
+
+async def _observe(connection: Connection, tails: Sequence[Tail]) -> None:
+    cursor = await connection.execute(
+        "SELECT partition_id, base_offset, next_offset FROM log.partitions WHERE partition_id = ANY (%s)",
+        ([tail.partition_id for tail in tails],),
+    )
+    ends = {partition_id: (base, following) for partition_id, base, following in await cursor.fetchall()}
+    for tail in tails:
+        tail.observe(*ends[tail.partition_id])
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise invalid("limit", f"is {limit}; give at least 1")
+
+
+def _out_of_range(tail: Tail, offset: int) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
+        f"offset {offset} of {tail.topic}/{tail.partition} is no longer retained: the oldest is {tail.base_offset}",
+        metadata={"base_offset": str(tail.base_offset)},
+    )

@@ -1,0 +1,192 @@
+"""The writer of a process: what waits goes together, in one round trip and one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import select
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from psycopg.rows import args_row
+
+from agentshell.db.database import Connection, Database
+from agentshell.log.log import Record
+from agentshell.log.postgres_array import PostgresArray, PostgresArrayDumper, blobs, documents, integers, texts
+from agentshell.log.reach import reach, unavailable
+from agentshell.log.tail import Tail
+
+MAX_BATCH_RECORDS = 1000
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+MAX_WAITING_RECORDS = 10_000
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+APPEND_SECONDS = 10.0
+
+_APPEND = "SELECT * FROM log.append(%s::boolean, %s::integer[], %s::text[], %s::bytea[], %s::jsonb[], %s::bytea[])"
+
+
+class Row(NamedTuple):
+    """A record on its way into a partition."""
+
+    tail: Tail
+    record: Record
+
+
+class Place(NamedTuple):
+    """Where a record is, and since when."""
+
+    offset: int
+    append_time: datetime
+    duplicate: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Append:
+    rows: Sequence[Row]
+    size_bytes: int
+    done: asyncio.Future[list[Place]]
+
+
+class PostgresWriter:
+    """Appends for the whole process, on a connection of its own, one batch after the other.
+
+    There is no timer: what arrives while a batch is under way is the next one. `relaxed` does not wait for the disk.
+    `stored` is called with what each batch wrote, before those who wait for it go on.
+    """
+
+    def __init__(
+        self, database: Database, stored: Callable[[Sequence[Row], Sequence[Place]], None], *, relaxed: bool
+    ) -> None:
+        self._database = database
+        self._stored = stored
+        self._relaxed = relaxed
+        self._connection: Connection | None = None
+        self._waiting: deque[_Append] = deque()
+        self._waiting_records = self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._closed = False
+        self._task = asyncio.create_task(self._run(), name="log writer")
+
+    async def append(self, rows: Sequence[Row]) -> list[Place]:
+        """Returns where the records are, once all are stored. Waits for room when much is waiting already.
+
+        Raises LOG_UNAVAILABLE; the records may be there nevertheless.
+        """
+        while self._waiting_records >= MAX_WAITING_RECORDS or self._waiting_bytes >= MAX_WAITING_BYTES:
+            self._room.clear()
+            await self._room.wait()
+        if self._closed:
+            raise unavailable("append: it is closed in this process")
+        size_bytes = sum(len(record.payload) for _, record in rows)
+        append = _Append(rows, size_bytes, asyncio.get_running_loop().create_future())
+        self._waiting.append(append)
+        self._waiting_records += len(rows)
+        self._waiting_bytes += size_bytes
+        self._arrived.set()
+        return await append.done
+
+    async def close(self) -> None:
+        """Writes what waits, then ends."""
+        self._closed = True
+        self._arrived.set()
+        await self._task
+        await self._disconnect()
+
+    async def _run(self) -> None:
+        while self._waiting or not self._closed:
+            await self._arrived.wait()
+            if batch := self._take():
+                await self._write(batch)
+            elif not self._closed:
+                self._arrived.clear()
+
+    def _take(self) -> list[_Append]:
+        """Takes from the queue what goes together, in order. An append larger than a batch goes alone."""
+        batch: list[_Append] = []
+        records = size_bytes = 0
+        while self._waiting:
+            append = self._waiting[0]
+            records += len(append.rows)
+            size_bytes += append.size_bytes
+            if batch and (records > MAX_BATCH_RECORDS or size_bytes > MAX_BATCH_BYTES):
+                break
+            self._waiting.popleft()
+            self._waiting_records -= len(append.rows)
+            self._waiting_bytes -= append.size_bytes
+            if not append.done.done():  # Else its caller has given up.
+                batch.append(append)
+        self._room.set()
+        return batch
+
+    async def _write(self, batch: Sequence[_Append]) -> None:
+        rows: dict[tuple[int, bytes], Row] = {}
+        for append in batch:
+            for row in append.rows:
+                rows.setdefault(_identity(row), row)
+        try:
+            async with reach("confirm an append", APPEND_SECONDS):
+                stored = await self._send(list(rows.values()))
+        except Exception as error:
+            await self._disconnect()
+            for append in batch:
+                if not append.done.done():
+                    append.done.set_exception(error)
+            return
+        self._stored(list(rows.values()), stored)
+        places = dict(zip(rows, stored, strict=True))
+        for append in batch:
+            answer: list[Place] = []
+            for row in append.rows:
+                place = places[_identity(row)]
+                answer.append(place)
+                if not place.duplicate:  # The same id again, in this batch, is a duplicate.
+                    places[_identity(row)] = Place(place.offset, place.append_time, duplicate=True)
+            if not append.done.done():
+                append.done.set_result(answer)
+
+    async def _send(self, rows: Sequence[Row]) -> list[Place]:
+        connection = await self._connected()
+        cursor = connection.cursor(binary=True, row_factory=args_row(Place))
+        await cursor.execute(
+            _APPEND,
+            (
+                self._relaxed,
+                integers([tail.partition_id for tail, _ in rows]),
+                texts([record.key for _, record in rows]),
+                blobs([record.record_id for _, record in rows]),
+                documents([json.dumps(dict(record.headers)) if record.headers else None for _, record in rows]),
+                blobs([record.payload for _, record in rows]),
+            ),
+            prepare=True,
+        )
+        return await cursor.fetchall()
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and _has_ended(self._connection):
+            await self._disconnect()
+        if self._connection is None:
+            self._connection = await self._database.dedicated()
+            self._connection.adapters.register_dumper(PostgresArray, PostgresArrayDumper)
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+
+def _identity(row: Row) -> tuple[int, bytes]:
+    return row.tail.partition_id, row.record.record_id
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Tells whether the server has hung up on an idle connection: then, and only then, has it anything to read."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

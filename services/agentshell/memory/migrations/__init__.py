@@ -1,0 +1,1 @@
+"""The memory's schema in Postgres, as numbered migrations."""

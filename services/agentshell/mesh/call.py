@@ -1,0 +1,69 @@
+"""The call that is being served: whose it is and until when. Carried by a context variable into every call it makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+# Owns what all tenants may read and none may write: the knowledge of personality packs, in namespaces `knowledge/*`.
+# No API key can be made for it; only a mesh token can carry it.
+SHARED_TENANT = "@shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls, and for which tenant. Comes from a credential alone, never from a request."""
+
+    tenant_id: str
+    principal_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call: whose, and its deadline on the clock of `time.monotonic` (None: it has none)."""
+
+    principal: Principal
+    deadline: float | None
+
+    def remaining(self) -> float | None:
+        """Returns the seconds left, never below 0; None without a deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+_current: ContextVar[Call | None] = ContextVar("agentshell_call", default=None)
+
+
+def current() -> Call:
+    """Returns the call being served. Raises CREDENTIAL_INVALID outside of one."""
+    call = _current.get()
+    if call is None:
+        raise AgentShellError(error_pb2.ERROR_REASON_CREDENTIAL_INVALID, "nobody's call is being served here")
+    return call
+
+
+def tenant() -> str:
+    """Returns the tenant of the call being served: what every query and key must carry."""
+    return current().principal.tenant_id
+
+
+def enter(principal: Principal, timeout: float | None) -> Call:
+    """Makes this task serve a call of `principal` that may take `timeout` seconds."""
+    call = Call(principal, None if timeout is None else time.monotonic() + timeout)
+    _current.set(call)
+    return call
+
+
+@contextmanager
+def scope(principal: Principal, timeout: float | None) -> Generator[Call]:
+    """Serves a call of `principal` within the block: what the runtime does on behalf of who asked for a turn."""
+    before = _current.get()
+    try:
+        yield enter(principal, timeout)
+    finally:
+        _current.set(before)

@@ -1,0 +1,250 @@
+"""The one error of the mesh: a reason, the code that goes with it, and what to do.
+
+Whatever fails anywhere is an `AgentShellError` by the time it reaches a wire or the log. Code matches on
+`error.reason`, never on a message. On the wire it is a `google.rpc.Status` with `ErrorInfo`, and `BadRequest` and
+`RetryInfo` where apt (AIP-193); in an event it is a `kfm.error.v1.Failure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from kfm.error.v1 import error_pb2
+from kfm.error.v1.error_pb2 import ErrorReason, Failure
+
+DOMAIN = "agentshell"
+
+_C = grpc.StatusCode
+CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
+    error_pb2.ERROR_REASON_INVALID_REQUEST: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_CURSOR_INVALID: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_PLAN_INVALID: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_TOO_LARGE: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_REQUEST_ID_REUSED: _C.ALREADY_EXISTS,
+    error_pb2.ERROR_REASON_CREDENTIAL_INVALID: _C.UNAUTHENTICATED,
+    error_pb2.ERROR_REASON_PERMISSION_DENIED: _C.PERMISSION_DENIED,
+    error_pb2.ERROR_REASON_TURN_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_SESSION_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_RECORD_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_TOOL_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_PROVIDER_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_MODEL_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_TURN_STATE: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_VERSION_CONFLICT: _C.ABORTED,
+    error_pb2.ERROR_REASON_FENCED: _C.ABORTED,
+    error_pb2.ERROR_REASON_PACK_INVALID: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_CONFIG_INVALID: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_DEADLINE_EXCEEDED: _C.DEADLINE_EXCEEDED,
+    error_pb2.ERROR_REASON_DEADLINE_REQUIRED: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_CANCELLED: _C.CANCELLED,
+    error_pb2.ERROR_REASON_TURN_TIMEOUT: _C.DEADLINE_EXCEEDED,
+    error_pb2.ERROR_REASON_STEP_TIMEOUT: _C.DEADLINE_EXCEEDED,
+    error_pb2.ERROR_REASON_STEP_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_OVERLOADED: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_PROVIDER_RATE_LIMITED: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_PROVIDER_KEY_INVALID: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_PROVIDER_REQUEST_INVALID: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_PROVIDER_CONTEXT_TOO_LONG: _C.INVALID_ARGUMENT,
+    error_pb2.ERROR_REASON_PROVIDER_CONTENT_FILTERED: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_PROVIDER_TIMEOUT: _C.DEADLINE_EXCEEDED,
+    error_pb2.ERROR_REASON_PROVIDER_CONNECTION: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID: _C.INTERNAL,
+    error_pb2.ERROR_REASON_LOG_UNAVAILABLE: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE: _C.OUT_OF_RANGE,
+    error_pb2.ERROR_REASON_TOPIC_MISMATCH: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_RECORD_UNDECODABLE: _C.DATA_LOSS,
+    error_pb2.ERROR_REASON_TOPIC_NOT_FOUND: _C.NOT_FOUND,
+    error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_DATA_DIRECTORY_IN_USE: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_NOT_IMPLEMENTED: _C.UNIMPLEMENTED,
+    error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_INTERNAL: _C.INTERNAL,
+}
+
+# What may pass by itself: worth another attempt after a while (AIP-194).
+TRANSIENT_CODES = frozenset({_C.UNAVAILABLE, _C.ABORTED})
+
+# What a bare code means when a peer that is not ours, or the transport, sends it without a reason.
+_REASONS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
+    _C.CANCELLED: error_pb2.ERROR_REASON_CANCELLED,
+    _C.DEADLINE_EXCEEDED: error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+    _C.UNAVAILABLE: error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
+    _C.UNIMPLEMENTED: error_pb2.ERROR_REASON_NOT_IMPLEMENTED,
+    _C.UNAUTHENTICATED: error_pb2.ERROR_REASON_CREDENTIAL_INVALID,
+    _C.PERMISSION_DENIED: error_pb2.ERROR_REASON_PERMISSION_DENIED,
+    _C.INVALID_ARGUMENT: error_pb2.ERROR_REASON_INVALID_REQUEST,
+    _C.RESOURCE_EXHAUSTED: error_pb2.ERROR_REASON_OVERLOADED,
+}
+
+_CODE_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+_PREFIX = "ERROR_REASON_"
+
+
+class AgentShellError(Exception):
+    """Something failed, for a reason of `kfm.error.v1.ErrorReason`.
+
+    `message` says what is wrong, where, and what to do. `metadata` holds the facts, never a secret. `violations` are
+    (field, description) pairs of a request. `retry_delay` is set only where trying again can help.
+    """
+
+    def __init__(
+        self,
+        reason: ErrorReason.ValueType,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[tuple[str, str]] = (),
+        retry_delay: timedelta | None = None,
+        cause: BaseException | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = CODES[reason]
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_delay = retry_delay
+        self.__cause__ = cause
+
+    @property
+    def name(self) -> str:
+        """The reason as `ErrorInfo.reason` has it: without the enum's prefix."""
+        return ErrorReason.Name(self.reason).removeprefix(_PREFIX)
+
+
+def invalid(field: str, description: str) -> AgentShellError:
+    """The error for a request whose `field` breaks the contract in a way that the contract's own rules cannot say."""
+    return AgentShellError(
+        error_pb2.ERROR_REASON_INVALID_REQUEST, f"{field}: {description}", violations=[(field, description)]
+    )
+
+
+def not_implemented(what: str) -> AgentShellError:
+    """The error for what the contract has and this release does not."""
+    return AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, f"{what} is in the contract but not in this release")
+
+
+def of(exception: BaseException) -> AgentShellError:
+    """Returns any exception as the mesh's own; what is not known to us is INTERNAL, and its text stays in our logs."""
+    match exception:
+        case AgentShellError():
+            return exception
+        case grpc.aio.AioRpcError():
+            return _from_rpc(exception)
+        case asyncio.CancelledError():
+            return AgentShellError(error_pb2.ERROR_REASON_CANCELLED, "the call was cancelled")
+        case TimeoutError():
+            return AgentShellError(
+                error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+                "the deadline passed before there was an answer",
+                cause=exception,
+            )
+        case _:
+            return AgentShellError(
+                error_pb2.ERROR_REASON_INTERNAL,
+                f"a defect of Agent Shell ({type(exception).__name__}); its log has the trace",
+                cause=exception,
+            )
+
+
+def to_status(error: AgentShellError) -> status_pb2.Status:
+    """Returns the error as an RPC ends with it."""
+    status = status_pb2.Status(code=_number(error.code), message=error.message)
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
+        error_details_pb2.ErrorInfo(reason=error.name, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if error.violations:
+        bad_request = error_details_pb2.BadRequest()
+        for field, description in error.violations:
+            bad_request.field_violations.add(field=field, description=description)
+        details.append(bad_request)
+    if error.retry_delay is not None:
+        retry_info = error_details_pb2.RetryInfo()
+        retry_info.retry_delay.FromTimedelta(error.retry_delay)
+        details.append(retry_info)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def from_status(status: status_pb2.Status) -> AgentShellError:
+    """Returns what an RPC ended with as an error; the inverse of `to_status`."""
+    info, bad_request, retry_info = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    retry_delay = None
+    for detail in status.details:
+        if detail.Unpack(info) or detail.Unpack(bad_request):
+            continue
+        if detail.Unpack(retry_info):
+            retry_delay = retry_info.retry_delay.ToTimedelta()
+    if info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys():  # noqa: SIM118 - an enum, not a dict
+        reason = ErrorReason.Value(_PREFIX + info.reason)
+    else:
+        reason = _REASONS.get(_CODE_BY_NUMBER.get(status.code, _C.UNKNOWN), error_pb2.ERROR_REASON_INTERNAL)
+    return AgentShellError(
+        reason,
+        status.message,
+        metadata=info.metadata,
+        violations=[(v.field, v.description) for v in bad_request.field_violations],
+        retry_delay=retry_delay,
+    )
+
+
+def _number(code: grpc.StatusCode) -> int:
+    number: int = code.value[0]
+    return number
+
+
+def _from_rpc(call: grpc.aio.AioRpcError) -> AgentShellError:
+    metadata = dict(call.trailing_metadata() or ())
+    packed = metadata.get("grpc-status-details-bin")
+    status = (
+        status_pb2.Status.FromString(packed)
+        if isinstance(packed, bytes)
+        else status_pb2.Status(code=_number(call.code()), message=call.details() or call.code().name)
+    )
+    error = from_status(status)
+    error.__cause__ = call
+    return error
+
+
+def to_failure(error: AgentShellError) -> Failure:
+    """Returns the error as events and streamed answers carry it, with its causes that are ours."""
+    failure = Failure(
+        code=code_pb2.Code.ValueType(_number(error.code)),
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+    )
+    if error.retry_delay is not None:
+        failure.retry_delay.FromTimedelta(error.retry_delay)
+    if isinstance(error.__cause__, AgentShellError):
+        failure.cause.CopyFrom(to_failure(error.__cause__))
+    return failure
+
+
+def from_failure(failure: Failure) -> AgentShellError:
+    """Returns a carried failure as an error; the inverse of `to_failure`."""
+    return AgentShellError(
+        failure.reason or error_pb2.ERROR_REASON_INTERNAL,
+        failure.message,
+        metadata=failure.metadata,
+        retry_delay=failure.retry_delay.ToTimedelta() if failure.HasField("retry_delay") else None,
+        cause=from_failure(failure.cause) if failure.HasField("cause") else None,
+    )

@@ -1,0 +1,32 @@
+"""Names: ULIDs for what happens anew, digests for what is decided."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid() -> str:
+    """Returns a new ULID: 26 characters, sortable by the millisecond they were made in."""
+    return _encode((time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10)))
+
+
+def digest(*parts: str | int) -> str:
+    """Returns an id that is the same for the same parts, always: 26 characters, of the form of a ULID.
+
+    A decision named so and written twice is one decision.
+    """
+    packed = b"\x00".join(str(part).encode() for part in parts)
+    return _encode(int.from_bytes(hashlib.sha256(packed).digest()[:16]))
+
+
+def record_id(text: str) -> bytes:
+    """Returns the 16 bytes that name a log record for the event id `text`."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _encode(value: int) -> str:
+    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))

@@ -1,0 +1,85 @@
+"""A process of the mesh as the network sees it: one gRPC server with health, reflection, and a good end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from agentshell.mesh import reflection
+from agentshell.mesh.config import ServerConfig
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.server_interceptor import ServerInterceptor
+from kfm.error.v1 import error_pb2
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH = "grpc.health.v1.Health"
+
+
+class Server:
+    """Serves the services added to it: on `config.address` to clients, on `mesh_address` to the mesh."""
+
+    def __init__(self, config: ServerConfig, mesh_address: str, keyring: Keyring) -> None:
+        self._config = config
+        self._mesh_address = mesh_address
+        self._interceptor = ServerInterceptor(keyring)
+        self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
+        self._services: list[str] = []
+        options: list[tuple[str, Any]] = [
+            ("grpc.so_reuseport", 0),  # Else two servers share a port and each misses half of the calls.
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=options)
+        self.address = config.address
+
+    def add(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Adds a service by its full Protobuf name, before `start`."""
+        register(self._server)
+        self._services.append(service)
+
+    async def start(self) -> None:
+        """Listens. `address` then has the port taken. Services answer, and are NOT_SERVING until `ready`."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.add(self._server, [*self._services, HEALTH])
+        for service in ("", *self._services):
+            await self._health.set(service, _NOT_SERVING)
+        host = self._config.address.rpartition(":")[0]
+        self.address = f"{host}:{self._listen(self._config.address, 'server.address')}"
+        self._listen(self._mesh_address, "server.mesh_address")
+        await self._server.start()
+        if self._mesh_address.startswith("unix:"):
+            os.chmod(self._mesh_address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)  # noqa: PTH101 - not blocking
+
+    async def ready(self) -> None:
+        """Says SERVING for every service."""
+        for service in ("", *self._services):
+            await self._health.set(service, _SERVING)
+
+    async def drain(self) -> None:
+        """Says NOT_SERVING for good and ends the Watch streams; other calls are still served."""
+        await self._health.enter_graceful_shutdown()
+        self._interceptor.drain()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no more calls, gives those under way `grace_seconds`, and cancels the rest."""
+        await self._server.stop(grace_seconds)
+
+    def _listen(self, address: str, key: str) -> int:
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                f"cannot listen on {address}: in use, or not an address of this machine; "
+                f"set configuration key '{key}' to another, or port 0 for a free one",
+                metadata={"key": key, "value": address, "fix": "set another address"},
+            ) from None

@@ -1,0 +1,200 @@
+"""What every RPC goes through on its way in: trace, metrics, credential, deadline, contract; and errors on its way out.
+
+One interceptor and not a chain: each link of a chain costs every call, and the order matters enough to be read in one
+place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, cast
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_status import rpc_status
+from opentelemetry import context as trace_context
+from opentelemetry import trace
+
+from agentshell.mesh import call, errors, validation
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.telemetry import PROPAGATOR, RPC_SECONDS, RPCS_ACTIVE, TRACER
+from kfm.error.v1 import error_pb2
+
+_log = structlog.get_logger("agentshell.rpc")
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Unary = Callable[[Any, _Context], Awaitable[Any]]
+_Stream = Callable[[Any, _Context], AsyncGenerator[Any]]
+
+# Reachable without a credential, so that load balancers and explorers work: what they say is public anyway.
+_OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+_DRAINING = AgentShellError(
+    error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the server is draining: watch again, from the last cursor, elsewhere"
+)
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps each method once and keeps it. `drain` ends the streams that have no end of their own."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._wrapped: dict[str, Any] = {}
+        self._watches: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # gRPC itself answers UNIMPLEMENTED; a stranger's words must not fill our memory.
+                return None
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def drain(self) -> None:
+        """Ends every Watch stream, now and from now on, with SERVICE_UNAVAILABLE: its caller resumes elsewhere."""
+        self._draining = True
+        for task in self._watches:
+            task.cancel()
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        codec = (handler.request_deserializer, handler.response_serializer)
+        is_open = method.startswith(_OPEN_SERVICES)
+        if handler.unary_unary and not is_open:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codec)
+        if handler.stream_unary and not is_open:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), *codec)
+        if handler.unary_stream:
+            behavior = handler.unary_stream if is_open else self._stream(method, handler.unary_stream)
+            if method.rpartition("/")[2].startswith("Watch"):
+                behavior = self._watch(behavior)
+            return grpc.unary_stream_rpc_method_handler(behavior, *codec)
+        return handler
+
+    def _unary(self, method: str, behavior: _Unary) -> _Unary:
+        async def serve(request: Any, context: _Context) -> Any:
+            with _Rpc(method, context) as rpc:
+                try:
+                    rpc.admit(self._keyring)
+                    if isinstance(request, AsyncIterator):
+                        request = _checked(cast("AsyncIterator[Any]", request))
+                    else:
+                        validation.check(request)
+                    return await behavior(request, context)
+                except Exception as error:
+                    await rpc.fail(error)
+
+        return serve
+
+    def _stream(self, method: str, behavior: _Stream) -> _Stream:
+        async def serve(request: Any, context: _Context) -> AsyncGenerator[Any]:
+            with _Rpc(method, context) as rpc:
+                try:
+                    rpc.admit(self._keyring)
+                    validation.check(request)
+                    async with aclosing(behavior(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+                except Exception as error:
+                    await rpc.fail(error)
+
+        return serve
+
+    def _watch(self, behavior: Callable[[Any, _Context], Any]) -> Callable[[Any, _Context], Awaitable[None]]:
+        async def serve(request: Any, context: _Context) -> None:
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            self._watches.add(task)
+            try:
+                if self._draining:
+                    raise asyncio.CancelledError
+                answer = behavior(request, context)
+                if not isinstance(answer, AsyncGenerator):  # The health service of grpcio writes by itself.
+                    return await answer
+                async with aclosing(cast("AsyncGenerator[Any]", answer)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except asyncio.CancelledError:
+                if not self._draining:
+                    raise
+                await _abort(context, _DRAINING)
+            finally:
+                self._watches.discard(task)
+
+        return serve
+
+
+class _Rpc:
+    """One RPC under way: its span, its metrics, its end."""
+
+    def __init__(self, method: str, context: _Context) -> None:
+        self._method = method
+        self._context = context
+        self._code = grpc.StatusCode.OK.name
+        self._metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        RPCS_ACTIVE.labels(self._method).inc()
+        parent = PROPAGATOR.extract(self._metadata)
+        attributes = {"rpc.system.name": "grpc", "rpc.method": self._method.removeprefix("/")}
+        self._span = TRACER.start_span(
+            self._method.removeprefix("/"), parent, kind=trace.SpanKind.SERVER, attributes=attributes
+        )
+        trace_context.attach(trace.set_span_in_context(self._span, parent))  # The task, and this with it, ends soon.
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            expired = self._context.time_remaining() == 0
+            self._code = (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
+        RPCS_ACTIVE.labels(self._method).dec()
+        RPC_SECONDS.labels(self._method, self._code).observe(time.perf_counter() - self._started)
+        if self._span.is_recording():
+            self._span.set_attribute("rpc.response.status_code", self._code)
+            if self._code in ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"):
+                self._span.set_status(trace.StatusCode.ERROR)
+        self._span.end()
+
+    def admit(self, keyring: Keyring) -> None:
+        """Lets the call in: makes it the task's own. Raises CREDENTIAL_INVALID and DEADLINE_REQUIRED."""
+        principal, from_mesh = keyring.verify(self._metadata.get("authorization", ""))
+        timeout = cast("float | None", self._context.time_remaining())  # The stubs forget that there may be none.
+        if from_mesh and timeout is None:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_DEADLINE_REQUIRED, f"{self._method} inside the mesh needs a deadline: set one"
+            )
+        call.enter(principal, timeout)
+        structlog.contextvars.bind_contextvars(tenant_id=principal.tenant_id)
+
+    async def fail(self, exception: Exception) -> None:
+        """Ends the RPC with the error as a rich status."""
+        error = errors.of(exception)
+        self._code = error.code.name
+        if error.reason == error_pb2.ERROR_REASON_INTERNAL:
+            _log.error("rpc failed", method=self._method, exc_info=exception)
+        else:
+            _log.debug("rpc refused", method=self._method, reason=error.name, message=error.message)
+        await _abort(self._context, error)
+
+
+async def _abort(context: _Context, error: AgentShellError) -> None:
+    await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        validation.check(request)
+        yield request

@@ -1,0 +1,85 @@
+"""Logs, metrics and traces of a process: structlog JSON on stderr, Prometheus, OpenTelemetry."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio, Sampler
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import Counter, Gauge, Histogram
+
+from agentshell.mesh.config import TelemetryConfig
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+PROPAGATOR: Final = TraceContextTextMapPropagator()
+TRACER: Final = trace.get_tracer("agentshell")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+RPC_SECONDS: Final = Histogram("agentshell_rpc_seconds", "Time to answer an RPC.", ["method", "code"], buckets=_SECONDS)
+RPCS_ACTIVE: Final = Gauge("agentshell_rpcs_active", "RPCs under way.", ["method"])
+TURNS: Final = Counter("agentshell_turns_total", "Turns ended.", ["state"])
+TURN_SECONDS: Final = Histogram("agentshell_turn_seconds", "From acknowledgement to end.", ["state"], buckets=_SECONDS)
+TURNS_ACTIVE: Final = Gauge("agentshell_turns_active", "Turns under way in this process.")
+STEPS: Final = Counter("agentshell_steps_total", "Attempts at steps ended.", ["kind", "outcome"])
+STEP_SECONDS: Final = Histogram("agentshell_step_seconds", "Time of an attempt.", ["kind"], buckets=_SECONDS)
+
+
+def setup(config: TelemetryConfig, member: str) -> None:
+    """Configures this process's logs and traces. Raises CONFIG_INVALID where the exporter is not installed."""
+    _setup_logs(config)
+    sampler: Sampler = ParentBasedTraceIdRatio(config.sample_ratio) if config.otlp_endpoint else ALWAYS_OFF
+    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": f"agentshell-{member}"}))
+    if config.otlp_endpoint:
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        except ImportError:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                "configuration key 'telemetry.otlp_endpoint' needs the exporter; pip install 'agentshell[otlp]'",
+            ) from None
+        exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=True)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
+def traceparent() -> str:
+    """Returns the W3C trace context of what is under way; empty where there is none."""
+    carrier: dict[str, str] = {}
+    PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def _setup_logs(config: TelemetryConfig) -> None:
+    level = logging.getLevelNamesMapping()[config.log_level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_trace_id,
+    ]
+    renderer: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if config.log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _add_trace_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = f"{context.trace_id:032x}"
+    return event

@@ -1,0 +1,1 @@
+"""Personality packs: who answers, and what they know."""

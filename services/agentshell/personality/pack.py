@@ -1,0 +1,146 @@
+"""A pack as a value: its manifest, its prompt rendered, its documents, its digest. Pure: from the files' contents."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from agentshell.personality import manifest
+from agentshell.personality.manifest import Lines, Manifest, PackError, Source
+
+MAX_PROMPT_BYTES = 64 * 1024
+
+_MEDIA_TYPES = {".md": "text/markdown", ".txt": "text/plain"}
+_MEDIA_TYPE_BY_LOADER = {"markdown": "text/markdown", "text": "text/plain"}
+_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document of a pack's knowledge, by its path in the pack."""
+
+    path: str
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A well-formed pack."""
+
+    manifest: Manifest
+    system_prompt: str
+    documents: tuple[Document, ...]
+    digest: str
+    """Of all files, as `sha256:<hex>`."""
+    knowledge_digest: str
+    """Of the documents alone; empty where there are none."""
+    id_line: int
+    """Where the manifest has the id."""
+
+    @property
+    def personality_id(self) -> str:
+        """The id in the manifest."""
+        return self.manifest.id
+
+
+def parse(files: Mapping[str, bytes]) -> Pack:
+    """Returns the pack with these files, by their relative paths. Raises PackError, with file, line and fix."""
+    if manifest.FILE not in files:
+        raise PackError(manifest.FILE, 0, "no such file; every folder of a packs directory needs one")
+    read, lines = manifest.parse(files[manifest.FILE])
+    documents = _documents(read, lines, files)
+    return Pack(
+        manifest=read,
+        system_prompt=_system_prompt(read, lines, files),
+        documents=documents,
+        digest=digest(files),
+        knowledge_digest=digest({document.path: document.content for document in documents}) if documents else "",
+        id_line=lines.find("id"),
+    )
+
+
+def digest(files: Mapping[str, bytes]) -> str:
+    """Returns the digest of files: the same for the same relative paths and contents, on every machine."""
+    sha256 = hashlib.sha256()
+    for path in sorted(files):
+        sha256.update(f"{path}\0{len(files[path])}\0".encode())
+        sha256.update(files[path])
+    return f"sha256:{sha256.hexdigest()}"
+
+
+def _system_prompt(read: Manifest, lines: Lines, files: Mapping[str, bytes]) -> str:
+    file = read.system_prompt.template_file
+    if file not in files:
+        line = lines.find("system_prompt", "template_file")
+        raise PackError(manifest.FILE, line, f"system_prompt.template_file: the pack has no {file}; add it")
+    variables = {variable.name: variable.default for variable in read.system_prompt.variables}
+    if len(variables) < len(read.system_prompt.variables):
+        line = lines.find("system_prompt", "variables")
+        raise PackError(manifest.FILE, line, "system_prompt.variables: a name is there twice; remove one")
+    prompt = _render(file, manifest.decode(file, files[file]), variables).strip()
+    if not prompt:
+        raise PackError(file, 0, "renders to nothing; say who the personality is")
+    return prompt
+
+
+def _render(file: str, source: str, variables: Mapping[str, str]) -> str:
+    prompt = ""
+    try:
+        for piece in _TEMPLATES.from_string(source).generate(variables):
+            prompt += piece
+            if len(prompt.encode()) > MAX_PROMPT_BYTES:
+                raise PackError(file, 0, f"renders to more than {MAX_PROMPT_BYTES} bytes; shorten it")
+    except PackError:
+        raise
+    except jinja2.TemplateSyntaxError as error:
+        raise PackError(file, error.lineno, f"not a Jinja2 template: {error.message}; mend the line") from None
+    except jinja2.UndefinedError as error:
+        problem = f"{error.message}; give it a default in system_prompt.variables"
+        raise PackError(file, _template_line(error), problem) from None
+    except Exception as error:  # A template can raise whatever Python can.
+        raise PackError(file, _template_line(error), f"does not render: {error}; mend the line") from None
+    return prompt
+
+
+def _template_line(error: Exception) -> int:
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == "<template>"), 0)
+
+
+def _documents(read: Manifest, lines: Lines, files: Mapping[str, bytes]) -> tuple[Document, ...]:
+    if not read.knowledge.enabled:
+        return ()
+    documents: dict[str, Document] = {}
+    for index, source in enumerate(read.knowledge.sources):
+        paths = _paths(source, files)
+        if not paths:
+            line = lines.find("knowledge", "sources", index, "path")
+            problem = f"the pack has no {source.type} {source.path!r} with anything in it; add it, or remove the source"
+            raise PackError(manifest.FILE, line, f"knowledge.sources.{index}.path: {problem}")
+        for path in paths:
+            manifest.decode(path, files[path])
+            documents[path] = Document(path, _media_type(source, path), files[path])
+    return tuple(documents[path] for path in sorted(documents))
+
+
+def _paths(source: Source, files: Mapping[str, bytes]) -> list[str]:
+    if source.type == "file":
+        return [source.path] if source.path in files else []
+    within = "" if source.path == "." else f"{source.path}/"
+    return [path for path in files if path.startswith(within)]
+
+
+def _media_type(source: Source, path: str) -> str:
+    if source.loader != "auto":
+        return _MEDIA_TYPE_BY_LOADER[source.loader]
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix not in _MEDIA_TYPES:
+        raise PackError(path, 0, "knowledge must be .md or .txt; rename or remove it, or give its source a loader")
+    return _MEDIA_TYPES[suffix]

@@ -1,0 +1,1 @@
+"""The Provider service: every model behind one contract."""

@@ -1,0 +1,49 @@
+"""How parts that a vendor has no form of its own for become text. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from google.protobuf import json_format, struct_pb2
+
+from kfm.content.v1 import content_pb2
+
+_CLOSING = "</passage"
+
+
+def passage(passage: content_pb2.Passage, number: int) -> str:
+    """Returns a passage as delimited text: evidence, numbered for citing, that cannot close its own delimiter."""
+    title, source = quoteattr(passage.title), quoteattr(passage.source_uri)
+    text = passage.text.replace(_CLOSING, "<\\/passage")
+    return f'<passage number="{number}" title={title} source={source}>\n{text}\n</passage>'
+
+
+def result(result: content_pb2.ToolResult) -> str:
+    """Returns what a tool answered: a text as it is, anything else as JSON."""
+    if result.output.WhichOneof("kind") == "string_value":
+        return result.output.string_value
+    return dump(result.output)
+
+
+def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
+    """Returns a structure as JSON."""
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def plain(value: struct_pb2.Struct | struct_pb2.Value) -> Any:
+    """Returns a structure as plain Python, whole numbers as integers: Protobuf's structures know only floats."""
+    return _whole(json_format.MessageToDict(value))
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType] - JSON
+        case list():
+            return [_whole(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
+        case float() if value.is_integer():
+            return int(value)
+        case _:
+            return value

@@ -1,0 +1,73 @@
+"""A manager: a member of the group that owns the partitions of `agent.turns`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from agentshell.log.log import Lease, Log
+from agentshell.mesh import ids
+from agentshell.mesh.config import RuntimeConfig
+from agentshell.mesh.errors import AgentShellError
+from agentshell.runtime.history import History
+from agentshell.runtime.owner import Owner
+from agentshell.runtime.worker import Worker
+from agentshell.turn import envelope
+from kfm.error.v1 import error_pb2
+
+_log = structlog.get_logger("agentshell.manager")
+
+GROUP = "managers"
+_RETRY_SECONDS = 0.5
+
+
+class Manager:
+    """Owns partitions for as long as it runs, under one lease after another."""
+
+    def __init__(self, log: Log, worker: Worker, history: History, config: RuntimeConfig) -> None:
+        self._log = log
+        self._worker = worker
+        self._history = history
+        self._config = config
+        self._member = f"manager-{ids.ulid()}"
+        self._lease: Lease | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Joins the group and begins."""
+        self._lease = await self._log.join(envelope.TURNS, GROUP, self._member)
+        self._task = asyncio.create_task(self._run(self._lease), name="manager")
+
+    async def stop(self, timeout: float) -> None:
+        """Gives the steps under way `timeout` seconds, then leaves: what is not over goes on with the next owner."""
+        await self._worker.drain(timeout)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._lease is not None:
+            with contextlib.suppress(AgentShellError):
+                await self._log.leave(self._lease)
+
+    async def _run(self, lease: Lease) -> None:
+        while True:
+            try:
+                await Owner(self._log, lease, self._worker, self._history, self._config).run()
+            except AgentShellError as error:
+                level = "info" if error.reason == error_pb2.ERROR_REASON_FENCED else "warning"
+                getattr(_log, level)("lease over", reason=error.name, message=error.message)
+            except Exception:
+                # A defect. To fold anew from the log is the one state that is known to be right.
+                _log.exception("owner failed")
+                await asyncio.sleep(_RETRY_SECONDS)
+            lease = self._lease = await self._join()
+
+    async def _join(self) -> Lease:
+        while True:
+            try:
+                return await self._log.join(envelope.TURNS, GROUP, self._member)
+            except AgentShellError as error:
+                _log.warning("cannot join", reason=error.name, message=error.message)
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -1,0 +1,14 @@
+"""The step that does nothing."""
+
+from __future__ import annotations
+
+from agentshell.runtime.steps.step import Emit
+from kfm.turn.v1.turn_event_pb2 import StepRequest
+from kfm.turn.v1.turn_pb2 import StepResult
+
+
+class PassRunner:
+    """Hands the turn's input on."""
+
+    async def run(self, request: StepRequest, emit: Emit) -> StepResult:
+        return StepResult(output=request.input)

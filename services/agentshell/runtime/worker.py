@@ -1,0 +1,110 @@
+"""Runs steps: one task an attempt, on behalf of who asked for the turn, within its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+from opentelemetry import trace
+
+from agentshell.log.log import Log
+from agentshell.mesh import call, errors
+from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.telemetry import PROPAGATOR, STEP_SECONDS, STEPS, TRACER
+from agentshell.runtime.outputs import Outputs
+from agentshell.runtime.steps.step import StepRunner
+from agentshell.turn.records import stamp
+from kfm.error.v1 import error_pb2
+from kfm.turn.v1.turn_event_pb2 import StepFailed, StepRequest, StepSucceeded, TurnEvent
+from kfm.turn.v1.turn_pb2 import StepResult
+
+_log = structlog.get_logger("agentshell.worker")
+
+Done = Callable[[TurnEvent], None]
+
+
+class Worker:
+    """Runs up to `max_active` attempts at once; others wait for a place. `runners` has a runner a kind of step."""
+
+    def __init__(self, log: Log, runners: Mapping[str, StepRunner], max_active: int) -> None:
+        self._log = log
+        self._runners = runners
+        self._places = asyncio.Semaphore(max_active)
+        self._tasks: dict[asyncio.Task[None], str] = {}
+
+    def start(self, request: StepRequest, done: Done) -> None:
+        """Begins an attempt. `done` gets its StepSucceeded or StepFailed, unless the attempt is cancelled."""
+        task = asyncio.create_task(self._run(request, done), name=f"step {request.step.step_id}")
+        self._tasks[task] = request.turn_id
+        task.add_done_callback(lambda task: self._tasks.pop(task))
+
+    def cancel(self, turn_id: str | None = None) -> None:
+        """Ends the attempts of a turn, or all of them, and the calls they are making. Nothing comes of them."""
+        for task, owner in self._tasks.items():
+            if turn_id in (None, owner):
+                task.cancel()
+
+    async def drain(self, timeout: float) -> None:
+        """Waits up to `timeout` seconds for the attempts under way, then cancels them: the next owner restarts them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        self.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, request: StepRequest, done: Done) -> None:
+        structlog.contextvars.bind_contextvars(turn_id=request.turn_id, step_id=request.step.step_id)
+        if request.HasField("start_time"):
+            await asyncio.sleep(max(0.0, request.start_time.ToNanoseconds() / 1e9 - time.time()))
+        async with self._places:
+            done(await self._attempt(request))
+
+    async def _attempt(self, request: StepRequest) -> TurnEvent:
+        kind = request.step.WhichOneof("kind") or ""
+        event = TurnEvent()
+        parent = PROPAGATOR.extract({"traceparent": request.header.traceparent})
+        with TRACER.start_as_current_span(f"step {kind}", parent) as span, STEP_SECONDS.labels(kind).time():
+            try:
+                result = await self._within_deadline(request, kind)
+                event.step_succeeded.CopyFrom(
+                    StepSucceeded(step_id=request.step.step_id, attempt=request.attempt, result=result)
+                )
+                STEPS.labels(kind, "succeeded").inc()
+            except Exception as exception:
+                error = errors.of(exception)
+                span.set_status(trace.StatusCode.ERROR, error.message)
+                if error.reason == error_pb2.ERROR_REASON_INTERNAL:
+                    _log.error("step failed", kind=kind, attempt=request.attempt, exc_info=exception)
+                failure = errors.to_failure(error)
+                event.step_failed.CopyFrom(
+                    StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
+                )
+                STEPS.labels(kind, error.name.lower()).inc()
+        return stamp(event, request.turn_id, request.header)
+
+    async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:
+        outputs = Outputs(self._log, request)
+        seconds = request.deadline.ToNanoseconds() / 1e9 - time.time()
+        principal = call.Principal(request.header.tenant_id, request.principal_id)
+        try:
+            with call.scope(principal, seconds):
+                async with asyncio.timeout(seconds):
+                    result = await self._runners[kind].run(request, outputs.emit)
+        except TimeoutError:
+            raise _step_timeout(request) from None
+        except Exception as exception:
+            error = errors.of(exception)
+            if error.reason == error_pb2.ERROR_REASON_DEADLINE_EXCEEDED:  # The called service saw it first.
+                raise _step_timeout(request) from error
+            raise
+        result.delta_count = outputs.count
+        return result
+
+
+def _step_timeout(request: StepRequest) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_STEP_TIMEOUT,
+        f"attempt {request.attempt} at step {request.step.step_id} did not end in time; raise the step's timeout",
+        metadata={"step_id": request.step.step_id, "attempt": str(request.attempt)},
+    )

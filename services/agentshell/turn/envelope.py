@@ -1,0 +1,47 @@
+"""The header of events and how they are named: what makes a decision that is written twice one event."""
+
+from __future__ import annotations
+
+from kfm.event.v1.event_pb2 import EventHeader
+from kfm.turn.v1.turn_event_pb2 import TurnEvent
+
+# The topics of the log, all keyed by session.
+TURNS = "agent.turns"
+STEPS = "agent.steps"
+OUTPUTS = "agent.outputs"
+
+SPEC_VERSION = "1.0.0"
+
+
+def event_key(event: TurnEvent) -> tuple[str | int, ...]:
+    """Returns what names an event of a turn: its kind, and where there are several of a kind, its step and attempt."""
+    kind = event.WhichOneof("event") or ""
+    payload = getattr(event, kind)
+    return (event.turn_id, kind, getattr(payload, "step_id", ""), getattr(payload, "attempt", 0))
+
+
+def type_of(event: TurnEvent) -> str:
+    """Returns the full Protobuf name of what happened."""
+    return getattr(event, event.WhichOneof("event") or "").DESCRIPTOR.full_name
+
+
+def begin(header: EventHeader, event_id: str, type_name: str) -> None:
+    """Names an event and says when: now."""
+    header.event_id = event_id
+    header.type = type_name
+    header.spec_version = SPEC_VERSION
+    header.time.GetCurrentTime()
+
+
+def follow(header: EventHeader, before: EventHeader) -> None:
+    """Says that an event follows another of its turn: same tenant, session, trace and beginning."""
+    header.traceparent = before.traceparent
+    header.tenant_id = before.tenant_id
+    header.session_id = before.session_id
+    header.correlation_id = before.correlation_id
+    header.causation_id = before.event_id
+
+
+def session_key(tenant_id: str, session_id: str) -> str:
+    """Returns the log key of a session: two tenants' sessions of one name are two."""
+    return f"{tenant_id}/{session_id}"

@@ -1,0 +1,194 @@
+"""Search finds what fits, however it looks and wherever."""
+
+from __future__ import annotations
+
+import pytest
+from tests.contract.memory.caller import GUIDE, USER, Caller, pages_of, struct
+
+from agentshell.memory import recall, service
+from kfm.memory.v1 import memory_service_pb2 as pb
+
+
+async def test_hybrid_search_finds_by_vector_and_by_words_and_says_how_well_each_fits(acme: Caller) -> None:
+    await acme.write(
+        replay="The log can be replayed from any offset.", misspelt="Retenton of topcs.", cooking="Boil the rice."
+    )
+    response = await acme(pb.SearchRequest(namespaces=[USER], query="replaying topics and retention", limit=2))
+    assert response.embedder == "lexical"
+    assert [hit.record.record_id for hit in response.hits] == ["replay", "misspelt"]
+    by_both, by_vector = response.hits
+    assert by_both.namespace == USER
+    assert 0 < by_both.text_score < 1
+    assert 0 < by_both.vector_score < 1
+    assert 0 < by_vector.vector_score < 1
+    assert not by_vector.HasField("text_score")
+    assert by_both.score == pytest.approx(0.5 / 61 + 0.5 / 61)
+    assert by_vector.score == pytest.approx(0.5 / 62)
+
+
+async def test_a_mode_looks_its_own_way_alone(acme: Caller) -> None:
+    await acme.write(words="The log is replayed.", spelling="Replayxing.")
+    by_words = await acme(pb.SearchRequest(namespaces=[USER], query="replaying?", mode=pb.SEARCH_MODE_TEXT))
+    assert [(hit.record.record_id, hit.HasField("vector_score")) for hit in by_words.hits] == [("words", False)]
+    by_vector = await acme(pb.SearchRequest(namespaces=[USER], query="replaying?", mode=pb.SEARCH_MODE_VECTOR))
+    assert {(hit.record.record_id, hit.HasField("text_score")) for hit in by_vector.hits} == {
+        ("words", False),
+        ("spelling", False),
+    }
+
+
+async def test_any_one_word_of_a_question_is_enough(acme: Caller) -> None:
+    await acme.write(tea="Ann drinks tea.", tax="Taxes are due in May.")
+    question = "What is it that Ann likes to have for breakfast in her kitchen?"
+    assert await acme.search(question, mode=pb.SEARCH_MODE_TEXT) == ["tea"]
+
+
+async def test_no_text_is_malformed_as_a_query(acme: Caller) -> None:
+    await acme.write(tea="Ann's tea \\ & 'x' | !y :* <-> (z)", dots="...")
+    for query in (
+        "'",
+        "''",
+        "\\",
+        "a\\'b",
+        "& | !",
+        "tea:*",
+        "<->",
+        "(((",
+        "🍵",
+        "the of and",
+        "\u202e",
+        "'tea' & !",
+        "x" * 5000,
+    ):
+        for mode in pb.SearchMode.values():
+            await acme.search(query, mode=mode)
+    assert await acme.search("ann's", mode=pb.SEARCH_MODE_TEXT) == ["tea"]
+    assert await acme.search("?!") == []
+
+
+async def test_a_filter_lets_through_what_contains_all_of_it(acme: Caller) -> None:
+    metadata = {"a": struct(lang="en", tags=["x", "y"], at={"page": 1, "line": 2}), "b": struct(lang="de"), "c": None}
+    for name, fields in metadata.items():
+        await acme(pb.WriteRequest(namespace=USER, record=pb.Record(record_id=name, text="tea", metadata=fields)))
+    for wanted, found in [
+        (struct(lang="en"), ["a"]),
+        (struct(tags=["y"], at={"line": 2}), ["a"]),
+        (struct(lang="en", at={"line": 3}), []),
+        (struct(), ["a", "b"]),
+    ]:
+        assert sorted(await acme.search("tea", filter=wanted)) == found
+        listed = await acme(pb.ListRequest(namespace=USER, filter=wanted))
+        assert [record.record_id for record in listed.records] == found
+
+
+async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
+    acme: Caller, globex: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["log", "topic", "offset", "lease", "memory", "vector", "turn", "step", "plan", "tool"]
+    texts = {f"r{n:03}": " ".join(words[int(digit)] for digit in f"{n:03}") for n in range(300)}
+    await acme(
+        pb.BatchWriteRequest(
+            namespace=USER,
+            records=[
+                pb.Record(record_id=name, text=text, metadata=struct(rare=name.endswith("77")))
+                for name, text in texts.items()
+            ],
+        )
+    )
+    await globex.write(**texts)
+    for query, wanted in [("memory of a vector", None), ("plan the turn", struct(rare=True))]:
+        search = pb.SearchRequest(namespaces=[USER], query=query, limit=3, mode=pb.SEARCH_MODE_VECTOR, filter=wanted)
+        exact = await acme(search)
+        with monkeypatch.context() as patch:
+            patch.setattr(recall, "EXACT_RECORDS", 2)
+            assert await acme(search) == exact
+        assert len(exact.hits) == 3
+
+
+async def test_search_looks_into_several_namespaces_at_once(acme: Caller) -> None:
+    await acme.write(USER, a="green tea")
+    await acme.write("session/s", b="black tea")
+    await acme.write("knowledge/k", c="herbal tea")
+    response = await acme(pb.SearchRequest(namespaces=[USER, "session/s", USER, "user/none"], query="tea"))
+    assert {(hit.namespace, hit.record.record_id) for hit in response.hits} == {(USER, "a"), ("session/s", "b")}
+
+
+async def test_answers_end_before_a_message_would_be_too_large(acme: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_PAGE_BYTES", 1000)
+    await acme.write(**{f"r{n}": "tea " * 100 for n in range(5)}, z="tea " * 400)
+    assert len(await acme.search("tea", limit=100)) == 2
+    pages = await pages_of(acme, pb.ListRequest(namespace=USER, page_size=500))
+    assert [len(page.records) for page in pages] == [2, 2, 1, 1]
+
+
+HANDBOOK = {
+    "turns.md": """
+# Turns
+
+A user's message is a turn. It gets a plan, a graph of steps.
+
+## Cancelling
+
+To cancel a turn ends the call under way and kills the tool.
+
+## Limits
+
+A turn that takes more than its time fails.
+""",
+    "log.md": """
+# The log
+
+Records are appended to partitions.
+
+## Retention
+
+Records older than thirty days are deleted.
+
+## Groups
+
+Members of a group share partitions by leases; an old lease is fenced.
+""",
+    "keys.md": """
+# API keys
+
+A key belongs to a tenant.
+
+## Making one
+
+Run `agentshell keys create`.
+
+## Revoking
+
+Delete its entry from the keys file; it is read again at once.
+""",
+    "memory.md": """
+# Memory
+
+Facts and documents are recalled by search.
+
+## Forgetting
+
+What is forgotten, no search finds again.
+
+## Embeddings
+
+The default compares words and spelling.
+""",
+}
+QUESTIONS = {
+    "How do I cancel a running turn?": "Turns > Cancelling",
+    "what happens when a turn takes too long": "Turns > Limits",
+    "How long are records kept before they are deleted?": "The log > Retention",
+    "how do members of a consumer group share partitons": "The log > Groups",
+    "creating an API key": "API keys > Making one",
+    "revoke a key": "API keys > Revoking",
+    "Can something forgotten be found again?": "Memory > Forgetting",
+    "which embeding is the default": "Memory > Embeddings",
+}
+
+
+async def test_questions_find_their_passage_among_the_first(acme: Caller) -> None:
+    await acme.ingest(*((uri, content.encode()) for uri, content in HANDBOOK.items()))
+    for question, title in QUESTIONS.items():
+        hits = (await acme(pb.SearchRequest(namespaces=[GUIDE], query=question, limit=2))).hits
+        assert title in [hit.record.source.title for hit in hits], question

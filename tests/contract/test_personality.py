@@ -1,0 +1,368 @@
+"""PersonalityService over a real server, with real files; the Memory service here records what it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from agentshell.mesh import call, channel, errors
+from agentshell.mesh.config import PersonalityConfig, ServerConfig
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.server import Server
+from agentshell.personality import knowledge
+from agentshell.personality.registry import VERSIONS_KEPT
+from agentshell.personality.service import PENDING_CHANGES, PersonalityService
+from kfm.error.v1 import error_pb2
+from kfm.memory.v1 import memory_service_pb2
+from kfm.personality.v1 import personality_service_pb2 as pb
+from kfm.personality.v1 import personality_service_pb2_grpc
+from kfm.turn.v1 import turn_pb2
+
+BOUND_SECONDS = 20
+PLAIN = "id: {id}\nversion: 1.0.0\nname: N\ndescription: D\nsystem_prompt: {{template_file: prompt.md}}\n"
+WHOLE = """\
+id: scribe
+version: 2.1.0
+name: The scribe
+description: Writes.
+author: Somebody
+provider_settings: {default_provider: openai, default_model: gpt-x}
+system_prompt:
+  template_file: prompt.md
+  variables: [{name: tone, default: dry}]
+knowledge:
+  sources: [{type: directory, path: knowledge}]
+limits: {max_turn_seconds: 1.5, max_steps: 5, max_attempts: 2}
+"""
+
+
+def write(folder: Path, manifest: str, prompt: str = "Be {{ tone }}.", **documents: str) -> Path:
+    """Writes a pack as an operator would: all at once, by a rename into place where it is new."""
+    new = folder if folder.exists() else folder.with_name(f".{folder.name}")
+    (new / "knowledge").mkdir(parents=True, exist_ok=True)
+    for name, text in documents.items():
+        (new / "knowledge" / f"{name}.md").write_text(text)
+    (new / "prompt.md").write_text(prompt)
+    (new / "manifest.yaml").write_text(manifest)
+    return new.rename(folder)
+
+
+@dataclass
+class Memory:
+    """The Ingest of a Memory service that keeps what it is given, and fails while `failure` is set."""
+
+    failure: AgentShellError | None = None
+    ingested: list[tuple[str, str, bool, dict[str, tuple[str, bytes]]]] = field(default_factory=list[Any])
+    attempted: asyncio.Condition = field(default_factory=asyncio.Condition)
+    attempts: int = 0
+
+    def register(self, server: grpc.aio.Server) -> None:
+        handler = grpc.stream_unary_rpc_method_handler(
+            self._ingest,  # pyright: ignore[reportArgumentType] - the stubs know blocking handlers alone
+            memory_service_pb2.IngestRequest.FromString,
+            memory_service_pb2.IngestResponse.SerializeToString,
+        )
+        handlers = grpc.method_handlers_generic_handler("kfm.memory.v1.MemoryService", {"Ingest": handler})
+        server.add_generic_rpc_handlers((handlers,))
+
+    async def _ingest(
+        self, requests: AsyncIterator[memory_service_pb2.IngestRequest], _context: object
+    ) -> memory_service_pb2.IngestResponse:
+        async with self.attempted:
+            self.attempts += 1
+            self.attempted.notify_all()
+        start = (await anext(requests)).start
+        documents: dict[str, tuple[str, bytes]] = {}
+        async for request in requests:
+            if request.HasField("document"):
+                documents[request.document.source_uri] = (request.document.media_type, b"")
+            else:
+                name = next(reversed(documents))
+                documents[name] = (documents[name][0], documents[name][1] + request.content)
+        if self.failure:
+            raise self.failure
+        self.ingested.append((call.tenant(), start.namespace, start.replace_all, documents))
+        return memory_service_pb2.IngestResponse(document_count=len(documents))
+
+
+class Mesh:
+    """A server of the PersonalityService and of its peer, and the means to call it."""
+
+    def __init__(self, directory: Path, packs: Path, memory: Memory) -> None:
+        self.packs = packs
+        self.memory = memory
+        self._mesh_address = f"unix:{directory}/m.sock"
+        self._keyring = Keyring(directory / "keys.json", directory / "mesh.key")
+        self._to_memory = channel.connect(self._mesh_address, self._keyring)
+        config = PersonalityConfig(directories=(packs,), default="scribe")
+        self.service = PersonalityService(config, self._to_memory)
+        self._stack = AsyncExitStack()
+
+    async def serve(self) -> None:
+        server = Server(ServerConfig(address="127.0.0.1:0"), self._mesh_address, self._keyring)
+        server.add("kfm.memory.v1.MemoryService", self.memory.register)
+        server.add(
+            "kfm.personality.v1.PersonalityService",
+            lambda it: personality_service_pb2_grpc.add_PersonalityServiceServicer_to_server(self.service, it),
+        )
+        await server.start()
+        self._stack.push_async_callback(server.stop, 0)
+        to_personality = await self._stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        self._stub = personality_service_pb2_grpc.PersonalityServiceStub(to_personality)
+        self._metadata = (("authorization", f"Bearer {self._keyring.create('acme', 'ann')}"),)
+
+    async def close(self) -> None:
+        await self.service.stop()
+        await self._to_memory.close()
+        await self._stack.aclose()
+
+    async def get(self, personality_id: str = "", digest: str = "") -> pb.Personality:
+        request = pb.GetRequest(personality_id=personality_id, digest=digest)
+        return (await self._stub.Get(request, metadata=self._metadata, timeout=BOUND_SECONDS)).personality
+
+    async def list(self, page_size: int = 0, page_token: str = "") -> pb.ListResponse:
+        request = pb.ListRequest(page_size=page_size, page_token=page_token)
+        return await self._stub.List(request, metadata=self._metadata, timeout=BOUND_SECONDS)
+
+    async def reload(self) -> pb.ReloadResponse:
+        return await self._stub.Reload(pb.ReloadRequest(), metadata=self._metadata, timeout=BOUND_SECONDS)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncGenerator[Callable[[], Awaitable[pb.WatchResponse]]]:
+        """Gives a function that returns the next change."""
+        watching = self._stub.Watch(pb.WatchRequest(), metadata=self._metadata, timeout=BOUND_SECONDS)
+        changes = aiter(watching)
+        try:
+            yield lambda: anext(changes)
+        finally:
+            watching.cancel()
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A mesh that serves; its packs directory is there, and empty. `start` of the service is the test's."""
+    (tmp_path / "packs").mkdir()
+    with tempfile.TemporaryDirectory(prefix="as-") as directory:  # A socket's path must be short.
+        made = Mesh(Path(directory), tmp_path / "packs", Memory())
+        await made.serve()
+        yield made
+        await made.close()
+
+
+async def refusal(answer: Awaitable[object]) -> AgentShellError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await answer
+    return errors.of(caught.value)
+
+
+async def ready(mesh: Mesh) -> None:
+    async with asyncio.timeout(BOUND_SECONDS):
+        await mesh.service.knowledge_ready()
+
+
+async def test_a_personality_is_served_as_its_pack_describes_it(mesh: Mesh) -> None:
+    write(mesh.packs / "scribe", WHOLE, a="# A")
+    await mesh.service.start()
+    await ready(mesh)
+    personality = await mesh.get("scribe")
+    assert personality.digest.startswith("sha256:")
+    assert personality.HasField("load_time")
+    expected = pb.Personality(
+        personality_id="scribe",
+        version="2.1.0",
+        display_name="The scribe",
+        description="Writes.",
+        author="Somebody",
+        digest=personality.digest,
+        model=turn_pb2.ModelChoice(provider="openai", model="gpt-x"),
+        system_prompt="Be dry.",
+        knowledge_namespaces=["knowledge/scribe"],
+        limits=turn_pb2.TurnLimits(max_steps=5, max_attempts=2),
+        load_time=personality.load_time,
+        knowledge_state=pb.KNOWLEDGE_STATE_READY,
+    )
+    expected.limits.max_duration.FromTimedelta(timedelta(seconds=1.5))
+    assert personality == expected
+    assert await mesh.get("") == personality, "an empty id is the configuration's default"
+    expected.ClearField("system_prompt")
+    assert await mesh.list() == pb.ListResponse(personalities=[expected])
+
+
+async def test_lists_are_paged_by_token(mesh: Mesh) -> None:
+    for personality_id in "bca":
+        write(mesh.packs / personality_id, PLAIN.format(id=personality_id), "P")
+    await mesh.service.start()
+    first = await mesh.list(page_size=2)
+    second = await mesh.list(page_size=2, page_token=first.next_page_token)
+    pages = [[personality.personality_id for personality in page.personalities] for page in (first, second)]
+    assert (pages, second.next_page_token) == ([["a", "b"], ["c"]], "")
+    for malformed in ("x", "!!", first.next_page_token[:-1], "é"):
+        error = await refusal(mesh.list(page_token=malformed))
+        assert error.reason == error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID
+
+
+async def test_an_unknown_personality_is_not_found_and_the_loaded_ones_are_named(mesh: Mesh) -> None:
+    write(mesh.packs / "a", PLAIN.format(id="a"), "P")
+    await mesh.service.start()
+    error = await refusal(mesh.get("nobody"))
+    assert error.reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
+    assert error.message == "no personality 'nobody' is loaded; loaded are: a"
+    assert error.metadata == {"personality_id": "nobody"}
+
+
+async def test_a_pinned_version_is_served_while_it_is_kept(mesh: Mesh) -> None:
+    digests: list[str] = []
+    for number in range(VERSIONS_KEPT + 1):
+        write(mesh.packs / "a", PLAIN.format(id="a"), f"Version {number}.")
+        await (mesh.reload() if number else mesh.service.start())
+        digests.append((await mesh.get("a")).digest)
+    assert (await mesh.get("a", digests[1])).system_prompt == "Version 1."
+    error = await refusal(mesh.get("a", digests[0]))
+    assert error.reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
+    assert error.message.startswith(f"version {digests[0]} of personality 'a' is not kept: the last 8 versions")
+    assert error.metadata == {"personality_id": "a", "digest": digests[0]}
+
+
+async def test_reload_says_how_many_packs_are_loaded_and_what_is_wrong_with_the_others(mesh: Mesh) -> None:
+    await mesh.service.start()
+    write(mesh.packs / "a", PLAIN.format(id="a"), "P")
+    write(mesh.packs / "b", "id: b\n", "P")
+    for _ in range(2):
+        response = await mesh.reload()
+        assert response.loaded_count == 1
+        [failure] = response.failures
+        assert failure.reason == error_pb2.ERROR_REASON_PACK_INVALID
+        assert failure.message == "packs/b/manifest.yaml:1: version: missing; add it (and 3 more)"
+        assert dict(failure.metadata) == {"file": "packs/b/manifest.yaml", "line": "1"}
+
+
+async def test_a_watcher_sees_what_is_there_and_then_each_change_on_disk(mesh: Mesh) -> None:
+    write(mesh.packs / "a", PLAIN.format(id="a"), "First.")
+    await mesh.service.start()
+    async with mesh.watch() as change:
+        assert (await change()).loaded == await mesh.get("a")
+        (mesh.packs / "a" / "prompt.md").write_text("Second.")
+        assert (await change()).loaded.system_prompt == "Second."
+        write(mesh.packs / "b", PLAIN.format(id="b"), "New.")
+        assert (await change()).loaded == await mesh.get("b")
+        (mesh.packs / "a" / "prompt.md").write_text("{{ nobody }}")
+        rejected = (await change()).rejected
+        assert rejected.reason == error_pb2.ERROR_REASON_PACK_INVALID
+        assert dict(rejected.metadata) == {"file": "packs/a/prompt.md", "line": "1"}
+        assert (await mesh.get("a")).system_prompt == "Second."
+        shutil.rmtree(mesh.packs / "b")
+        while (removed := await change()).HasField("rejected"):  # A folder half gone is a broken pack.
+            continue
+        assert removed == pb.WatchResponse(removed_personality_id="b")
+        assert (await refusal(mesh.get("b"))).reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
+
+
+async def test_a_change_right_after_the_start_is_seen(mesh: Mesh) -> None:
+    await mesh.service.start()
+    write(mesh.packs / "a", PLAIN.format(id="a"), "P")
+    async with mesh.watch() as change:
+        assert (await change()).loaded.personality_id == "a"
+
+
+async def test_a_watcher_that_falls_behind_is_told_to_watch_again(mesh: Mesh) -> None:
+    write(mesh.packs / "a", PLAIN.format(id="a"), "P")
+    await mesh.service.start()
+    context: Any = None  # The handler, driven by hand: a socket's buffers would read ahead.
+    changes = mesh.service.Watch(pb.WatchRequest(), context)
+    assert (await anext(changes)).loaded.personality_id == "a"
+    for number in range(PENDING_CHANGES + 1):
+        write(mesh.packs / f"b{number}", PLAIN.format(id=f"b{number}"), "P")
+    await mesh.reload()
+    pending = [(await anext(changes)).loaded.personality_id for _ in range(PENDING_CHANGES)]
+    assert len(set(pending)) == PENDING_CHANGES
+    with pytest.raises(AgentShellError) as caught:
+        await anext(changes)
+    assert caught.value.reason == error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
+    assert caught.value.message == f"the caller fell {PENDING_CHANGES} changes behind: watch again, and read faster"
+
+
+async def test_a_directory_that_is_not_there_stops_the_start(mesh: Mesh) -> None:
+    mesh.packs.rmdir()
+    with pytest.raises(AgentShellError) as caught:
+        await mesh.service.start()
+    assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
+
+
+async def test_knowledge_is_ingested_for_all_tenants_and_again_only_when_it_changes(mesh: Mesh) -> None:
+    long = "x" * 600_000
+    write(mesh.packs / "scribe", WHOLE, a="# A", long=long)
+    await mesh.service.start()
+    await ready(mesh)
+    documents = {
+        "knowledge/a.md": ("text/markdown", b"# A"),
+        "knowledge/long.md": ("text/markdown", long.encode()),
+    }
+    expected = [(call.SHARED_TENANT, "knowledge/scribe", True, documents)]
+    assert mesh.memory.ingested == expected
+    write(mesh.packs / "scribe", WHOLE, "Another prompt.")
+    await mesh.reload()
+    assert (await mesh.get("scribe")).knowledge_state == pb.KNOWLEDGE_STATE_READY
+    (mesh.packs / "scribe" / "knowledge" / "long.md").unlink()
+    await mesh.reload()
+    await ready(mesh)
+    documents = {"knowledge/a.md": documents["knowledge/a.md"]}
+    assert mesh.memory.ingested == [*expected, (call.SHARED_TENANT, "knowledge/scribe", True, documents)]
+
+
+async def test_knowledge_waits_for_a_memory_that_is_not_there_yet(mesh: Mesh) -> None:
+    mesh.memory.failure = AgentShellError(error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE, "starting")
+    write(mesh.packs / "scribe", WHOLE, a="# A")
+    await mesh.service.start()
+    assert (await mesh.get("scribe")).knowledge_state == pb.KNOWLEDGE_STATE_LOADING
+    async with asyncio.timeout(BOUND_SECONDS), mesh.memory.attempted:
+        await mesh.memory.attempted.wait_for(lambda: mesh.memory.attempts >= 2)
+    mesh.memory.failure = None
+    await ready(mesh)
+    assert (await mesh.get("scribe")).knowledge_state == pb.KNOWLEDGE_STATE_READY
+
+
+async def test_knowledge_that_is_refused_has_failed_until_it_is_mended(mesh: Mesh) -> None:
+    mesh.memory.failure = AgentShellError(error_pb2.ERROR_REASON_TOO_LARGE, "too large")
+    write(mesh.packs / "scribe", WHOLE, a="# A")
+    await mesh.service.start()
+    async with asyncio.timeout(BOUND_SECONDS):
+        while (await mesh.get("scribe")).knowledge_state != pb.KNOWLEDGE_STATE_FAILED:
+            continue
+    mesh.memory.failure = None
+    write(mesh.packs / "scribe", WHOLE, a="# Shorter")
+    await mesh.reload()
+    await ready(mesh)
+    assert (await mesh.get("scribe")).knowledge_state == pb.KNOWLEDGE_STATE_READY
+
+
+async def test_knowledge_that_was_refused_is_tried_again_by_itself(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knowledge, "_LAST_RETRY_SECONDS", 0.01)
+    mesh.memory.failure = AgentShellError(error_pb2.ERROR_REASON_INTERNAL, "a defect")
+    write(mesh.packs / "scribe", WHOLE, a="# A")
+    await mesh.service.start()
+    async with asyncio.timeout(BOUND_SECONDS), mesh.memory.attempted:
+        await mesh.memory.attempted.wait_for(lambda: mesh.memory.attempts >= 2)
+    mesh.memory.failure = None
+    await ready(mesh)
+
+
+async def test_a_personality_that_is_gone_holds_nobody_up(mesh: Mesh) -> None:
+    mesh.memory.failure = AgentShellError(error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE, "down")
+    folder = write(mesh.packs / "scribe", WHOLE, a="# A")
+    await mesh.service.start()
+    shutil.rmtree(folder)
+    await mesh.reload()
+    await ready(mesh)
+    assert mesh.memory.ingested == []

@@ -1,0 +1,64 @@
+"""Configuration: defaults, file, variables; and what is wrong with it stops the start."""
+
+from pathlib import Path
+
+import pytest
+
+from agentshell.mesh import config
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+
+def test_variables_come_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "agentshell.toml"
+    file.write_text("[runtime]\nmax_steps = 3\nmax_attempts = 2\n[peers]\nmemory = '127.0.0.1:9'\n")
+    loaded = config.load(file, {"AGENTSHELL_RUNTIME__MAX_STEPS": "7", "AGENTSHELL_TEST_X": "1", "HOME": "/"})
+    assert (loaded.runtime.max_steps, loaded.runtime.max_attempts, loaded.runtime.max_turn_seconds) == (7, 2, 120.0)
+    assert loaded.peers == {"memory": "127.0.0.1:9"}
+
+
+def test_overrides_of_the_command_line_come_last(tmp_path: Path) -> None:
+    given = {"data_dir": str(tmp_path), "server": {"address": "127.0.0.1:0"}}
+    loaded = config.load(None, {"AGENTSHELL_SERVER__ADDRESS": "127.0.0.1:1"}, given)
+    assert (loaded.data_dir, loaded.server.address) == (tmp_path, "127.0.0.1:0")
+
+
+def test_a_list_in_a_variable_is_toml() -> None:
+    loaded = config.load(None, {"AGENTSHELL_PERSONALITY__DIRECTORIES": "['/a', '/b']"})
+    assert loaded.personality.directories == (Path("/a"), Path("/b"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "key", "value"),
+    [
+        ({"AGENTSHELL_RUNTIME__MAX_STEPS": "many"}, "runtime.max_steps", "many"),
+        ({"AGENTSHELL_RUNTIME__MAX_STEPS": "0"}, "runtime.max_steps", "0"),
+        ({"AGENTSHELL_RUNTIME__MAX_STEP": "3"}, "runtime.max_step", "3"),
+        ({"AGENTSHELL_COLOUR": "blue"}, "colour", "blue"),
+    ],
+)
+def test_what_is_unknown_or_malformed_is_named_with_its_value_and_the_fix(
+    environment: dict[str, str], key: str, value: str
+) -> None:
+    with pytest.raises(AgentShellError) as caught:
+        config.load(None, environment)
+    assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
+    assert (caught.value.metadata["key"], caught.value.metadata["value"]) == (key, value)
+    assert next(iter(environment)) in caught.value.message
+    assert caught.value.metadata["fix"] in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["[runtime", "a = \xff", None])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "broken.toml"
+    if text is not None:
+        file.write_text(text, encoding="latin-1")
+    with pytest.raises(AgentShellError, match=r"broken\.toml") as caught:
+        config.load(file, {})
+    assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
+
+
+@pytest.mark.parametrize("variable", ["AGENTSHELL_PEERS", "AGENTSHELL_RUNTIME"])
+def test_a_malformed_table_in_a_variable_is_refused(variable: str) -> None:
+    with pytest.raises(AgentShellError, match=variable):
+        config.load(None, {variable: "{not toml"})

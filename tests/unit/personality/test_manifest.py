@@ -1,0 +1,154 @@
+"""What `manifest.yaml` may say, and how it is told what it may not."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import date
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentshell.personality import manifest
+from agentshell.personality.manifest import Knowledge, Limits, Manifest, PackError, ProviderSettings, Source
+
+WHOLE = """\
+id: scribe
+version: 1.0.0
+name: The scribe
+description: Writes.
+author: Somebody
+created_date: 2025-05-10
+provider_settings:
+  default_provider: openai
+  default_model: gpt-x
+system_prompt:
+  template_file: prompts/system.md
+  variables:
+    - name: tone
+      default: dry
+tools:
+  enabled: false
+knowledge:
+  enabled: true
+  sources:
+    - type: directory
+      path: knowledge
+      loader: markdown
+  index_strategy: hybrid
+limits:
+  max_turn_seconds: 30
+  max_steps: 5
+  max_attempts: 2
+"""
+
+
+def refusal(text: str | bytes) -> str:
+    with pytest.raises(PackError) as caught:
+        manifest.parse(text.encode() if isinstance(text, str) else text)
+    return str(caught.value)
+
+
+def test_a_whole_manifest_is_read_as_it_is_written() -> None:
+    read, _ = manifest.parse(WHOLE.encode())
+    assert read == Manifest(
+        id="scribe",
+        version="1.0.0",
+        name="The scribe",
+        description="Writes.",
+        author="Somebody",
+        created_date=date(2025, 5, 10),
+        provider_settings=ProviderSettings(default_provider="openai", default_model="gpt-x"),
+        system_prompt=manifest.SystemPrompt(
+            template_file="prompts/system.md", variables=(manifest.Variable(name="tone", default="dry"),)
+        ),
+        knowledge=Knowledge(sources=(Source(type="directory", path="knowledge", loader="markdown"),)),
+        limits=Limits(max_turn_seconds=30, max_steps=5, max_attempts=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("version: 1.0.0", "version: 1.0", "manifest.yaml:2: version: not a semantic version; write three numbers"),
+        ("id: scribe", "id: a/b", "manifest.yaml:1: id: write 1 to 128 letters"),
+        ("name: The scribe", "nmae: The scribe", "manifest.yaml:3: nmae: unknown key; remove it, or mend its spelling"),
+        ("name: The scribe\n", "", "manifest.yaml:1: name: missing; add it"),
+        ("default: dry", "value: dry", "manifest.yaml:14: system_prompt.variables.0.value: unknown key"),
+        ("      default: dry\n", "", "manifest.yaml:13: system_prompt.variables.0.default: missing; add it"),
+        ("path: knowledge", "path: ../knowledge", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
+        ("path: knowledge", "path: /etc/passwd", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
+        ("loader: markdown", "loader: pdf", "manifest.yaml:22: knowledge.sources.0.loader: input should be 'auto'"),
+        ("max_steps: 5", "max_steps: 0", "manifest.yaml:26: limits.max_steps: input should be greater than"),
+        ("max_turn_seconds: 30", "max_turn_seconds: .inf", "manifest.yaml:25: limits.max_turn_seconds: "),
+        ("max_turn_seconds: 30", "max_turn_seconds: nan", "manifest.yaml:25: limits.max_turn_seconds: "),
+        (
+            "tools:\n  enabled: false",
+            "tools:\n  enabled: true",
+            "manifest.yaml:15: tools: tools are not in this release",
+        ),
+        (
+            "  default_model: gpt-x",
+            "  model_parameters: {temperature: 1}",
+            "manifest.yaml:7: provider_settings: model_",
+        ),
+        ("author: Somebody", "author: &a Somebody", "manifest.yaml:5: aliases and anchors are not taken"),
+        (
+            "author: Somebody",
+            "author: !!python/name:os.system x",
+            "manifest.yaml:5: tags such as `!!int` are not taken",
+        ),
+        ("author: Somebody", "id: other", "manifest.yaml:5: 'id' is there twice; remove one"),
+        ("author: Somebody", "[a]: b", "manifest.yaml:5: a key must be a word"),
+        ("author: Somebody", "author: [unclosed", "manifest.yaml:6: not YAML: "),
+        ("author: Somebody", f"author: {'[' * 100}{']' * 100}", "manifest.yaml:5: nested deeper than 16 levels"),
+        ("author: Somebody", "author: |\n  a\n---\nid: second", "manifest.yaml:"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line_and_its_fix(old: str, new: str, expected: str) -> None:
+    assert old in WHOLE
+    assert refusal(WHOLE.replace(old, new)).startswith(expected)
+
+
+def test_of_several_mistakes_the_unknown_key_is_named_first_and_the_rest_are_counted() -> None:
+    text = WHOLE.replace("name: The scribe", "nmae: The scribe").replace("version: 1.0.0", "version: x")
+    assert refusal(text) == "manifest.yaml:3: nmae: unknown key; remove it, or mend its spelling (and 2 more)"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
+        (b"- a\n- b\n", "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
+        (b"id: a\nname: \xff\n", "manifest.yaml:2: not UTF-8; save it as UTF-8"),
+        (b"id: a\n\nname: \0\n", "manifest.yaml:3: has a NUL character; remove it"),
+        (b"id: a\n---\nid: b\n", "manifest.yaml:1: more than one document; keep one"),
+        (b"#" * 70_000, "manifest.yaml: larger than 65536 bytes; move long texts into files of the pack"),
+        (b"- " * 30_000, "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
+        (b"a: " + b"{a: " * 10_000, "manifest.yaml:1: nested deeper than 16 levels; no key needs that"),
+        (b"id: a\nname: \x07\n", "manifest.yaml: not YAML: a character that it does not allow; remove"),
+    ],
+)
+def test_what_is_no_manifest_at_all_is_refused(content: bytes, expected: str) -> None:
+    assert refusal(content).startswith(expected)
+
+
+_lines = st.sampled_from(WHOLE.splitlines())
+_scraps = st.sampled_from(
+    ["", "- ", "  ", ": ", "{", "}", "[", "]", "&a ", "*a", "!!", "|", ">", "\t", "'", '"', "#", "---", "\u2028"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_lines | _scraps | st.text(max_size=20), max_size=40).map("\n".join))
+def test_any_text_is_a_manifest_or_a_pack_error(text: str) -> None:
+    with contextlib.suppress(PackError):
+        manifest.parse(text.encode("utf-8", "surrogatepass"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, len(WHOLE)))
+def test_any_bytes_within_a_manifest_leave_a_manifest_or_a_pack_error(scrap: bytes, at: int) -> None:
+    content = WHOLE.encode()
+    with contextlib.suppress(PackError):
+        manifest.parse(content[:at] + scrap + content[at:])
