@@ -34,7 +34,7 @@ async def database_url(postgres_url: str) -> AsyncGenerator[str]:
     name = f"test_{uuid.uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
         await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield _with_database(postgres_url, name)
+        yield with_database(postgres_url, name)
         await connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -46,7 +46,8 @@ async def database(database_url: str) -> AsyncGenerator[Database]:
     await database.close()
 
 
-def _with_database(url: str, name: str) -> str:
+def with_database(url: str, name: str) -> str:
+    """Returns the URL of another database of the same server."""
     base, _, query = url.partition("?")
     path = f"/{conninfo_to_dict(url).get('dbname', '')}"
     return f"{base.removesuffix(path)}/{name}" + (f"?{query}" if query else "")

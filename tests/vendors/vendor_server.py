@@ -110,6 +110,10 @@ class VendorServer(ABC):
         """Returns once a client has closed its connection within an answer."""
         await asyncio.wait_for(self._hung_up.wait(), _WAIT_SECONDS)
 
+    def forget_hang_ups(self) -> None:
+        """Waits anew from here on."""
+        self._hung_up.clear()
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentshell.cli.ending import FAILED, ending
+from agentshell.cli.ending import FAILED, ending, fail
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,8 @@ _QUESTIONS = (
     "How do I cancel a turn?",
 )
 _PERSONALITY = "guide"
-_KNOWLEDGE_TIMEOUT_SECONDS = 60.0
+_KNOWLEDGE_SECONDS = 60.0
+_CALL_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 
 
@@ -48,6 +50,8 @@ async def _demo(data_dir: Path, verbose: bool) -> None:
         "server": {"address": "127.0.0.1:0", "http_address": "127.0.0.1:0"},
         "telemetry": {"log_level": "info" if verbose else "warning", "log_format": "console"},
     }
+    if demo_task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, demo_task.cancel)
     out, began = console(), time.perf_counter()
     # A configuration of its own: the demo is the same on every machine.
     process = Process(config.load(None, {}, values))
@@ -71,12 +75,11 @@ async def _until_it_knows(client: Client, out: Console) -> None:
 
     began = time.perf_counter()
     stub = PersonalityServiceStub(client.channel)
-    async with asyncio.timeout(_KNOWLEDGE_TIMEOUT_SECONDS):
-        while True:
-            found = await stub.Get(GetRequest(personality_id=_PERSONALITY), timeout=_KNOWLEDGE_TIMEOUT_SECONDS)
-            if found.personality.knowledge_state == KNOWLEDGE_STATE_READY:
-                break
-            await asyncio.sleep(_POLL_SECONDS)
+    request = GetRequest(personality_id=_PERSONALITY)
+    while (await stub.Get(request, timeout=_CALL_SECONDS)).personality.knowledge_state != KNOWLEDGE_STATE_READY:
+        if time.perf_counter() - began > _KNOWLEDGE_SECONDS:
+            fail(f"its documents are not in memory after {_KNOWLEDGE_SECONDS:.0f} s; --verbose shows why", FAILED)
+        await asyncio.sleep(_POLL_SECONDS)
     out.print(f"[dim]personality {_PERSONALITY} knows its documents after {time.perf_counter() - began:.1f} s[/dim]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Generator
 from typing import NoReturn
@@ -28,7 +29,9 @@ def ending(config_invalid: int = USAGE) -> Generator[None]:
         if error.reason == "SERVICE_UNAVAILABLE":
             fail(f"{error.message}; `agentshell up` starts a mesh, --address names another", UNREACHABLE)
         fail(str(error), FAILED)
-    except KeyboardInterrupt:
+    except OSError as error:
+        fail(str(error), FAILED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agentshell.cli import mesh
-from agentshell.cli.ending import FAILED, ending, fail
+from agentshell.cli.ending import ending
 from agentshell.cli.options import ConfigFile, DataDir
 
 app = typer.Typer(help="Make API keys.", no_args_is_help=True)
@@ -32,8 +32,4 @@ def create(
         config = mesh.load_config(config_file, data_dir)
         keys_file = config.auth.keys_file or config.data_dir / "api-keys.json"
         mesh_key_file = config.auth.mesh_key_file or config.data_dir / "mesh.key"
-        try:
-            key = Keyring(keys_file, mesh_key_file).create(tenant, principal)
-        except OSError as error:
-            fail(f"cannot write the key: {error}", FAILED)
-        typer.echo(key)
+        typer.echo(Keyring(keys_file, mesh_key_file).create(tenant, principal))

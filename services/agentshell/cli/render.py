@@ -15,7 +15,7 @@ from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
 from xenocomm import text_of
 
-_PIPE_COLUMNS = 140  # What is not a terminal has no width of its own.
+_PIPE_COLUMNS = 180  # What is not a terminal has no width of its own.
 _QUESTION_CHARACTERS = 48
 _MICROS = 1_000_000
 
@@ -73,7 +73,7 @@ def events_table(recorded: Iterable[RecordedTurnEvent]) -> Table:
 def event_name(event: TurnEvent) -> str:
     """Returns what kind of event it is, as the contract names it."""
     kind = event.WhichOneof("event")
-    return str(event.DESCRIPTOR.fields_by_name[kind].message_type.name) if kind else "unknown"
+    return type(getattr(event, kind)).__name__ if kind else "unknown"
 
 
 def tokens(usage: Usage) -> str:

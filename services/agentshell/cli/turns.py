@@ -115,9 +115,7 @@ def cancel(
 
     async def run(client: Client) -> None:
         await client.cancel(turn_id, message)
-        typer.echo(
-            f"cancellation of turn {turn_id} is asked for; `agentshell turns show {turn_id}` says what came of it"
-        )
+        typer.echo(f"asked for; `agentshell turns show {turn_id}` says what came of it")
 
     _run(run, address, key_file, data_dir)
 

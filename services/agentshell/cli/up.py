@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from agentshell.cli.ending import FAILED, ending
 from agentshell.cli.options import ConfigFile, DataDir
 
 if TYPE_CHECKING:
+    from agentshell.mesh.config import Config
     from agentshell.process import Process
 
 
@@ -48,14 +50,14 @@ def up(
         )
         import uvloop
 
-        from agentshell.process import Process
-
-        uvloop.run(_serve(Process(config, services or ())))
+        uvloop.run(_serve(config, services or ()))
 
 
-async def _serve(process: Process) -> None:
+async def _serve(config: Config, services: Sequence[str]) -> None:
+    from agentshell.process import Process
+
     began = time.perf_counter()
-    stop = _stop_signal()
+    stop, process = _stop_signal(), Process(config, services)
     starting, stopping = asyncio.create_task(process.start()), asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():

@@ -21,12 +21,16 @@ _SLICE = 100
 
 
 class Ingestion:
-    """Documents into a place: for each `begin` and then `add`; after the last `end`."""
+    """Documents into a place: for each `begin` and then `add`, after the last `end`.
 
-    def __init__(self, config: MemoryConfig, store: Store, place: Place) -> None:
+    `slots`, shared with other ingestions, bounds how many documents are written at once.
+    """
+
+    def __init__(self, config: MemoryConfig, store: Store, place: Place, slots: asyncio.Semaphore) -> None:
         self._config = config
         self._store = store
         self._place = place
+        self._slots = slots
         self._document: IngestDocument | None = None
         self._content = bytearray()
         self._uris: set[str] = set()
@@ -80,7 +84,8 @@ class Ingestion:
         if {record.record_id for record in records} == await self._store.chunk_ids(self._place, uri):
             self._response.unchanged_document_count += 1
             return
-        forgotten = await self._store.replace_document(self._place, uri, records, embedding.of_records(records))
+        async with self._slots:
+            forgotten = await self._store.replace_document(self._place, uri, records, embedding.of_records(records))
         self._response.forgotten_chunk_count += forgotten
         self._response.written_chunk_count += len(records)
 

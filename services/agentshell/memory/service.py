@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import Any, cast
@@ -27,6 +28,7 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 _DEFAULT_PAGE_SIZE = 50
 _MAX_PAGE_SIZE = 500
+_DOCUMENTS_AT_ONCE = 4
 _SHARED_PREFIX = "knowledge/"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -41,6 +43,8 @@ class MemoryService(MemoryServiceServicer):
     def __init__(self, config: MemoryConfig, store: Store) -> None:
         self._config = config
         self._store = store
+        # A document under way holds a connection; the others wait here, as long as their deadlines let them.
+        self._documents = asyncio.Semaphore(_DOCUMENTS_AT_ONCE)
 
     async def Write(self, request: pb.WriteRequest, context: _Context) -> pb.WriteResponse:
         _refuse_nul(request)
@@ -129,7 +133,7 @@ class MemoryService(MemoryServiceServicer):
         first = await anext(request_iterator, pb.IngestRequest())
         if not first.HasField("start"):
             raise invalid("start", "the stream must begin with it")
-        ingestion = Ingestion(self._config, self._store, _own(first.start.namespace))
+        ingestion = Ingestion(self._config, self._store, _own(first.start.namespace), self._documents)
         async for request in request_iterator:
             match request.WhichOneof("part"):
                 case "document":

@@ -106,7 +106,7 @@ def _because_of(step: t.Step) -> Failure:
     return Failure(
         code=step.failure.code,
         reason=step.failure.reason,
-        message=f"step {step.step_id} failed ({step.failure_count} of its attempts): {step.failure.message}",
+        message=f"step {step.step_id} failed in attempt {step.attempt}: {step.failure.message}",
         metadata={"step_id": step.step_id},
         cause=step.failure,
     )

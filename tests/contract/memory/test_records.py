@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message as Request
 from google.protobuf.timestamp_pb2 import Timestamp
+from psycopg import sql
 from tests.contract.memory.caller import GUIDE, TIMEOUT_SECONDS, USER, Caller, pages_of, said, struct
 
 from agentshell.db.database import Database

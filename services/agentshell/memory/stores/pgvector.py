@@ -62,15 +62,18 @@ _WRITE = f"""
         update_time = now(), version = record.version + 1
     RETURNING create_time, update_time, version"""
 
-# Counts no further than needed, and sets for the transaction: plans made for its parameters, not for any; the order of
-# vectors from the index where it can give it; and an index that goes on until enough records pass the filter, in nearly
-# the right order.
+# What to look for by words, and how many there are to look through by vector, counted no further than needed. Sets for
+# the transaction: plans made for its parameters, not for any; the order of vectors from the index where that can be; and
+# an index that goes on until enough records pass the filter, in nearly the right order. Among 17,716 chunks it found all
+# of the 10 nearest by looking at 200, and 9.5 of them at 100.
 _MEASURE = f"""
-    SELECT count(*), set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_sort', 'off', true),
-        set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', '100', true)
-    FROM (
-        SELECT FROM memory.records WHERE {_IN_PLACES} AND %(embedding)s::halfvec IS NOT NULL LIMIT %(exact_records)s + 1
-    ) found"""
+    SELECT memory.any_word(%(text)s)::text, (
+            SELECT count(*) FROM (
+                SELECT FROM memory.records WHERE %(embedding)s::halfvec IS NOT NULL AND {_IN_PLACES}
+                LIMIT %(exact_records)s + 1
+            ) found
+        ), set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_sort', 'off', true),
+        set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', '200', true)"""
 _DISTANCE = "embedding <=> %(embedding)s::halfvec"
 # The index cannot order by a sum: this compares all.
 _EXACTLY = f"({_DISTANCE}) + 0"
@@ -86,9 +89,8 @@ def _search(order: LiteralString) -> LiteralString:
     ), by_vector AS (
         SELECT *, row_number() OVER (ORDER BY distance, record_id) AS rank FROM nearest
     ), worded AS MATERIALIZED (
-        SELECT {key}, ts_rank(words, query, 1) AS text_score
-        FROM memory.records, memory.any_word(%(text)s) AS query
-        WHERE words @@ query AND {_ALIVE} AND {_IN_PLACES}
+        SELECT {key}, ts_rank(words, %(words)s::tsquery, 1) AS text_score FROM memory.records
+        WHERE words @@ %(words)s::tsquery AND {_ALIVE} AND {_IN_PLACES}
         ORDER BY text_score DESC, record_id LIMIT %(candidates)s
     ), by_words AS (
         SELECT *, row_number() OVER (ORDER BY text_score DESC, record_id) AS rank FROM worded
@@ -108,13 +110,13 @@ _SEARCH_EXACTLY, _SEARCH_BY_INDEX = _search(_EXACTLY), _search(_DISTANCE)
 _GET = f"""
     SELECT {_READ_COLUMNS} FROM memory.records
     WHERE record_id = %(id)s AND {_ALIVE} AND {_IN_PLACES}
-    ORDER BY array_position(%(places)s, place) LIMIT 1"""
+    ORDER BY array_position(%(places)s::text[], place::text) LIMIT 1"""
 _LIST = f"""
     SELECT has_more, tenant_id, {_READ_COLUMNS} FROM (
         SELECT *, row_number() OVER by_id AS number, lead(record_id) OVER by_id IS NOT NULL AS has_more,
             sum(octet_length(text) + coalesce(octet_length(metadata::text), 0)) OVER by_id AS total_bytes
         FROM (
-            SELECT tenant_id, {_READ_COLUMNS} FROM unnest(%(places)s) AS listed (place) CROSS JOIN LATERAL (
+            SELECT tenant_id, {_READ_COLUMNS} FROM unnest(%(places)s::text[]) AS listed (place) CROSS JOIN LATERAL (
                 SELECT tenant_id, {_READ_COLUMNS} FROM memory.records
                 WHERE records.place = listed.place AND record_id >= %(after_id)s
                     AND (record_id, tenant_id) > (%(after_id)s, %(after_tenant)s)
@@ -203,9 +205,9 @@ class PgvectorStore:
         async with self._database.transaction() as connection:
             register_halfvec_info(connection, self._halfvec)
             cursor = await connection.execute(_MEASURE, parameters)
-            count, *_ = await cursor.fetchone() or (0,)
+            words, count, *_ = await cursor.fetchone() or (None, 0)
             search = _SEARCH_EXACTLY if count <= recall.EXACT_RECORDS else _SEARCH_BY_INDEX
-            cursor = await connection.execute(search, parameters)
+            cursor = await connection.execute(search, {**parameters, "words": words})
             return [_hit(*row) for row in await cursor.fetchall()]
 
     async def get(self, places: Sequence[Place], record_id: str) -> Record | None:

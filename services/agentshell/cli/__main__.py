@@ -1,0 +1,5 @@
+"""`python -m agentshell.cli` is `agentshell`."""
+
+from agentshell.cli import main
+
+main()

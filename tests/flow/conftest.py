@@ -1,0 +1,68 @@
+"""Meshes for the flow tests: each behaviour over one process, and over a process a service."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.conftest import with_database
+from tests.flow.mesh import Mesh
+from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.vendor_server import Fault, Reply
+from xenocomm import Client
+
+
+@pytest.fixture(scope="session")
+async def vendor_process() -> AsyncGenerator[OpenAIServer]:
+    """A model vendor's HTTP server, for turns that must take a while, or fail."""
+    async with OpenAIServer() as server:
+        yield server
+
+
+@pytest.fixture
+def vendor(vendor_process: OpenAIServer) -> OpenAIServer:
+    """The vendor, well again."""
+    vendor_process.reply, vendor_process.fault = Reply(), Fault()
+    vendor_process.requests.clear()
+    vendor_process.forget_hang_ups()
+    return vendor_process
+
+
+@pytest.fixture(scope="session", params=["embedded", "separate"])
+async def mesh(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_url: str,
+    vendor_process: OpenAIServer,
+) -> AsyncGenerator[Mesh]:
+    """A running mesh: all services in one process, or each in its own."""
+    name = f"flow_{uuid.uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
+        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    mesh = Mesh(
+        tmp_path_factory.mktemp("mesh"),
+        with_database(postgres_url, name),
+        environment_for(vendor_process),
+        separate=request.param == "separate",
+    )
+    await mesh.start()
+    await mesh.wait_for_knowledge()
+    yield mesh
+    await mesh.stop()
+
+
+def environment_for(vendor: OpenAIServer) -> dict[str, str]:
+    """The variables that make a mesh call the vendor."""
+    return {"AGENTSHELL_PROVIDER__OPENAI__BASE_URL": f"{vendor.url}/v1", "OPENAI_API_KEY": "sk-test"}
+
+
+@pytest.fixture
+async def client(mesh: Mesh) -> AsyncGenerator[Client]:
+    """A client of a tenant of this test's own."""
+    async with mesh.client(f"t-{uuid.uuid4().hex[:12]}") as client:
+        yield client

@@ -1,0 +1,104 @@
+"""A mesh of real processes, started by the command that users start it with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agentshell.mesh.credentials import Keyring
+from agentshell.process import Endpoints, endpoints_file
+from kfm.personality.v1.personality_service_pb2 import KNOWLEDGE_STATE_READY, GetRequest
+from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
+from xenocomm import Client
+
+SERVICES = ("memory", "provider", "personality", "tool", "runtime", "gateway")
+_AGENTSHELL = str(Path(sys.executable).with_name("agentshell"))
+_START_SECONDS = 40.0
+_STOP_SECONDS = 20.0
+_LOOK_SECONDS = 0.05
+
+
+class Mesh:
+    """Processes over one data directory: one with all services, or one for each.
+
+    `database_url` may be empty for the one: then it has a Postgres of its own.
+    """
+
+    def __init__(self, data_dir: Path, database_url: str, environment: dict[str, str], *, separate: bool) -> None:
+        self.data_dir = data_dir
+        self.database_url = database_url
+        self._groups: Sequence[tuple[str, ...]] = [(name,) for name in SERVICES] if separate else [()]
+        self._processes: dict[tuple[str, ...], Process] = {}
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AGENTSHELL_")},
+            **({"AGENTSHELL_DATABASE__URL": database_url} if database_url else {}),
+            "AGENTSHELL_SERVER__ADDRESS": "127.0.0.1:0",
+            "AGENTSHELL_SERVER__HTTP_ADDRESS": "127.0.0.1:0",
+            "AGENTSHELL_TELEMETRY__LOG_LEVEL": "warning",
+            **environment,
+        }
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the gateway's process is."""
+        return Endpoints.model_validate_json(endpoints_file(self.data_dir).read_text())
+
+    def key(self, tenant_id: str, principal_id: str = "tester") -> str:
+        """Makes an API key."""
+        return Keyring(self.data_dir / "api-keys.json", self.data_dir / "mesh.key").create(tenant_id, principal_id)
+
+    @asynccontextmanager
+    async def client(self, tenant_id: str, service: str = "gateway") -> AsyncGenerator[Client]:
+        """A client of a tenant, connected to the process of a service."""
+        separate = service != "gateway" and () not in self._groups
+        address = f"unix:{self.data_dir}/run/{service}.sock" if separate else self.endpoints.address
+        async with Client.connect(address, self.key(tenant_id), timeout_seconds=40) as client:
+            yield client
+
+    async def start(self) -> None:
+        """Starts what does not run, and returns when it all is ready."""
+        missing = [group for group in self._groups if group not in self._processes]
+        await asyncio.gather(*(self._start(group) for group in missing))
+
+    async def wait_for_knowledge(self) -> None:
+        """Returns when the sample pack's knowledge is in memory."""
+        async with asyncio.timeout(_START_SECONDS), self.client("tester", "personality") as client:
+            stub = PersonalityServiceStub(client.channel)
+            while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    async def stop(self) -> None:
+        """Stops it all as an operator would."""
+        await asyncio.gather(*(self._end(group, signal.SIGTERM) for group in list(self._processes)))
+
+    async def kill(self, service: str) -> None:
+        """Kills the process that runs a service, with no warning."""
+        [group] = [group for group in self._processes if not group or service in group]
+        await self._end(group, signal.SIGKILL)
+
+    async def _start(self, group: tuple[str, ...]) -> None:
+        command = (_AGENTSHELL, "up", *group, "--data-dir", str(self.data_dir))
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=self._environment)
+        self._processes[group] = process
+        assert process.stdout is not None
+        async with asyncio.timeout(_START_SECONDS):
+            while line := await process.stdout.readline():
+                if line.startswith(b"ready"):
+                    return
+        raise AssertionError(f"{' '.join(command)} ended with {await process.wait()}")
+
+    async def _end(self, group: tuple[str, ...], number: signal.Signals) -> None:
+        process = self._processes.pop(group)
+        if process.returncode is None:
+            process.send_signal(number)
+        assert process.stdout is not None
+        async with asyncio.timeout(_STOP_SECONDS):
+            await process.stdout.read()
+            code = await process.wait()
+        assert code == (0 if number is signal.SIGTERM else -number)

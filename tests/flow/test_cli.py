@@ -1,0 +1,274 @@
+"""The command, as people run it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from tests.flow.conftest import environment_for
+from tests.flow.mesh import Mesh
+from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.vendor_server import Fault
+
+from agentshell.mesh.config import Config
+from agentshell.process import key_file
+from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent, TurnUpdate
+from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn
+from xenocomm import Client, Transcript
+
+_COMMAND_SECONDS = 40.0
+_QUESTION = "How do I cancel a turn?"
+_DIRECT_TURN = ["TurnRequested", "PlanCreated", *["StepScheduled", "StepSucceeded"] * 2, "TurnCompleted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def messages(self, kind: Callable[[], Any]) -> list[Any]:
+        return [json_format.Parse(line, kind()) for line in self.out.splitlines()]
+
+
+async def agentshell(*arguments: str, data_dir: Path, environment: Mapping[str, str] | None = None) -> Ended:
+    """Runs a command on a data directory, with ports of its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTSHELL_", "OPENAI_"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agentshell.cli", *arguments),
+        stdout=PIPE,
+        stderr=PIPE,
+        env={
+            **inherited,
+            "AGENTSHELL_DATA_DIR": str(data_dir),
+            "AGENTSHELL_SERVER__ADDRESS": "127.0.0.1:0",
+            "AGENTSHELL_SERVER__HTTP_ADDRESS": "127.0.0.1:0",
+            **(environment or {}),
+        },
+    )
+    try:
+        async with asyncio.timeout(_COMMAND_SECONDS):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return Ended(await process.wait(), out.decode(), err.decode())
+
+
+def _name(event: TurnEvent) -> str:
+    return event.header.type.rpartition(".")[2]
+
+
+@pytest.fixture(scope="module")
+async def embedded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Mesh]:
+    """What `agentshell up` runs where nothing is configured: everything, with the bundled Postgres."""
+    mesh = Mesh(tmp_path_factory.mktemp("cli"), "", {}, separate=False)
+    await mesh.start()
+    async with Client.connect(mesh.endpoints.address, key_file(mesh.data_dir).read_text().strip()) as client:
+        async with asyncio.timeout(_COMMAND_SECONDS):
+            while "[1]" not in (await client.ask(_QUESTION)).text:  # Until the documents are in memory.
+                pass
+    yield mesh
+    await mesh.stop()
+
+
+async def test_ask_prints_the_answer_and_nothing_else(embedded: Mesh) -> None:
+    ended = await agentshell("ask", _QUESTION, data_dir=embedded.data_dir)
+    assert (ended.code, ended.err) == (0, "")
+    assert "agentshell turns cancel" in ended.out
+    assert ended.out.count("Sources:") == 1
+
+
+async def test_ask_prints_json_and_goes_on_in_its_session(embedded: Mesh) -> None:
+    turn_ids: list[str] = []
+    for _ in range(2):
+        ended = await agentshell("ask", _QUESTION, "--session", "talk", "--json", data_dir=embedded.data_dir)
+        updates: list[TurnUpdate] = ended.messages(TurnUpdate)
+        assert (ended.code, ended.err) == (0, "")
+        assert [_name(update.event) for update in updates if update.HasField("event")] == _DIRECT_TURN
+        turn_ids.insert(0, updates[0].event.turn_id)
+    listed = await agentshell("turns", "list", "--session", "talk", "--json", data_dir=embedded.data_dir)
+    turns: list[Turn] = listed.messages(Turn)
+    assert [(turn.turn_id, turn.state) for turn in turns] == [(turn_id, TURN_STATE_COMPLETED) for turn_id in turn_ids]
+
+
+async def test_a_turn_can_be_listed_shown_and_watched(embedded: Mesh) -> None:
+    asked = await agentshell("ask", _QUESTION, data_dir=embedded.data_dir)
+    listed = await agentshell("turns", "list", "--limit", "1", "--json", data_dir=embedded.data_dir)
+    [turn] = listed.messages(Turn)
+    table = await agentshell("turns", "list", data_dir=embedded.data_dir)
+    assert turn.turn_id in table.out
+    assert "COMPLETED" in table.out
+    shown = await agentshell("turns", "show", turn.turn_id, data_dir=embedded.data_dir)
+    rows = shown.out.splitlines()[-len(_DIRECT_TURN) :]
+    assert [row.split()[0] for row in rows] == _DIRECT_TURN
+    assert [row.split()[1:4] for row in rows[3:6:2]] == [
+        ["retrieve", "memory", "lexical"],
+        ["answer", "local", "extract"],
+    ]
+    history = await agentshell("turns", "show", turn.turn_id, "--json", data_dir=embedded.data_dir)
+    assert [_name(recorded.event) for recorded in history.messages(RecordedTurnEvent)] == _DIRECT_TURN
+    watched = await agentshell("turns", "watch", turn.turn_id, data_dir=embedded.data_dir)
+    assert (watched.code, watched.out) == (0, asked.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ask", "x", "--provider", "openai"], 1, "PROVIDER_KEY_INVALID"),
+        (["ask", "x", "--personality", "nobody"], 1, "PERSONALITY_NOT_FOUND"),
+        (["turns", "show", "nothing"], 1, "TURN_NOT_FOUND"),
+        (["turns", "list", "--session", "nothing"], 1, "SESSION_NOT_FOUND"),
+        (["ask", "x", "--key-file", "nothing"], 2, "--key-file"),
+        (["ask"], 2, "Missing argument"),
+        (["ask", "x", "--address", "127.0.0.1:1"], 3, "agentshell up"),
+    ],
+)
+async def test_what_fails_says_why_and_prints_no_answer(
+    embedded: Mesh, arguments: list[str], code: int, message: str
+) -> None:
+    ended = await agentshell(*arguments, data_dir=embedded.data_dir)
+    assert (ended.code, ended.out) == (code, "")
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_a_turn_that_is_over_cannot_be_cancelled(embedded: Mesh) -> None:
+    await agentshell("ask", _QUESTION, data_dir=embedded.data_dir)
+    listed = await agentshell("turns", "list", "--limit", "1", "--json", data_dir=embedded.data_dir)
+    [turn] = listed.messages(Turn)
+    ended = await agentshell("turns", "cancel", turn.turn_id, data_dir=embedded.data_dir)
+    assert (ended.code, ended.out) == (1, "")
+    assert "TURN_STATE" in ended.err
+
+
+async def test_a_new_key_opens_a_tenant_of_its_own(embedded: Mesh) -> None:
+    made = await agentshell("keys", "create", "acme", "--principal", "ann", data_dir=embedded.data_dir)
+    environment = {"AGENTSHELL_API_KEY": made.out.strip()}
+    listed = await agentshell("turns", "list", "--json", data_dir=embedded.data_dir, environment=environment)
+    assert (listed.code, listed.out) == (0, "")
+    environment = {"AGENTSHELL_API_KEY": "ask_made_up"}
+    refused = await agentshell("turns", "list", "--json", data_dir=embedded.data_dir, environment=environment)
+    assert refused.code == 1
+    assert "CREDENTIAL_INVALID" in refused.err
+
+
+async def test_doctor_finds_a_running_mesh_well(embedded: Mesh) -> None:
+    ended = await agentshell("doctor", data_dir=embedded.data_dir)
+    assert ended.code == 0, ended.out
+    assert "turn, memory, provider, personality, tool SERVING" in ended.out
+    for said in ("the bundled Postgres: 18", "pgvector", "guide 1.0.0, knowledge READY", "accepted", "lexical"):
+        assert said in ended.out
+    assert "!!" not in ended.out
+
+
+async def test_doctor_says_how_to_mend_what_is_wrong(tmp_path: Path) -> None:
+    missing = {
+        "AGENTSHELL_DATABASE__URL": "postgresql://nobody@127.0.0.1:1/none",
+        "AGENTSHELL_PROVIDER__DEFAULT": "openai",
+    }
+    ended = await agentshell("doctor", data_dir=tmp_path, environment=missing)
+    faults = [line.split()[1] for line in ended.out.splitlines() if line.startswith("!!")]
+    assert (ended.code, faults) == (1, ["database", "mesh", "provider"])
+    assert ended.out.count("-> ") == 3
+    wrong = await agentshell("doctor", data_dir=tmp_path, environment={"AGENTSHELL_RUNTIME__MAX_STEPS": "many"})
+    assert wrong.code == 1
+    assert "runtime.max_steps" in wrong.out
+
+
+async def test_a_second_up_on_the_same_data_directory_is_refused(embedded: Mesh) -> None:
+    ended = await agentshell("up", data_dir=embedded.data_dir)
+    assert (ended.code, ended.out) == (1, "")
+    [line] = ended.err.splitlines()
+    assert f"belongs to the running process {embedded.endpoints.pid}" in line
+
+
+async def test_an_unknown_key_stops_up_with_the_key_its_value_and_the_fix(tmp_path: Path) -> None:
+    file = tmp_path / "agentshell.toml"
+    file.write_text("[runtime]\nmax_stepz = 7\n")
+    ended = await agentshell("up", "--config", str(file), data_dir=tmp_path)
+    assert (ended.code, ended.out) == (1, "")
+    [line] = ended.err.splitlines()
+    assert all(said in line for said in ("runtime.max_stepz", "'7'", str(file), "agentshell config"))
+
+
+async def test_config_prints_every_key_and_no_password(tmp_path: Path) -> None:
+    environment = {"AGENTSHELL_DATABASE__URL": "postgresql://me:sesame@db/agents"}
+    ended = await agentshell("config", data_dir=tmp_path, environment=environment)
+    assert ended.code == 0
+    assert "postgresql://me:***@db/agents" in ended.out
+    assert "sesame" not in ended.out
+    printed = {line.split()[0] for line in ended.out.splitlines()[1:] if line[:1].strip()}
+    sections = {section: set(getattr(Config(), section).model_dump()) for section in ("server", "runtime", "telemetry")}
+    assert {f"{section}.{key}" for section, keys in sections.items() for key in keys} <= printed
+    assert "provider.openai.base_url" in printed
+
+
+async def test_up_drains_at_ctrl_c_and_starts_again_with_all_turns() -> None:
+    with tempfile.TemporaryDirectory(prefix="as-") as name:
+        mesh = Mesh(Path(name), "", {}, separate=False)
+        await mesh.start()
+        asked = await agentshell("ask", _QUESTION, data_dir=mesh.data_dir)
+        assert asked.code == 0
+        await mesh.stop()
+        unreachable = await agentshell("turns", "list", data_dir=mesh.data_dir)
+        assert (unreachable.code, unreachable.out) == (3, "")
+        await mesh.start()
+        listed = await agentshell("turns", "list", "--json", data_dir=mesh.data_dir)
+        [turn] = listed.messages(Turn)
+        assert turn.state == TURN_STATE_COMPLETED
+        await mesh.stop()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_client_reads_on_when_the_mesh_is_restarted_within_an_answer(
+    vendor: OpenAIServer, end: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {"AGENTSHELL_SERVER__ADDRESS": address, "AGENTSHELL_SERVER__DRAIN_SECONDS": "0.2"}
+    vendor.fault = Fault(stall_after=2)
+    with tempfile.TemporaryDirectory(prefix="as-") as name:
+        mesh = Mesh(Path(name), "", environment_for(vendor) | environment, separate=False)
+        await mesh.start()
+        async with Client.connect(address, key_file(mesh.data_dir).read_text().strip()) as client:
+            transcript, seen = Transcript(), list[TurnUpdate]()
+            async for update in client.run("Are you ready?", provider="openai"):
+                transcript.add(update)
+                seen.append(update)
+                if update.HasField("delta") and vendor.fault == Fault(stall_after=2):
+                    assert transcript.text == "Ready "
+                    await (mesh.stop() if end is signal.SIGTERM else mesh.kill("gateway"))
+                    vendor.fault = Fault()
+                    await mesh.start()
+            assert transcript.text == "Ready to serve."
+            turn_id = seen[0].event.turn_id
+            again = [update async for update in client.watch(turn_id)]
+            assert [u.event.header.event_id for u in seen if u.HasField("event")] == [
+                u.event.header.event_id for u in again if u.HasField("event")
+            ]
+            assert len({update.delta.run_id for update in seen if update.HasField("delta")}) == 2
+        await mesh.stop()
+
+
+async def test_the_demo_runs_two_turns_and_leaves_nothing_behind() -> None:
+    with tempfile.TemporaryDirectory(prefix="as-") as directory:
+        ended = await agentshell("demo", data_dir=Path(directory) / "unused", environment={"TMPDIR": directory})
+        assert os.listdir(directory) == []
+    assert (ended.code, ended.err) == (0, "")
+    first = [line.split()[0] for line in ended.out.splitlines() if line.strip()]
+    assert [word for word in first if word in _DIRECT_TURN] == _DIRECT_TURN * 2
+    assert "the turn is not lost" in ended.out
