@@ -31,10 +31,10 @@ async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerat
 @pytest.fixture
 async def database_url(postgres_url: str) -> AsyncGenerator[str]:
     """The URL of an empty database of this test's own."""
-    name = f"test_{uuid.uuid4().hex}"
+    url = await create_database(postgres_url)
+    yield url
+    name = str(conninfo_to_dict(url)["dbname"])
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
-        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield with_database(postgres_url, name)
         await connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -46,8 +46,11 @@ async def database(database_url: str) -> AsyncGenerator[Database]:
     await database.close()
 
 
-def with_database(url: str, name: str) -> str:
-    """Returns the URL of another database of the same server."""
-    base, _, query = url.partition("?")
-    path = f"/{conninfo_to_dict(url).get('dbname', '')}"
+async def create_database(postgres_url: str) -> str:
+    """Makes an empty database on the server and returns its URL."""
+    name = f"test_{uuid.uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
+        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    base, _, query = postgres_url.partition("?")
+    path = f"/{conninfo_to_dict(postgres_url).get('dbname', '')}"
     return f"{base.removesuffix(path)}/{name}" + (f"?{query}" if query else "")

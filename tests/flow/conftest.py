@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import sql
-
-from tests.conftest import with_database
+from tests.conftest import create_database
 from tests.flow.mesh import Mesh
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault, Reply
+
 from xenocomm import Client
 
 
@@ -41,12 +38,9 @@ async def mesh(
     vendor_process: OpenAIServer,
 ) -> AsyncGenerator[Mesh]:
     """A running mesh: all services in one process, or each in its own."""
-    name = f"flow_{uuid.uuid4().hex}"
-    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
-        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     mesh = Mesh(
         tmp_path_factory.mktemp("mesh"),
-        with_database(postgres_url, name),
+        await create_database(postgres_url),
         environment_for(vendor_process),
         separate=request.param == "separate",
     )

@@ -49,6 +49,11 @@ class Mesh:
         """Where the gateway's process is."""
         return Endpoints.model_validate_json(endpoints_file(self.data_dir).read_text())
 
+    def address_of(self, service: str) -> str:
+        """Where a service answers: at the gateway's address, or on the socket of its own process."""
+        separate = service != "gateway" and () not in self._groups
+        return f"unix:{self.data_dir}/run/{service}.sock" if separate else self.endpoints.address
+
     def key(self, tenant_id: str, principal_id: str = "tester") -> str:
         """Makes an API key."""
         return Keyring(self.data_dir / "api-keys.json", self.data_dir / "mesh.key").create(tenant_id, principal_id)
@@ -56,8 +61,7 @@ class Mesh:
     @asynccontextmanager
     async def client(self, tenant_id: str, service: str = "gateway") -> AsyncGenerator[Client]:
         """A client of a tenant, connected to the process of a service."""
-        separate = service != "gateway" and () not in self._groups
-        address = f"unix:{self.data_dir}/run/{service}.sock" if separate else self.endpoints.address
+        address = self.address_of(service)
         async with Client.connect(address, self.key(tenant_id), timeout_seconds=40) as client:
             yield client
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +44,10 @@ class Ended:
         return [json_format.Parse(line, kind()) for line in self.out.splitlines()]
 
 
-async def agentshell(*arguments: str, data_dir: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Runs a command on a data directory, with ports of its own."""
+async def start(*arguments: str, data_dir: Path, environment: Mapping[str, str] | None = None) -> Process:
+    """Starts a command on a data directory, with ports of its own."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTSHELL_", "OPENAI_"))}
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "agentshell.cli", *arguments),
         stdout=PIPE,
         stderr=PIPE,
@@ -59,6 +59,14 @@ async def agentshell(*arguments: str, data_dir: Path, environment: Mapping[str, 
             **(environment or {}),
         },
     )
+
+
+async def agentshell(*arguments: str, data_dir: Path, environment: Mapping[str, str] | None = None) -> Ended:
+    """Runs a command to its end."""
+    return await ended_of(await start(*arguments, data_dir=data_dir, environment=environment))
+
+
+async def ended_of(process: Process) -> Ended:
     try:
         async with asyncio.timeout(_COMMAND_SECONDS):
             out, err = await process.communicate()
@@ -68,14 +76,18 @@ async def agentshell(*arguments: str, data_dir: Path, environment: Mapping[str, 
     return Ended(await process.wait(), out.decode(), err.decode())
 
 
+def _left_in(directory: str) -> list[Path]:
+    return list(Path(directory).iterdir())
+
+
 def _name(event: TurnEvent) -> str:
     return event.header.type.rpartition(".")[2]
 
 
 @pytest.fixture(scope="module")
-async def embedded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Mesh]:
-    """What `agentshell up` runs where nothing is configured: everything, with the bundled Postgres."""
-    mesh = Mesh(tmp_path_factory.mktemp("cli"), "", {}, separate=False)
+async def embedded(tmp_path_factory: pytest.TempPathFactory, vendor_process: OpenAIServer) -> AsyncGenerator[Mesh]:
+    """What `agentshell up` runs where nothing but a vendor is configured: everything, with the bundled Postgres."""
+    mesh = Mesh(tmp_path_factory.mktemp("cli"), "", environment_for(vendor_process), separate=False)
     await mesh.start()
     async with Client.connect(mesh.endpoints.address, key_file(mesh.data_dir).read_text().strip()) as client:
         async with asyncio.timeout(_COMMAND_SECONDS):
@@ -138,21 +150,36 @@ async def test_a_turn_can_be_listed_shown_and_watched(embedded: Mesh) -> None:
     ],
 )
 async def test_what_fails_says_why_and_prints_no_answer(
-    embedded: Mesh, arguments: list[str], code: int, message: str
+    embedded: Mesh, vendor: OpenAIServer, arguments: list[str], code: int, message: str
 ) -> None:
+    vendor.fault = Fault(status=401)
     ended = await agentshell(*arguments, data_dir=embedded.data_dir)
     assert (ended.code, ended.out) == (code, "")
     assert message in ended.err
     assert "Traceback" not in ended.err
 
 
-async def test_a_turn_that_is_over_cannot_be_cancelled(embedded: Mesh) -> None:
-    await agentshell("ask", _QUESTION, data_dir=embedded.data_dir)
-    listed = await agentshell("turns", "list", "--limit", "1", "--json", data_dir=embedded.data_dir)
+async def test_a_turn_outlives_its_caller_until_it_is_cancelled(embedded: Mesh, vendor: OpenAIServer) -> None:
+    vendor.fault = Fault(stall_after=2)
+    asking = await start("ask", "Ready?", "--provider", "openai", "--json", data_dir=embedded.data_dir)
+    assert asking.stdout is not None
+    async with asyncio.timeout(_COMMAND_SECONDS):
+        while b'"delta"' not in await asking.stdout.readline():
+            pass
+    asking.send_signal(signal.SIGINT)
+    ended = await ended_of(asking)
+    listed = await agentshell("turns", "list", "--state", "running", "--json", data_dir=embedded.data_dir)
     [turn] = listed.messages(Turn)
-    ended = await agentshell("turns", "cancel", turn.turn_id, data_dir=embedded.data_dir)
-    assert (ended.code, ended.out) == (1, "")
-    assert "TURN_STATE" in ended.err
+    assert ended.code == 130
+    assert ended.err == f"\nthe turn goes on: `agentshell turns watch {turn.turn_id}`\n"
+    cancelled = await agentshell("turns", "cancel", turn.turn_id, "--message", "enough", data_dir=embedded.data_dir)
+    assert (cancelled.code, cancelled.err) == (0, "")
+    watched = await agentshell("turns", "watch", turn.turn_id, data_dir=embedded.data_dir)
+    assert (watched.code, watched.out) == (1, "")
+    assert "CANCELLED" in watched.err
+    again = await agentshell("turns", "cancel", turn.turn_id, data_dir=embedded.data_dir)
+    assert again.code == 1
+    assert "TURN_STATE" in again.err
 
 
 async def test_a_new_key_opens_a_tenant_of_its_own(embedded: Mesh) -> None:
@@ -217,7 +244,7 @@ async def test_config_prints_every_key_and_no_password(tmp_path: Path) -> None:
     assert "provider.openai.base_url" in printed
 
 
-async def test_up_drains_at_ctrl_c_and_starts_again_with_all_turns() -> None:
+async def test_up_stops_at_sigterm_and_starts_again_with_all_turns() -> None:
     with tempfile.TemporaryDirectory(prefix="as-") as name:
         mesh = Mesh(Path(name), "", {}, separate=False)
         await mesh.start()
@@ -267,7 +294,7 @@ async def test_a_client_reads_on_when_the_mesh_is_restarted_within_an_answer(
 async def test_the_demo_runs_two_turns_and_leaves_nothing_behind() -> None:
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         ended = await agentshell("demo", data_dir=Path(directory) / "unused", environment={"TMPDIR": directory})
-        assert os.listdir(directory) == []
+        assert _left_in(directory) == []
     assert (ended.code, ended.err) == (0, "")
     first = [line.split()[0] for line in ended.out.splitlines() if line.strip()]
     assert [word for word in first if word in _DIRECT_TURN] == _DIRECT_TURN * 2

@@ -7,6 +7,9 @@ import uuid
 
 import grpc
 import pytest
+from tests.flow.mesh import Mesh
+from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.vendor_server import Fault, Reply
 
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.turn.v1 import turn_service_pb2 as pb
@@ -22,9 +25,6 @@ from kfm.turn.v1.turn_pb2 import (
     TurnLimits,
 )
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
-from tests.flow.mesh import Mesh
-from tests.vendors.openai_server import OpenAIServer
-from tests.vendors.vendor_server import Fault, Reply
 from xenocomm import Client, Transcript, XenocommError
 
 WAIT_SECONDS = 20.0

@@ -188,7 +188,15 @@ class TurnService(TurnServiceServicer):
             plan=spec.plan,
             knowledge_namespaces=personality.knowledge_namespaces,
         )
-        return _stamped(TurnEvent(turn_requested=requested), turn_id, spec.session_id or f"s-{turn_id}")
+        event = _stamped(TurnEvent(turn_requested=requested), turn_id, spec.session_id or f"s-{turn_id}")
+        if event.ByteSize() > admission.MAX_REQUEST_BYTES:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TOO_LARGE,
+                f"the turn takes {event.ByteSize()} bytes, the limit is {admission.MAX_REQUEST_BYTES}; "
+                "put large documents into memory (MemoryService.Ingest) and ask about them",
+                metadata={"limit_bytes": str(admission.MAX_REQUEST_BYTES)},
+            )
+        return event
 
     async def _insert(self, event: TurnEvent, digest: bytes) -> IndexedTurn:
         header, turn = event.header, Turn()
@@ -199,15 +207,7 @@ class TurnService(TurnServiceServicer):
         return await self._index.insert(row) or row
 
     async def _append(self, event: TurnEvent) -> int:
-        record = record_of(event)
-        if len(record.payload) > admission.MAX_REQUEST_BYTES:
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_TOO_LARGE,
-                f"the turn takes {len(record.payload)} bytes, the limit is {admission.MAX_REQUEST_BYTES}; "
-                "put large documents into memory (MemoryService.Ingest) and ask about them",
-                metadata={"limit_bytes": str(admission.MAX_REQUEST_BYTES)},
-            )
-        [ack] = await self._log.append(envelope.TURNS, [record])
+        [ack] = await self._log.append(envelope.TURNS, [record_of(event)])
         return ack.offset
 
     async def _find(self, turn_id: str) -> IndexedTurn:

@@ -63,9 +63,9 @@ _WRITE = f"""
     RETURNING create_time, update_time, version"""
 
 # What to look for by words, and how many there are to look through by vector, counted no further than needed. Sets for
-# the transaction: plans made for its parameters, not for any; the order of vectors from the index where that can be; and
-# an index that goes on until enough records pass the filter, in nearly the right order. Among 17,716 chunks it found all
-# of the 10 nearest by looking at 200, and 9.5 of them at 100.
+# the transaction: plans made for its parameters, not for any; the order of vectors from the index where that can be;
+# and an index that goes on until enough records pass the filter, in nearly the right order. Among 17,716 chunks it
+# found all of the 10 nearest by looking at 200, and 9.5 of them at 100.
 _MEASURE = f"""
     SELECT memory.any_word(%(text)s)::text, (
             SELECT count(*) FROM (

@@ -1,0 +1,286 @@
+"""What every caller may rely on at every RPC: credentials, rich errors, isolation, discovery."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+import urllib.request
+import uuid
+from asyncio.subprocess import PIPE
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.flow.mesh import Mesh
+from tests.flow.test_turns import create, spec
+
+from agentshell.db.database import Database
+from agentshell.log.dead_letter import SUFFIX
+from agentshell.log.log import Record, partition_of
+from agentshell.log.postgres import PostgresLog
+from agentshell.mesh import errors, ids
+from agentshell.turn import envelope
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text
+from kfm.memory.v1 import memory_service_pb2 as memory
+from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from kfm.turn.v1 import turn_service_pb2 as turns
+from kfm.turn.v1.turn_pb2 import ApprovalStep, PassStep, Plan, Step
+from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
+from xenocomm import Client, XenocommError
+
+WAIT_SECONDS = 20.0
+BUF = str(Path(sys.executable).with_name("buf"))
+PACKAGES = {"turn": "gateway", "provider": "provider", "memory": "memory", "personality": "personality", "tool": "tool"}
+
+
+def methods() -> list[tuple[str, Any]]:
+    """Every RPC of the contract, with the service that answers it."""
+    found: list[tuple[str, Any]] = []
+    for package, service in PACKAGES.items():
+        importlib.import_module(f"kfm.{package}.v1.{package}_service_pb2")
+        name = f"kfm.{package}.v1.{package.capitalize()}Service"
+        found += [(service, method) for method in descriptor_pool.Default().FindServiceByName(name).methods]
+    return found
+
+
+async def call(channel: grpc.aio.Channel, method: Any, request: Any, **options: Any) -> list[Any]:
+    """Calls any RPC with one request and returns its responses."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    answer = message_factory.GetMessageClass(method.output_type).FromString
+    stub = getattr(channel, kind)(
+        path, request_serializer=type(request).SerializeToString, response_deserializer=answer
+    )
+    made = stub([request] if method.client_streaming else request, timeout=WAIT_SECONDS, **options)
+    return [response async for response in made] if method.server_streaming else [await made]
+
+
+def empty(method: Any) -> Any:
+    return message_factory.GetMessageClass(method.input_type)()
+
+
+@pytest.mark.parametrize(("service", "method"), methods(), ids=lambda value: getattr(value, "full_name", value))
+async def test_no_rpc_answers_without_a_credential(mesh: Mesh, service: str, method: Any) -> None:
+    async with grpc.aio.insecure_channel(mesh.address_of(service)) as channel:
+        for metadata in ((), (("authorization", "Bearer ask_no_key"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(channel, method, empty(method), metadata=metadata)
+            error = errors.of(caught.value)
+            assert (caught.value.code(), error.name) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_INVALID")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "turn.TurnService.ProvideInput",
+        "turn.TurnService.ForkTurn",
+        "tool.ToolService.ListTools",
+        "tool.ToolService.InvokeTool",
+    ],
+)
+async def test_what_is_not_built_says_so(mesh: Mesh, name: str) -> None:
+    package, service, rpc = name.split(".")
+    method = descriptor_pool.Default().FindServiceByName(f"kfm.{package}.v1.{service}").methods_by_name[rpc]
+    request = empty(method)
+    if rpc in ("ProvideInput", "ForkTurn"):
+        request.turn_id = "T"
+    if rpc == "ProvideInput":
+        request.step_id = "s"
+        request.input.CopyFrom(spec().input)
+    if rpc == "InvokeTool":
+        request.request_id, request.attempt, request.call.call_id, request.call.name = "r", 1, "c", "clock"
+    async with mesh.client("acme", PACKAGES[package]) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(client.channel, method, request)
+    error = errors.of(caught.value)
+    assert (caught.value.code(), error.name) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+def _silent() -> turns.TurnSpec:
+    return spec("  ")
+
+
+def _from_assistant() -> turns.TurnSpec:
+    return turns.TurnSpec(input=Message(role=ROLE_ASSISTANT, parts=[Part(text=Text(text="hi"))]))
+
+
+def _cyclic() -> turns.TurnSpec:
+    steps = [Step(step_id=a, depends_on=[b], **{"pass": PassStep()}) for a, b in (("a", "b"), ("b", "a"))]
+    return spec(plan=Plan(steps=steps))
+
+
+def _asks_approval() -> turns.TurnSpec:
+    return spec(plan=Plan(steps=[Step(step_id="a", approval=ApprovalStep(question="May I?"))]))
+
+
+def _misnamed_step() -> turns.TurnSpec:
+    return spec(plan=Plan(steps=[Step(step_id="no spaces", **{"pass": PassStep()})]))
+
+
+def _oversize() -> turns.TurnSpec:
+    parts = [Part(text=Text(text="x" * 200_000)) for _ in range(4)]
+    return turns.TurnSpec(input=Message(role=ROLE_USER, parts=parts))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "field"),
+    [
+        (turns.TurnSpec, "INVALID_REQUEST", "turn.input"),
+        (_silent, "INVALID_REQUEST", "turn.input.parts"),
+        (_from_assistant, "INVALID_REQUEST", "turn.input.role"),
+        (_misnamed_step, "INVALID_REQUEST", "turn.plan.steps[0].step_id"),
+        (_cyclic, "PLAN_INVALID", "turn.plan.steps"),
+        (_asks_approval, "NOT_IMPLEMENTED", ""),
+        (_oversize, "TOO_LARGE", ""),
+        (lambda: spec(personality_id="nobody"), "PERSONALITY_NOT_FOUND", ""),
+    ],
+)
+async def test_a_bad_turn_is_refused_by_name_and_nothing_is_begun(
+    client: Client, bad: Callable[[], turns.TurnSpec], reason: str, field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await create(client, bad(), uuid.uuid4().hex)
+    error = errors.of(caught.value)
+    assert error.name == reason
+    assert [name for name, _ in error.violations[:1]] == ([field] if field else [])
+    assert [turn async for turn in client.list()] == []
+
+
+async def test_unknown_turns_sessions_cursors_and_tokens_are_refused_by_name(client: Client) -> None:
+    stub = TurnServiceStub(client.channel)
+    turn_id = await create(client, spec())
+    refused: list[tuple[Any, str]] = [
+        (stub.GetTurn(turns.GetTurnRequest(turn_id="nothing")), "TURN_NOT_FOUND"),
+        (stub.CancelTurn(turns.CancelTurnRequest(turn_id="nothing")), "TURN_NOT_FOUND"),
+        (stub.ListTurns(turns.ListTurnsRequest(session_id="nothing")), "SESSION_NOT_FOUND"),
+        (stub.ListTurns(turns.ListTurnsRequest(page_token="nothing")), "PAGE_TOKEN_INVALID"),
+        (stub.ListTurnEvents(turns.ListTurnEventsRequest(turn_id=turn_id, page_token="e30")), "PAGE_TOKEN_INVALID"),
+    ]
+    for made, reason in refused:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await made
+        assert errors.of(caught.value).name == reason
+    with pytest.raises(XenocommError) as refusal:
+        _ = [update async for update in client.watch(turn_id, "nothing")]
+    assert refusal.value.reason == "CURSOR_INVALID"
+
+
+async def test_no_rpc_shows_one_tenants_turns_to_another(mesh: Mesh) -> None:
+    async with mesh.client("owner") as ann, mesh.client("stranger") as bob:
+        turn_id = await create(ann, spec(session_id="private"))
+        strange = [
+            bob.get(turn_id),
+            bob.cancel(turn_id),
+            anext(aiter(bob.watch(turn_id))),
+            anext(aiter(bob.events(turn_id))),
+        ]
+        for made in strange:
+            with pytest.raises(XenocommError) as caught:
+                await made
+            assert caught.value.reason == "TURN_NOT_FOUND"
+        assert turn_id not in [turn.turn_id async for turn in bob.list()]
+        with pytest.raises(XenocommError) as caught:
+            await anext(bob.list(session="private"))
+        assert caught.value.reason == "SESSION_NOT_FOUND"
+        request_id = uuid.uuid4().hex
+        assert await create(ann, spec(), request_id) != await create(bob, spec(), request_id)
+
+
+async def test_no_rpc_shows_one_tenants_memory_to_another(mesh: Mesh) -> None:
+    async with mesh.client("owner", "memory") as ann, mesh.client("stranger", "memory") as bob:
+        mine, theirs = MemoryServiceStub(ann.channel), MemoryServiceStub(bob.channel)
+        where = {"namespace": "knowledge/plans"}
+        await mine.Write(
+            memory.WriteRequest(**where, record=memory.Record(record_id="r", text="The launch is in May."))
+        )
+        said = Message(role=ROLE_USER, parts=[Part(text=Text(text="The launch is in May."))])
+        await mine.AppendMessages(memory.AppendMessagesRequest(session_id="s", messages=[said], request_id="1"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await theirs.Get(memory.GetRequest(**where, record_id="r"))
+        assert errors.of(caught.value).name == "RECORD_NOT_FOUND"
+        assert not (await theirs.List(memory.ListRequest(**where))).records
+        assert not (await theirs.Search(memory.SearchRequest(namespaces=[where["namespace"]], query="launch May"))).hits
+        assert not (await theirs.ListMessages(memory.ListMessagesRequest(session_id="s"))).messages
+        await theirs.Forget(memory.ForgetRequest(**where, everything=True))
+        assert (await mine.Get(memory.GetRequest(**where, record_id="r"))).record.text == "The launch is in May."
+
+
+async def test_a_record_that_cannot_be_decoded_is_buried_and_blocks_nobody(mesh: Mesh, client: Client) -> None:
+    session, record_id = f"s-{uuid.uuid4().hex}", ids.record_id(uuid.uuid4().hex)
+    turn_id = await create(client, spec(session_id=session))
+    [first] = [event async for event in client.events(turn_id)][:1]
+    key = envelope.session_key(first.event.header.tenant_id, session)
+    database = await Database.open(mesh.database_url, 2)
+    log = await PostgresLog.open(database)
+    try:
+        await log.append(envelope.TURNS, [Record(key, record_id, b"\xff no event")])
+        answer = await client.ask("What is a step?", session=session)
+        assert answer.text
+        dead = await _read_until(log, key, record_id)
+        assert dead.payload == b"\xff no event"
+        assert dead.headers["dlq-topic"] == envelope.TURNS
+        assert dead.headers["dlq-reason"].startswith("undecodable")
+    finally:
+        await log.close()
+        await database.close()
+
+
+async def _read_until(log: PostgresLog, key: str, record_id: bytes) -> Record:
+    topic, offset = envelope.TURNS + SUFFIX, 0
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            for stored in await log.read(topic, partition_of(key, 8), offset, 100, 1.0):
+                offset = stored.offset + 1
+                if stored.record.record_id == record_id:
+                    return stored.record
+
+
+async def test_every_service_is_healthy_and_says_so_to_whoever_watches(mesh: Mesh) -> None:
+    for package, service in PACKAGES.items():
+        async with grpc.aio.insecure_channel(mesh.address_of(service)) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service=f"kfm.{package}.v1.{package.capitalize()}Service")
+            assert (await stub.Check(request, timeout=WAIT_SECONDS)).status == health_pb2.HealthCheckResponse.SERVING
+            watch = stub.Watch(request, timeout=WAIT_SECONDS)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch.cancel()
+
+
+async def test_an_explorer_lists_describes_and_calls_without_the_protos(mesh: Mesh) -> None:
+    address = mesh.endpoints.address
+    listed = await _buf("curl", "--protocol", "grpc", "--http2-prior-knowledge", f"http://{address}", "--list-methods")
+    assert "kfm.turn.v1.TurnService/RunTurn" in listed.splitlines()
+    assert "grpc.reflection.v1.ServerReflection/ServerReflectionInfo" in listed.splitlines()
+    said = json.dumps({"turn": {"input": {"role": "ROLE_USER", "parts": [{"text": {"text": "What is a turn?"}}]}}})
+    headers = ("-H", f"authorization: Bearer {mesh.key('explorer')}")
+    command = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", *headers, "-d", said)
+    answered = await _buf(*command, f"http://{address}/kfm.turn.v1.TurnService/RunTurn")
+    assert "turnCompleted" in answered
+
+
+async def test_the_http_port_tells_machines_how_the_process_is(mesh: Mesh, client: Client) -> None:
+    await client.ask("What is a turn?")
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://{mesh.endpoints.http_address}{path}", timeout=WAIT_SECONDS) as response:
+            return response.read().decode()
+
+    assert await asyncio.to_thread(get, "/health/live") == "live\n"
+    assert await asyncio.to_thread(get, "/health/ready") == "ready\n"
+    metrics = await asyncio.to_thread(get, "/metrics")
+    assert 'agentshell_rpc_seconds_count{code="OK",method="/kfm.turn.v1.TurnService/RunTurn"}' in metrics
+
+
+async def _buf(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(BUF, *arguments, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(WAIT_SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
