@@ -31,7 +31,7 @@ from agentshell.runtime.history import History
 from agentshell.runtime.manager import Manager
 from agentshell.runtime.steps.memory import MemoryRunner
 from agentshell.runtime.steps.model import ModelRunner
-from agentshell.runtime.steps.pass_ import PassRunner
+from agentshell.runtime.steps.noop import NoopRunner
 from agentshell.runtime.worker import Worker
 from agentshell.tool.service import ToolService
 from agentshell.turn import envelope
@@ -131,7 +131,7 @@ async def _runtime(parts: Parts) -> Member:
     runners = {
         "memory": MemoryRunner(memory, config.max_passages),
         "model": ModelRunner(provider, memory, personality, config.max_history_messages),
-        "pass": PassRunner(),
+        "noop": NoopRunner(),
     }
     manager = Manager(log, Worker(log, runners, config.max_active_steps), History(memory), config)
     return Member(start=manager.start, stop=manager.stop)

@@ -15,6 +15,7 @@ from tests.flow.test_turns import asking_vendor, create, kinds, passes, spec, wa
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault
 
+from kfm.turn.v1.turn_event_pb2 import TurnUpdate
 from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED
 from xenocomm import Transcript
 
@@ -56,7 +57,7 @@ async def test_a_turn_that_a_kill_interrupts_is_finished_after_a_restart(alone: 
     await alone.start()
     async with alone.client("acme") as client:
         transcript = Transcript()
-        updates = []
+        updates: list[TurnUpdate] = []
         async for update in client.watch(turn_id):
             updates.append(update)
             transcript.add(update)

@@ -74,7 +74,7 @@ class Mesh:
         """Returns when the sample pack's knowledge is in memory."""
         async with asyncio.timeout(_START_SECONDS), self.client("tester", "personality") as client:
             stub = PersonalityServiceStub(client.channel)
-            while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:
+            while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:  # noqa: ASYNC110 - another process's
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:

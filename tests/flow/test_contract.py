@@ -31,7 +31,7 @@ from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part,
 from kfm.memory.v1 import memory_service_pb2 as memory
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from kfm.turn.v1 import turn_service_pb2 as turns
-from kfm.turn.v1.turn_pb2 import ApprovalStep, PassStep, Plan, Step
+from kfm.turn.v1.turn_pb2 import ApprovalStep, NoopStep, Plan, Step
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client, XenocommError
 
@@ -112,7 +112,7 @@ def _from_assistant() -> turns.TurnSpec:
 
 
 def _cyclic() -> turns.TurnSpec:
-    steps = [Step(step_id=a, depends_on=[b], **{"pass": PassStep()}) for a, b in (("a", "b"), ("b", "a"))]
+    steps = [Step(step_id=a, depends_on=[b], noop=NoopStep()) for a, b in (("a", "b"), ("b", "a"))]
     return spec(plan=Plan(steps=steps))
 
 
@@ -121,7 +121,7 @@ def _asks_approval() -> turns.TurnSpec:
 
 
 def _misnamed_step() -> turns.TurnSpec:
-    return spec(plan=Plan(steps=[Step(step_id="no spaces", **{"pass": PassStep()})]))
+    return spec(plan=Plan(steps=[Step(step_id="no spaces", noop=NoopStep())]))
 
 
 def _oversize() -> turns.TurnSpec:
@@ -196,20 +196,22 @@ async def test_no_rpc_shows_one_tenants_turns_to_another(mesh: Mesh) -> None:
 async def test_no_rpc_shows_one_tenants_memory_to_another(mesh: Mesh) -> None:
     async with mesh.client("owner", "memory") as ann, mesh.client("stranger", "memory") as bob:
         mine, theirs = MemoryServiceStub(ann.channel), MemoryServiceStub(bob.channel)
-        where = {"namespace": "knowledge/plans"}
+        where = "knowledge/plans"
         await mine.Write(
-            memory.WriteRequest(**where, record=memory.Record(record_id="r", text="The launch is in May."))
+            memory.WriteRequest(namespace=where, record=memory.Record(record_id="r", text="The launch is in May."))
         )
         said = Message(role=ROLE_USER, parts=[Part(text=Text(text="The launch is in May."))])
         await mine.AppendMessages(memory.AppendMessagesRequest(session_id="s", messages=[said], request_id="1"))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await theirs.Get(memory.GetRequest(**where, record_id="r"))
+            await theirs.Get(memory.GetRequest(namespace=where, record_id="r"))
         assert errors.of(caught.value).name == "RECORD_NOT_FOUND"
-        assert not (await theirs.List(memory.ListRequest(**where))).records
-        assert not (await theirs.Search(memory.SearchRequest(namespaces=[where["namespace"]], query="launch May"))).hits
+        assert not (await theirs.List(memory.ListRequest(namespace=where))).records
+        assert not (await theirs.Search(memory.SearchRequest(namespaces=[where], query="launch May"))).hits
         assert not (await theirs.ListMessages(memory.ListMessagesRequest(session_id="s"))).messages
-        await theirs.Forget(memory.ForgetRequest(**where, everything=True))
-        assert (await mine.Get(memory.GetRequest(**where, record_id="r"))).record.text == "The launch is in May."
+        await theirs.Forget(memory.ForgetRequest(namespace=where, everything=True))
+        assert (
+            await mine.Get(memory.GetRequest(namespace=where, record_id="r"))
+        ).record.text == "The launch is in May."
 
 
 async def test_a_record_that_cannot_be_decoded_is_buried_and_blocks_nobody(mesh: Mesh, client: Client) -> None:
@@ -245,7 +247,7 @@ async def _read_until(log: PostgresLog, key: str, record_id: bytes) -> Record:
 async def test_every_service_is_healthy_and_says_so_to_whoever_watches(mesh: Mesh) -> None:
     for package, service in PACKAGES.items():
         async with grpc.aio.insecure_channel(mesh.address_of(service)) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest(service=f"kfm.{package}.v1.{package.capitalize()}Service")
             assert (await stub.Check(request, timeout=WAIT_SECONDS)).status == health_pb2.HealthCheckResponse.SERVING
             watch = stub.Watch(request, timeout=WAIT_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import grpc
 import pytest
@@ -19,7 +20,7 @@ from kfm.turn.v1.turn_pb2 import (
     TURN_STATE_COMPLETED,
     TURN_STATE_RUNNING,
     ModelChoice,
-    PassStep,
+    NoopStep,
     Plan,
     Step,
     TurnLimits,
@@ -30,16 +31,16 @@ from xenocomm import Client, Transcript, XenocommError
 WAIT_SECONDS = 20.0
 
 
-def spec(text: str = "What is a turn?", **changes: object) -> pb.TurnSpec:
+def spec(text: str = "What is a turn?", **changes: Any) -> pb.TurnSpec:
     return pb.TurnSpec(input=Message(role=ROLE_USER, parts=[Part(text=Text(text=text))]), **changes)
 
 
-def asking_vendor(**changes: object) -> pb.TurnSpec:
+def asking_vendor(**changes: Any) -> pb.TurnSpec:
     return spec(model=ModelChoice(provider="openai"), **changes)
 
 
 def passes(*edges: tuple[str, ...]) -> Plan:
-    return Plan(steps=[Step(step_id=name, depends_on=needs, **{"pass": PassStep()}) for name, *needs in edges])
+    return Plan(steps=[Step(step_id=name, depends_on=needs, noop=NoopStep()) for name, *needs in edges])
 
 
 def kinds(updates: list[TurnUpdate]) -> list[str]:
@@ -63,6 +64,12 @@ async def create(client: Client, turn: pb.TurnSpec, request_id: str = "") -> str
     return (
         await stub.CreateTurn(pb.CreateTurnRequest(request_id=request_id, turn=turn), timeout=WAIT_SECONDS)
     ).turn.turn_id
+
+
+async def acknowledged(call: grpc.aio.UnaryStreamCall[pb.RunTurnRequest, pb.RunTurnResponse]) -> str:
+    response = await call.read()
+    assert isinstance(response, pb.RunTurnResponse)
+    return response.turn_id
 
 
 async def wait_for_text(client: Client, turn_id: str) -> None:
@@ -157,7 +164,7 @@ async def test_a_caller_that_goes_away_does_not_end_its_turn(client: Client, ven
     vendor.fault = Fault(stall_after=3)
     stub = TurnServiceStub(client.channel)
     call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=WAIT_SECONDS)
-    turn_id = (await call.read()).turn_id
+    turn_id = await acknowledged(call)
     await wait_for_text(client, turn_id)
     call.cancel()
     assert (await client.get(turn_id)).state == TURN_STATE_RUNNING
@@ -259,7 +266,7 @@ async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor:
     vendor.fault = Fault(stall_after=3)
     stub = TurnServiceStub(client.channel)
     call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=1.0)
-    turn_id = (await call.read()).turn_id
+    turn_id = await acknowledged(call)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in call:
             pass

@@ -109,7 +109,7 @@ class ProviderConfig(_Section):
 class MemoryConfig(_Section):
     """Memory."""
 
-    chunk_characters: PositiveInt = 1200
+    chunk_characters: int = Field(default=1200, ge=100, le=16_384)
     """The most characters of a chunk."""
     chunk_overlap_characters: int = Field(default=150, ge=0)
     """What a chunk repeats of the one before."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kfm.turn.v1.turn_pb2 import ON_FAILURE_COMPENSATE, MemoryStep, ModelStep, Plan, Step
 
 # What this release can run; the others are in the contract, and refused by name.
-STEP_KINDS = frozenset({"model", "memory", "pass"})
+STEP_KINDS = frozenset({"model", "memory", "noop"})
 
 RETRIEVE, ANSWER = "retrieve", "answer"
 

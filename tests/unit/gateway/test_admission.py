@@ -1,6 +1,7 @@
 """What a turn must be to be admitted, and what it is given."""
 
 from datetime import timedelta
+from typing import Any
 
 from agentshell.gateway import admission
 from agentshell.mesh.config import RuntimeConfig
@@ -9,7 +10,7 @@ from kfm.turn.v1.turn_pb2 import Plan, Step, TurnLimits
 from kfm.turn.v1.turn_service_pb2 import TurnSpec
 
 
-def spec(text: str = "hello", **changes: object) -> TurnSpec:
+def spec(text: str = "hello", **changes: Any) -> TurnSpec:
     return TurnSpec(input=Message(role=ROLE_USER, parts=[Part(text=Text(text=text))]), **changes)
 
 

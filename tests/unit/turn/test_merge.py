@@ -1,5 +1,7 @@
 """What a reader of a turn sees."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,7 +10,7 @@ from kfm.turn.v1 import turn_event_pb2 as e
 from kfm.turn.v1 import turn_pb2 as t
 
 
-def event(**payload: object) -> e.TurnEvent:
+def event(**payload: Any) -> e.TurnEvent:
     return e.TurnEvent(turn_id="T", **payload)
 
 

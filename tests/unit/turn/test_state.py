@@ -1,5 +1,7 @@
 """How events change a turn."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,14 +15,14 @@ from kfm.turn.v1 import turn_pb2 as t
 TURN_ID = "T"
 
 
-def requested(**changes: object) -> e.TurnRequested:
+def requested(**changes: Any) -> e.TurnRequested:
     limits = t.TurnLimits(max_steps=10, max_attempts=3)
     limits.max_duration.FromSeconds(120)
     asked = Message(role=ROLE_USER, parts=[Part(text=Text(text="hello"))])
     return e.TurnRequested(input=asked, limits=limits, principal_id="ann", personality_id="guide", **changes)
 
 
-def event(**payload: object) -> e.TurnEvent:
+def event(**payload: Any) -> e.TurnEvent:
     return e.TurnEvent(turn_id=TURN_ID, **payload)
 
 
@@ -122,9 +124,9 @@ def test_the_back_off_grows_and_respects_what_the_failure_asks_for() -> None:
 
 def test_independent_steps_run_together_and_a_step_waits_for_all_it_depends_on() -> None:
     steps = [
-        t.Step(step_id="a", **{"pass": t.PassStep()}),
-        t.Step(step_id="b", **{"pass": t.PassStep()}),
-        t.Step(step_id="c", depends_on=["a", "b"], **{"pass": t.PassStep()}),
+        t.Step(step_id="a", noop=t.NoopStep()),
+        t.Step(step_id="b", noop=t.NoopStep()),
+        t.Step(step_id="c", depends_on=["a", "b"], noop=t.NoopStep()),
     ]
     request = requested(plan=t.Plan(steps=steps))
     turn = begun(request)
@@ -139,8 +141,8 @@ def test_independent_steps_run_together_and_a_step_waits_for_all_it_depends_on()
 
 def test_a_turn_goes_on_without_a_step_that_may_fail() -> None:
     steps = [
-        t.Step(step_id="a", on_failure=t.ON_FAILURE_CONTINUE, **{"pass": t.PassStep()}),
-        t.Step(step_id="b", depends_on=["a"], **{"pass": t.PassStep()}),
+        t.Step(step_id="a", on_failure=t.ON_FAILURE_CONTINUE, noop=t.NoopStep()),
+        t.Step(step_id="b", depends_on=["a"], noop=t.NoopStep()),
     ]
     request = requested(plan=t.Plan(steps=steps))
     turn = begun(request)
@@ -151,7 +153,7 @@ def test_a_turn_goes_on_without_a_step_that_may_fail() -> None:
 
 
 def test_a_plan_longer_than_the_limit_fails_the_turn() -> None:
-    steps = [t.Step(step_id=f"s{i}", **{"pass": t.PassStep()}) for i in range(11)]
+    steps = [t.Step(step_id=f"s{i}", noop=t.NoopStep()) for i in range(11)]
     request = requested(plan=t.Plan(steps=steps))
     turn = begun(request)
     decide_and_apply(turn, request)
@@ -216,7 +218,7 @@ def histories(draw: st.DrawFn) -> tuple[e.TurnRequested, list[e.TurnEvent]]:
             step_id=f"s{i}",
             depends_on=[f"s{j}" for j in range(i) if draw(st.booleans())],
             on_failure=draw(st.sampled_from([t.ON_FAILURE_FAIL_TURN, t.ON_FAILURE_CONTINUE])),
-            **{"pass": t.PassStep()},
+            noop=t.NoopStep(),
         )
         for i in range(count)
     ]
@@ -271,7 +273,7 @@ def test_events_written_twice_change_nothing(
 
 def test_plans_are_checked_for_names_edges_and_cycles() -> None:
     def step(step_id: str, *needs: str) -> t.Step:
-        return t.Step(step_id=step_id, depends_on=needs, **{"pass": t.PassStep()})
+        return t.Step(step_id=step_id, depends_on=needs, noop=t.NoopStep())
 
     assert plan.problems(t.Plan(steps=[step("a"), step("b", "a")])) == []
     assert plan.problems(t.Plan(steps=[step("a"), step("a")])) == [

@@ -330,7 +330,7 @@ class Step(_message.Message):
     HTTP_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
-    PASS_FIELD_NUMBER: _builtins.int
+    NOOP_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -379,6 +379,10 @@ class Step(_message.Message):
         """Have another personality answer."""
 
     @_builtins.property
+    def noop(self) -> Global___NoopStep:
+        """Do nothing: hand the input on."""
+
+    @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long one attempt may take. Empty: the configuration's."""
 
@@ -409,6 +413,7 @@ class Step(_message.Message):
         http: Global___HttpStep | None = ...,
         approval: Global___ApprovalStep | None = ...,
         agent: Global___AgentStep | None = ...,
+        noop: Global___NoopStep | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         on_failure: Global___OnFailure.ValueType = ...,
         state: Global___StepState.ValueType = ...,
@@ -419,11 +424,11 @@ class Step(_message.Message):
         failure: _error_pb2.Failure | None = ...,
         failure_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "end_time", b"end_time", "failure", b"failure", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "pass", b"pass", "result", b"result", "schedule_time", b"schedule_time", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "end_time", b"end_time", "failure", b"failure", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "result", b"result", "schedule_time", b"schedule_time", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "attempt", b"attempt", "depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "failure_count", b"failure_count", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "on_failure", b"on_failure", "pass", b"pass", "result", b"result", "schedule_time", b"schedule_time", "state", b"state", "step_id", b"step_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "attempt", b"attempt", "depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "failure_count", b"failure_count", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "on_failure", b"on_failure", "result", b"result", "schedule_time", b"schedule_time", "state", b"state", "step_id", b"step_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "tool", "memory", "http", "approval", "agent", "pass"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "tool", "memory", "http", "approval", "agent", "noop"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -610,7 +615,7 @@ class AgentStep(_message.Message):
 Global___AgentStep: _TypeAlias = AgentStep  # noqa: Y015
 
 @_typing.final
-class PassStep(_message.Message):
+class NoopStep(_message.Message):
     """Does nothing: its output is the turn's input. It marks a point in a plan, and measures what a step costs."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -624,7 +629,7 @@ class PassStep(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PassStep: _TypeAlias = PassStep  # noqa: Y015
+Global___NoopStep: _TypeAlias = NoopStep  # noqa: Y015
 
 @_typing.final
 class StepResult(_message.Message):

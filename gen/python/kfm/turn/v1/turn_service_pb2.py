@@ -28,7 +28,7 @@ from kfm.turn.v1 import turn_pb2 as kfm_dot_turn_dot_v1_dot_turn__pb2
 from kfm.turn.v1 import turn_event_pb2 as kfm_dot_turn_dot_v1_dot_turn__event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/turn/v1/turn_service.proto\x12\x0bkfm.turn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x16kfm/turn/v1/turn.proto\x1a\x1ckfm/turn/v1/turn_event.proto\"\x80\x02\n\x08TurnSpec\x12/\n\nsession_id\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18@2\x12^[A-Za-z0-9_.:-]*$\x12 \n\x0epersonality_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x05input\x18\x03 \x01(\x0b\x32\x17.kfm.content.v1.MessageB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05model\x18\x04 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\'\n\x06limits\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\x1f\n\x04plan\x18\x06 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\"[\n\x0eRunTurnRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x04turn\x18\x02 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xc8\x01\x01\"p\n\x0fRunTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12(\n\x07updates\x18\x03 \x03(\x0b\x32\x17.kfm.turn.v1.TurnUpdate\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\"^\n\x11\x43reateTurnRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x04turn\x18\x02 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xc8\x01\x01\"5\n\x12\x43reateTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn\"H\n\x10WatchTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"M\n\x11WatchTurnResponse\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.kfm.turn.v1.TurnUpdate\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\",\n\x0eGetTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"2\n\x0fGetTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn\"\xa4\x01\n\x10ListTurnsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1b\n\nsession_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x39\n\x06states\x18\x04 \x03(\x0e\x32\x16.kfm.turn.v1.TurnStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\"N\n\x11ListTurnsResponse\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.kfm.turn.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x15ListTurnEventsRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"a\n\x16ListTurnEventsResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.kfm.turn.v1.RecordedTurnEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x11\x43\x61ncelTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07message\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x14\n\x12\x43\x61ncelTurnResponse\"\x99\x01\n\x13ProvideInputRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07step_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12.\n\x05input\x18\x03 \x01(\x0b\x32\x17.kfm.content.v1.MessageB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x16\n\x14ProvideInputResponse\"\x8c\x01\n\x0f\x46orkTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12.\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xd8\x01\x03\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"3\n\x10\x46orkTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn2\xcc\x05\n\x0bTurnService\x12\x46\n\x07RunTurn\x12\x1b.kfm.turn.v1.RunTurnRequest\x1a\x1c.kfm.turn.v1.RunTurnResponse0\x01\x12M\n\nCreateTurn\x12\x1e.kfm.turn.v1.CreateTurnRequest\x1a\x1f.kfm.turn.v1.CreateTurnResponse\x12L\n\tWatchTurn\x12\x1d.kfm.turn.v1.WatchTurnRequest\x1a\x1e.kfm.turn.v1.WatchTurnResponse0\x01\x12\x44\n\x07GetTurn\x12\x1b.kfm.turn.v1.GetTurnRequest\x1a\x1c.kfm.turn.v1.GetTurnResponse\x12J\n\tListTurns\x12\x1d.kfm.turn.v1.ListTurnsRequest\x1a\x1e.kfm.turn.v1.ListTurnsResponse\x12Y\n\x0eListTurnEvents\x12\".kfm.turn.v1.ListTurnEventsRequest\x1a#.kfm.turn.v1.ListTurnEventsResponse\x12M\n\nCancelTurn\x12\x1e.kfm.turn.v1.CancelTurnRequest\x1a\x1f.kfm.turn.v1.CancelTurnResponse\x12S\n\x0cProvideInput\x12 .kfm.turn.v1.ProvideInputRequest\x1a!.kfm.turn.v1.ProvideInputResponse\x12G\n\x08\x46orkTurn\x12\x1c.kfm.turn.v1.ForkTurnRequest\x1a\x1d.kfm.turn.v1.ForkTurnResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/turn/v1/turn_service.proto\x12\x0bkfm.turn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x16kfm/turn/v1/turn.proto\x1a\x1ckfm/turn/v1/turn_event.proto\"\x83\x02\n\x08TurnSpec\x12\x32\n\nsession_id\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{0,64}$\x12 \n\x0epersonality_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x05input\x18\x03 \x01(\x0b\x32\x17.kfm.content.v1.MessageB\x06\xbaH\x03\xc8\x01\x01\x12\'\n\x05model\x18\x04 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\'\n\x06limits\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\x1f\n\x04plan\x18\x06 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\"[\n\x0eRunTurnRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x04turn\x18\x02 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xc8\x01\x01\"p\n\x0fRunTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12(\n\x07updates\x18\x03 \x03(\x0b\x32\x17.kfm.turn.v1.TurnUpdate\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\"^\n\x11\x43reateTurnRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x04turn\x18\x02 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xc8\x01\x01\"5\n\x12\x43reateTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn\"H\n\x10WatchTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"M\n\x11WatchTurnResponse\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.kfm.turn.v1.TurnUpdate\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\",\n\x0eGetTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"2\n\x0fGetTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn\"\xa4\x01\n\x10ListTurnsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1b\n\nsession_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x39\n\x06states\x18\x04 \x03(\x0e\x32\x16.kfm.turn.v1.TurnStateB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\"N\n\x11ListTurnsResponse\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.kfm.turn.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x15ListTurnEventsRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"a\n\x16ListTurnEventsResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.kfm.turn.v1.RecordedTurnEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x11\x43\x61ncelTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x19\n\x07message\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x14\n\x12\x43\x61ncelTurnResponse\"\x99\x01\n\x13ProvideInputRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07step_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12.\n\x05input\x18\x03 \x01(\x0b\x32\x17.kfm.content.v1.MessageB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x16\n\x14ProvideInputResponse\"\x8c\x01\n\x0f\x46orkTurnRequest\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12.\n\x07\x63hanges\x18\x03 \x01(\x0b\x32\x15.kfm.turn.v1.TurnSpecB\x06\xbaH\x03\xd8\x01\x03\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"3\n\x10\x46orkTurnResponse\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Turn2\xcc\x05\n\x0bTurnService\x12\x46\n\x07RunTurn\x12\x1b.kfm.turn.v1.RunTurnRequest\x1a\x1c.kfm.turn.v1.RunTurnResponse0\x01\x12M\n\nCreateTurn\x12\x1e.kfm.turn.v1.CreateTurnRequest\x1a\x1f.kfm.turn.v1.CreateTurnResponse\x12L\n\tWatchTurn\x12\x1d.kfm.turn.v1.WatchTurnRequest\x1a\x1e.kfm.turn.v1.WatchTurnResponse0\x01\x12\x44\n\x07GetTurn\x12\x1b.kfm.turn.v1.GetTurnRequest\x1a\x1c.kfm.turn.v1.GetTurnResponse\x12J\n\tListTurns\x12\x1d.kfm.turn.v1.ListTurnsRequest\x1a\x1e.kfm.turn.v1.ListTurnsResponse\x12Y\n\x0eListTurnEvents\x12\".kfm.turn.v1.ListTurnEventsRequest\x1a#.kfm.turn.v1.ListTurnEventsResponse\x12M\n\nCancelTurn\x12\x1e.kfm.turn.v1.CancelTurnRequest\x1a\x1f.kfm.turn.v1.CancelTurnResponse\x12S\n\x0cProvideInput\x12 .kfm.turn.v1.ProvideInputRequest\x1a!.kfm.turn.v1.ProvideInputResponse\x12G\n\x08\x46orkTurn\x12\x1c.kfm.turn.v1.ForkTurnRequest\x1a\x1d.kfm.turn.v1.ForkTurnResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kfm.turn.v1.turn_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TURNSPEC'].fields_by_name['session_id']._loaded_options = None
-  _globals['_TURNSPEC'].fields_by_name['session_id']._serialized_options = b'\272H\030r\026\030@2\022^[A-Za-z0-9_.:-]*$'
+  _globals['_TURNSPEC'].fields_by_name['session_id']._serialized_options = b'\272H\033r\0312\027^[A-Za-z0-9_.:-]{0,64}$'
   _globals['_TURNSPEC'].fields_by_name['personality_id']._loaded_options = None
   _globals['_TURNSPEC'].fields_by_name['personality_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_TURNSPEC'].fields_by_name['input']._loaded_options = None
@@ -90,43 +90,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKTURNREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_FORKTURNREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_TURNSPEC']._serialized_start=161
-  _globals['_TURNSPEC']._serialized_end=417
-  _globals['_RUNTURNREQUEST']._serialized_start=419
-  _globals['_RUNTURNREQUEST']._serialized_end=510
-  _globals['_RUNTURNRESPONSE']._serialized_start=512
-  _globals['_RUNTURNRESPONSE']._serialized_end=624
-  _globals['_CREATETURNREQUEST']._serialized_start=626
-  _globals['_CREATETURNREQUEST']._serialized_end=720
-  _globals['_CREATETURNRESPONSE']._serialized_start=722
-  _globals['_CREATETURNRESPONSE']._serialized_end=775
-  _globals['_WATCHTURNREQUEST']._serialized_start=777
-  _globals['_WATCHTURNREQUEST']._serialized_end=849
-  _globals['_WATCHTURNRESPONSE']._serialized_start=851
-  _globals['_WATCHTURNRESPONSE']._serialized_end=928
-  _globals['_GETTURNREQUEST']._serialized_start=930
-  _globals['_GETTURNREQUEST']._serialized_end=974
-  _globals['_GETTURNRESPONSE']._serialized_start=976
-  _globals['_GETTURNRESPONSE']._serialized_end=1026
-  _globals['_LISTTURNSREQUEST']._serialized_start=1029
-  _globals['_LISTTURNSREQUEST']._serialized_end=1193
-  _globals['_LISTTURNSRESPONSE']._serialized_start=1195
-  _globals['_LISTTURNSRESPONSE']._serialized_end=1273
-  _globals['_LISTTURNEVENTSREQUEST']._serialized_start=1275
-  _globals['_LISTTURNEVENTSREQUEST']._serialized_end=1384
-  _globals['_LISTTURNEVENTSRESPONSE']._serialized_start=1386
-  _globals['_LISTTURNEVENTSRESPONSE']._serialized_end=1483
-  _globals['_CANCELTURNREQUEST']._serialized_start=1485
-  _globals['_CANCELTURNREQUEST']._serialized_end=1589
-  _globals['_CANCELTURNRESPONSE']._serialized_start=1591
-  _globals['_CANCELTURNRESPONSE']._serialized_end=1611
-  _globals['_PROVIDEINPUTREQUEST']._serialized_start=1614
-  _globals['_PROVIDEINPUTREQUEST']._serialized_end=1767
-  _globals['_PROVIDEINPUTRESPONSE']._serialized_start=1769
-  _globals['_PROVIDEINPUTRESPONSE']._serialized_end=1791
-  _globals['_FORKTURNREQUEST']._serialized_start=1794
-  _globals['_FORKTURNREQUEST']._serialized_end=1934
-  _globals['_FORKTURNRESPONSE']._serialized_start=1936
-  _globals['_FORKTURNRESPONSE']._serialized_end=1987
-  _globals['_TURNSERVICE']._serialized_start=1990
-  _globals['_TURNSERVICE']._serialized_end=2706
+  _globals['_TURNSPEC']._serialized_end=420
+  _globals['_RUNTURNREQUEST']._serialized_start=422
+  _globals['_RUNTURNREQUEST']._serialized_end=513
+  _globals['_RUNTURNRESPONSE']._serialized_start=515
+  _globals['_RUNTURNRESPONSE']._serialized_end=627
+  _globals['_CREATETURNREQUEST']._serialized_start=629
+  _globals['_CREATETURNREQUEST']._serialized_end=723
+  _globals['_CREATETURNRESPONSE']._serialized_start=725
+  _globals['_CREATETURNRESPONSE']._serialized_end=778
+  _globals['_WATCHTURNREQUEST']._serialized_start=780
+  _globals['_WATCHTURNREQUEST']._serialized_end=852
+  _globals['_WATCHTURNRESPONSE']._serialized_start=854
+  _globals['_WATCHTURNRESPONSE']._serialized_end=931
+  _globals['_GETTURNREQUEST']._serialized_start=933
+  _globals['_GETTURNREQUEST']._serialized_end=977
+  _globals['_GETTURNRESPONSE']._serialized_start=979
+  _globals['_GETTURNRESPONSE']._serialized_end=1029
+  _globals['_LISTTURNSREQUEST']._serialized_start=1032
+  _globals['_LISTTURNSREQUEST']._serialized_end=1196
+  _globals['_LISTTURNSRESPONSE']._serialized_start=1198
+  _globals['_LISTTURNSRESPONSE']._serialized_end=1276
+  _globals['_LISTTURNEVENTSREQUEST']._serialized_start=1278
+  _globals['_LISTTURNEVENTSREQUEST']._serialized_end=1387
+  _globals['_LISTTURNEVENTSRESPONSE']._serialized_start=1389
+  _globals['_LISTTURNEVENTSRESPONSE']._serialized_end=1486
+  _globals['_CANCELTURNREQUEST']._serialized_start=1488
+  _globals['_CANCELTURNREQUEST']._serialized_end=1592
+  _globals['_CANCELTURNRESPONSE']._serialized_start=1594
+  _globals['_CANCELTURNRESPONSE']._serialized_end=1614
+  _globals['_PROVIDEINPUTREQUEST']._serialized_start=1617
+  _globals['_PROVIDEINPUTREQUEST']._serialized_end=1770
+  _globals['_PROVIDEINPUTRESPONSE']._serialized_start=1772
+  _globals['_PROVIDEINPUTRESPONSE']._serialized_end=1794
+  _globals['_FORKTURNREQUEST']._serialized_start=1797
+  _globals['_FORKTURNREQUEST']._serialized_end=1937
+  _globals['_FORKTURNRESPONSE']._serialized_start=1939
+  _globals['_FORKTURNRESPONSE']._serialized_end=1990
+  _globals['_TURNSERVICE']._serialized_start=1993
+  _globals['_TURNSERVICE']._serialized_end=2709
 # @@protoc_insertion_point(module_scope)

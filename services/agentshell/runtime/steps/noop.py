@@ -7,7 +7,7 @@ from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import StepResult
 
 
-class PassRunner:
+class NoopRunner:
     """Hands the turn's input on."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
