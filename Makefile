@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
-.PHONY: demo test check lint types contracts gen gen-check unit bench clean
+.PHONY: demo test check lint types contracts gen gen-check diagram unit bench clean
 
 demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
 	$(BIN)/agentshell demo
@@ -17,9 +18,6 @@ check: lint types contracts gen-check
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the code.
-	$(BIN)/python -m agentshell.turn.diagram ARCHITECTURE.md
-
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -28,19 +26,32 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/basedpyright
 
+# Breaking changes are looked for between here and main; on main itself, since the commit before.
 contracts: .venv/installed
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code proto
+	@base=$$(git rev-parse -q --verify main || git rev-parse HEAD); \
+	if [ "$$base" = "$$(git rev-parse HEAD)" ]; then base=$$(git rev-parse -q --verify HEAD~1 || echo "$$base"); fi; \
+	echo "$(BIN)/buf breaking --against $$base"; \
+	$(BIN)/buf breaking --against ".git#ref=$$base"
 
 gen: .venv/installed  ## Generate gen/ from proto/.
 	rm -rf gen/python/kfm gen/python/buf
-	$(BIN)/python -m grpc_tools.protoc \
-	  -I proto -I third_party/protovalidate -I third_party/googleapis \
-	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --python_out=gen/python --mypy_out=quiet:gen/python \
+	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=gen/python --mypy_out=quiet:gen/python \
 	  third_party/protovalidate/buf/validate/validate.proto $$(find proto -name '*.proto' | sort)
-	$(BIN)/python -m grpc_tools.protoc \
-	  -I proto -I third_party/protovalidate -I third_party/googleapis \
-	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --grpc_python_out=gen/python --mypy_grpc_out=quiet:gen/python \
-	  $$(find proto -name '*_service.proto' | sort)
+	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=gen/python \
+	  --mypy_grpc_out=quiet:gen/python $$(find proto -name '*_service.proto' | sort)
+
+gen-check: gen
+	@test -z "$$(git status --porcelain gen)" || { git status --short gen; echo "gen/ is not what proto/ generates: commit what make gen made"; exit 1; }
+
+diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the code.
+	$(BIN)/python -m agentshell.turn.diagram ARCHITECTURE.md
+
+unit: .venv/installed
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv .venv-bench .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict
 
-from agentshell.mesh import telemetry
+from agentshell.mesh import data_directory, telemetry
 from agentshell.mesh.config import Config
-from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.data_directory import Endpoints
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.http import HttpServer
 from agentshell.mesh.server import Server
@@ -25,31 +21,10 @@ _log = structlog.get_logger("agentshell")
 DEFAULT_TENANT = "default"
 DEFAULT_PRINCIPAL = "owner"
 _STOP_SECONDS = 1.0
-_SOCKET_PATH_BYTES = 100  # The system's limit is 107.
-
-
-class Endpoints(BaseModel):
-    """Where a running process is: what it leaves in its data directory for the command line to find."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    address: str
-    http_address: str
-    pid: int
-
-
-def endpoints_file(data_dir: Path) -> Path:
-    """Returns where a process that serves clients says where it is."""
-    return data_dir / "run" / "endpoints.json"
-
-
-def key_file(data_dir: Path) -> Path:
-    """Returns where the API key of the default tenant is."""
-    return data_dir / "default.key"
 
 
 class Process:
-    """Runs the services named, or all where none is."""
+    """Runs the services named, or all where none is. To be made within the event loop that runs it."""
 
     def __init__(self, config: Config, names: Sequence[str] = ()) -> None:
         if unknown := sorted(set(names) - SERVICES.keys()):
@@ -62,12 +37,11 @@ class Process:
         data = config.data_dir
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         (data / "run").mkdir(exist_ok=True, mode=0o700)
-        self.keyring = Keyring(
-            config.auth.keys_file or data / "api-keys.json", config.auth.mesh_key_file or data / "mesh.key"
-        )
-        mesh_address = config.server.mesh_address or _socket(data, "-".join(self.names))
+        self.keyring = data_directory.keyring(config)
+        mesh_address = config.server.mesh_address or data_directory.socket(data, "-".join(self.names))
         # Services of one data directory find one another by the sockets in it, unless `peers` says otherwise.
-        addresses = {name: mesh_address if name in self.names else _socket(data, name) for name in SERVICES}
+        elsewhere = {name: data_directory.socket(data, name) for name in SERVICES if name not in self.names}
+        addresses = dict.fromkeys(self.names, mesh_address) | elsewhere
         self._parts = Parts(config, self.keyring, addresses | config.peers)
         self._server = Server(config.server, mesh_address, self.keyring)
         self._members: list[Member] = []
@@ -106,8 +80,8 @@ class Process:
             self._http.close()
 
     async def _start(self) -> None:
-        self._http = HttpServer(self.config.server.http_address)
         members = [await SERVICES[name](self._parts) for name in self.names]
+        self._http = HttpServer(self.config.server.http_address)
         for member in members:
             for service, register in member.services.items():
                 self._server.add(service, register)
@@ -121,34 +95,10 @@ class Process:
 
     def _leave_word(self) -> None:
         """Makes the default tenant's key where there is none, and says where this process is."""
-        data = self.config.data_dir
-        if not key_file(data).exists():
-            key_file(data).touch(0o600)
-            key_file(data).write_text(self.keyring.create(DEFAULT_TENANT, DEFAULT_PRINCIPAL) + "\n")
+        key_file = data_directory.key_file(self.config.data_dir)
+        if not key_file.exists():
+            key_file.touch(0o600)
+            key_file.write_text(self.keyring.create(DEFAULT_TENANT, DEFAULT_PRINCIPAL) + "\n")
         if "gateway" in self.names:
             endpoints = Endpoints(address=self.address, http_address=self.http_address, pid=os.getpid())
-            endpoints_file(data).write_text(endpoints.model_dump_json())
-
-
-def _socket(data_dir: Path, name: str) -> str:
-    """Returns the address of a socket in the data directory; where its path is too long for one, by a short way there.
-
-    The short way is a link in a directory of our own that nobody else can write, named by what it leads to.
-    """
-    run = data_dir.absolute() / "run"
-    path = run / f"{name}.sock"
-    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
-        digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
-        short = Path(tempfile.gettempdir()) / f"agentshell-{os.getuid()}"
-        short.mkdir(mode=0o700, exist_ok=True)
-        status = short.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"{short} is not ours alone: remove it, or set server.mesh_address to unix:PATH",
-            )
-        link = short / digest
-        if not link.is_symlink():
-            link.symlink_to(run)
-        path = link / f"{name}.sock"
-    return f"unix:{path}"
+            data_directory.endpoints_file(self.config.data_dir).write_text(endpoints.model_dump_json())

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agentshell.mesh.credentials import Keyring
-from agentshell.process import Endpoints, endpoints_file
+from agentshell.mesh.data_directory import Endpoints, endpoints_file
 from kfm.personality.v1.personality_service_pb2 import KNOWLEDGE_STATE_READY, GetRequest
 from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 from xenocomm import Client

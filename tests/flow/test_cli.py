@@ -22,7 +22,7 @@ from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault
 
 from agentshell.mesh.config import Config
-from agentshell.process import key_file
+from agentshell.mesh.data_directory import key_file
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent, TurnUpdate
 from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn
 from xenocomm import Client, Transcript

@@ -42,7 +42,8 @@ def demo(verbose: Annotated[bool, typer.Option("--verbose", help="Print the mesh
 async def _demo(data_dir: Path, verbose: bool) -> None:
     from agentshell.cli.render import console
     from agentshell.mesh import config
-    from agentshell.process import Process, key_file
+    from agentshell.mesh.data_directory import key_file
+    from agentshell.process import Process
     from xenocomm import Client
 
     values: dict[str, Any] = {

@@ -27,9 +27,7 @@ def create(
 ) -> None:
     """Make an API key and print it, once. A running mesh knows it at once."""
     with ending():
-        from agentshell.mesh.credentials import Keyring
+        from agentshell.mesh import data_directory
 
-        config = mesh.load_config(config_file, data_dir)
-        keys_file = config.auth.keys_file or config.data_dir / "api-keys.json"
-        mesh_key_file = config.auth.mesh_key_file or config.data_dir / "mesh.key"
-        typer.echo(Keyring(keys_file, mesh_key_file).create(tenant, principal))
+        keyring = data_directory.keyring(mesh.load_config(config_file, data_dir))
+        typer.echo(keyring.create(tenant, principal))

@@ -43,16 +43,16 @@ def load_config(config_file: Path | None, data_dir: Path | None, **sections: dic
 
 def find(config: Config, address: str = "", key_file: Path | None = None) -> Place:
     """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one."""
-    from agentshell import process
+    from agentshell.mesh import data_directory
 
     if not address:
         with contextlib.suppress(OSError, ValueError):
-            written = process.endpoints_file(config.data_dir).read_bytes()
-            address = process.Endpoints.model_validate_json(written).address
+            written = data_directory.endpoints_file(config.data_dir).read_bytes()
+            address = data_directory.Endpoints.model_validate_json(written).address
     if key_file is None and KEY_VARIABLE in os.environ:
         api_key, origin = os.environ[KEY_VARIABLE], KEY_VARIABLE
     else:
-        file = key_file or process.key_file(config.data_dir)
+        file = key_file or data_directory.key_file(config.data_dir)
         api_key, origin = "", str(file)
         with contextlib.suppress(OSError):
             api_key = file.read_text()

@@ -88,7 +88,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 def _announce(process: Process, seconds: float) -> None:
-    from agentshell.process import key_file
+    from agentshell.mesh.data_directory import key_file
 
     if "gateway" in process.names:
         typer.echo(f"gRPC     {process.address}")

@@ -63,6 +63,7 @@ class LogConfig(_Section):
     """The durable log."""
 
     driver: Literal["postgres"] = "postgres"
+    """Where the log is kept."""
     partitions: PositiveInt = 8
     """Partitions of each topic; fixed when the topic is made."""
     retention_days: PositiveInt = 30
@@ -75,11 +76,17 @@ class RuntimeConfig(_Section):
     """Turns. These are defaults and, at the same time, the most that a request may ask for."""
 
     max_turn_seconds: PositiveFloat = 120.0
+    """From a turn's acknowledgement to its end."""
     max_steps: PositiveInt = 25
+    """Steps of a turn."""
     max_attempts: PositiveInt = 3
+    """Attempts at a step that fails for a passing reason."""
     step_seconds: PositiveFloat = 60.0
+    """One attempt at a step that says nothing of its own."""
     max_history_messages: PositiveInt = 40
+    """Messages of the session that a model is shown."""
     max_passages: PositiveInt = 6
+    """Passages that a memory step finds."""
     max_active_turns: PositiveInt = 1000
     """Turns under way in a manager; the others wait in the log."""
     max_active_steps: PositiveInt = 64

@@ -32,6 +32,12 @@ STEPS: Final = Counter("agentshell_steps_total", "Attempts at steps ended.", ["k
 STEP_SECONDS: Final = Histogram("agentshell_step_seconds", "Time of an attempt.", ["kind"], buckets=_SECONDS)
 
 
+# Without the frames' variables: they may hold what must not be logged.
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
+
 def setup(config: TelemetryConfig, member: str) -> None:
     """Configures this process's logs and traces. Raises CONFIG_INVALID where the exporter is not installed."""
     _setup_logs(config)
@@ -66,9 +72,9 @@ def _setup_logs(config: TelemetryConfig) -> None:
         _add_trace_id,
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, structlog.processors.JSONRenderer()]
         if config.log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [structlog.dev.ConsoleRenderer(sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[*shared, *renderer],

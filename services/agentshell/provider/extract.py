@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,17 +35,17 @@ _LEAST_FIT = 0.5  # What does not fit better is no answer.
 _NEARLY = 0.85  # The share of the best fit with which another passage is quoted as well.
 # A question of few words, such as "and how do I stop it?", looks to the one before.
 _FEW_WORDS = 3
-_QUESTION_BEFORE_WEIGHT = 0.25
+_BEFORE_WEIGHT = 0.25
 
 _TITLE_SEPARATOR = " > "  # Between the headings that lead to a passage.
 _WORD = re.compile(r"[^\W_]+(?:['’][a-z]+)?")
 _STOP_WORDS = frozenset(
     _WORD.findall(
-        "a about after again all already also am an and any are as at be because been before being but by can could did do does for "
-        "from had has have he her him his how i if in into is it its just may me might more most must my no not now of on "
-        "one or other our out over own shall she should so some such than that the their them then there these they "
-        "this those through to too under until up us use very was we were what when where which while who whom whose "
-        "why will with would you your"
+        "a about after again all already also am an and any are as at be because been before being but by can could "
+        "did do does for from had has have he her him his how i if in into is it its just may me might more most must "
+        "my no not now of on one or other our out over own shall she should so some such than that the their them "
+        "then there these they this those through to too under until up us use very was we were what when where which "
+        "while who whom whose why will with would you your"
     )
 )
 
@@ -57,7 +57,7 @@ _NO_PASSAGES = (
 )
 _NOTHING_FITS = (
     "I found no answer in the documents. I am the `local` provider: I have no model and only quote passages, and "
-    "none of those at hand answers this. The nearest were:"
+    "none of those at hand answers this. The nearest were:\n"
 )
 _NOTICE = "*Quoted by the `local` provider, which has no model: the words are the documents' own.*"
 _NEAREST = 3
@@ -74,9 +74,10 @@ class Extract:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A passage with the words of its last heading, and with all of its words."""
+    """A passage, as much of its text as is read, the words of its last heading, and all of its words."""
 
     passage: Passage
+    text: str
     heading: frozenset[str]
     words: frozenset[str]
 
@@ -86,37 +87,26 @@ def extract(questions: Sequence[str], passages: Sequence[Passage]) -> Extract:
 
     `passages` are in the order in which a search found them, the best first.
     """
-    if not passages:
+    sources = [source for passage in passages[:MAX_PASSAGES] if (source := _read(passage)).text]
+    if not sources:
         return Extract(_NO_PASSAGES)
-    sources = [_read(passage) for passage in passages[:MAX_PASSAGES]]
-    asked, before = (_weigh(_words(text[:MAX_QUESTION_CHARACTERS]), sources) for text in _last_two(questions))
-    if len(asked) >= _FEW_WORDS:
-        before = {}
+    last_two = ["", "", *questions][-2:]
+    before, asked = (_weigh(_words(question[:MAX_QUESTION_CHARACTERS]), sources) for question in last_two)
     fits = [_fit(asked, source) - _RANK_COST * rank for rank, source in enumerate(sources)]
     if max(fits) <= _LEAST_FIT:
-        nearest = dict.fromkeys(_name(source.passage) for source in sources)
-        return Extract("\n".join([_NOTHING_FITS, "", *(f"- {name}" for name in list(nearest)[:_NEAREST])]))
-    totals = [fit + _QUESTION_BEFORE_WEIGHT * _fit(before, source) for fit, source in zip(fits, sources, strict=True)]
-    best_first = sorted(range(len(sources)), key=lambda at: -totals[at])
-    least = max(_LEAST_FIT, _NEARLY * totals[best_first[0]])
-    chosen = [sources[at] for at in best_first[:_MAX_QUOTED_PASSAGES] if totals[at] >= least]
-    return _compose(chosen, asked)
+        nearest = list(dict.fromkeys(_name(source.passage) for source in sources))[:_NEAREST]
+        return Extract("\n".join([_NOTHING_FITS, *(f"- {name}" for name in nearest)]))
+    if len(asked) < _FEW_WORDS:
+        fits = [fit + _BEFORE_WEIGHT * _fit(before, source) for fit, source in zip(fits, sources, strict=True)]
+    best_first = sorted(range(len(sources)), key=lambda at: -fits[at])[:_MAX_QUOTED_PASSAGES]
+    least = max(_LEAST_FIT, _NEARLY * fits[best_first[0]])
+    return _compose([sources[at] for at in best_first if fits[at] > least], asked)
 
 
 # --- how well a passage fits
 
 
-def _last_two(questions: Sequence[str]) -> tuple[str, str]:
-    before, asked = ["", "", *questions][-2:]
-    return asked, before
-
-
-@lru_cache(maxsize=65_536)
-def _stem(word: str) -> str:
-    return cast("str", _STEMMER.stemWord(word))
-
-
-_STEMMER = snowballstemmer.stemmer("english")
+_stem = lru_cache(maxsize=65_536)(cast("Callable[[str], str]", snowballstemmer.stemmer("english").stemWord))
 
 
 def _words(text: str) -> frozenset[str]:
@@ -125,8 +115,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _read(passage: Passage) -> _Source:
-    heading = _words(passage.title.rpartition(_TITLE_SEPARATOR)[2])
-    return _Source(passage, heading, _words(passage.title) | _words(passage.text[:MAX_PASSAGE_CHARACTERS]))
+    text = passage.text.strip()[:MAX_PASSAGE_CHARACTERS]
+    return _Source(passage, text, _words(_heading(passage)), _words(passage.title) | _words(text))
 
 
 def _weigh(words: AbstractSet[str], sources: Sequence[_Source]) -> dict[str, float]:
@@ -143,12 +133,11 @@ def _covered(asked: Mapping[str, float], words: AbstractSet[str]) -> float:
 
 
 def _fit(asked: Mapping[str, float], source: _Source) -> float:
-    """Returns from 0 to 1 + _HEADING_WEIGHT. Two sets of words are as alike as the shares that each has of the other."""
-    covered = _covered(asked, source.heading)
+    """Returns from 0 to 1 + _HEADING_WEIGHT. A heading is as like the question as much of each is in the other."""
     alike = 0.0
-    if covered:
+    if covered := _covered(asked, source.heading):
         share = len(source.heading & asked.keys()) / len(source.heading)
-        alike = 2 * covered * share / (covered + share)
+        alike = 2 * covered * share / (covered + share)  # The harmonic mean.
     return _covered(asked, source.words) + _HEADING_WEIGHT * alike
 
 
@@ -170,26 +159,24 @@ def _compose(sources: Sequence[_Source], asked: Mapping[str, float]) -> Extract:
         text += "\n\n" if text else ""
         start = len(text)
         text += "\n\n".join(_marked(blocks, passage, number))
-        citation = Citation(record_id=passage.record_id, source_uri=passage.source_uri, title=passage.title)
-        citation.start_index, citation.end_index = start, len(text)
-        citations.append(citation)
+        where = {"record_id": passage.record_id, "source_uri": passage.source_uri, "title": passage.title}
+        citations.append(Citation(**where, start_index=start, end_index=len(text)))
     listed = "\n".join(f"- [{number}] {name}" for name, number in numbers.items())
     return Extract(f"{text}\n\nSources:\n\n{listed}\n\n{_NOTICE}", tuple(citations), found=True)
 
 
 def _relevant(source: _Source, asked: Mapping[str, float], quoted: AbstractSet[str], room: int) -> list[str]:
-    """Returns what to quote of a passage, in order: blocks with words of the question, or all if its heading has any.
+    """Returns what to quote of a passage, in order: blocks with words of the question, or all if its title has them.
 
-    Where there is too little room those with the most come first. The first answer's best is taken in any case.
+    Where there is too little room those with the most come first; the first of an answer has room in any case.
     """
-    groups = [
-        group for group in markdown.groups(source.passage.text[:MAX_PASSAGE_CHARACTERS]) if group[-1] not in quoted
-    ]
+    groups = [group for group in markdown.groups(source.text) if group[-1] not in quoted]
     worth = [_covered(asked, _words(" ".join(group))) for group in groups]
+    takes_all = bool(source.heading & asked.keys()) or not any(worth)
     kept: list[int] = []
     for at in sorted(range(len(groups)), key=lambda at: -worth[at]):
         size = sum(map(len, groups[at]))
-        if (worth[at] or source.heading & asked.keys()) and (size <= room or not (kept or quoted)):
+        if (takes_all or worth[at]) and (size <= room or not (kept or quoted)):
             kept.append(at)
             room -= size
     return [block for at in sorted(kept) for block in groups[at]]
@@ -200,8 +187,11 @@ def _marked(blocks: Sequence[str], passage: Passage, number: int) -> list[str]:
     for at in reversed(range(len(blocks))):
         if markdown.is_prose(blocks[at]):
             return [*blocks[:at], f"{blocks[at]} [{number}]", *blocks[at + 1 :]]
-    heading = passage.title.rpartition(_TITLE_SEPARATOR)[2] or "From the source"
-    return [f"{heading} [{number}]", *blocks]
+    return [f"{_heading(passage) or 'From the source'} [{number}]", *blocks]
+
+
+def _heading(passage: Passage) -> str:
+    return passage.title.rpartition(_TITLE_SEPARATOR)[2]
 
 
 def _name(passage: Passage) -> str:

@@ -1,59 +1,60 @@
-"""Markdown is cut into pieces that can be quoted alone."""
+"""Markdown is cut into blocks that can be quoted as they are."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentshell.provider import markdown
-from agentshell.provider.markdown import Kind, Unit
 
 DOCUMENT = """\
 # Install
-
-Run it, e.g. In a shell. It is **fast.** See "it." Then go
-on with version 3.11 of it:
+Run it in a shell. Then go
+on with this:
 
 ```
 make demo
 
-make test
+# no heading
 ```
-
-## Parts
 - one,
   still one
 - two
-1. First.
-2. Second.
 
 | a | b |
 |---|---|
 | 1 | 2 |
+## More
+The end.
 """
 
 
-def test_a_document_becomes_sentences_items_steps_tables_and_code() -> None:
-    assert markdown.units(DOCUMENT) == [
-        Unit(Kind.SENTENCE, "Run it, e.g. In a shell.", 1, "Install"),
-        Unit(Kind.SENTENCE, "It is **fast.**", 1, "Install"),
-        Unit(Kind.SENTENCE, 'See "it."', 1, "Install"),
-        Unit(Kind.SENTENCE, "Then go on with version 3.11 of it:", 1, "Install"),
-        Unit(Kind.CODE, "```\nmake demo\n\nmake test\n```", 2, "Install"),
-        Unit(Kind.ITEM, "- one, still one", 4, "Parts"),
-        Unit(Kind.ITEM, "- two", 4, "Parts"),
-        Unit(Kind.STEPS, "1. First.\n2. Second.", 5, "Parts"),
-        Unit(Kind.TABLE, "| a | b |\n|---|---|\n| 1 | 2 |", 6, "Parts"),
+def test_a_document_becomes_paragraphs_lists_tables_and_code_with_what_introduces_them() -> None:
+    assert markdown.groups(DOCUMENT) == [
+        ["# Install", "Run it in a shell. Then go\non with this:", "```\nmake demo\n\n# no heading\n```"],
+        ["- one,\n  still one\n- two"],
+        ["| a | b |\n|---|---|\n| 1 | 2 |"],
+        ["## More", "The end."],
     ]
 
 
 def test_code_that_the_text_cuts_off_is_closed() -> None:
-    assert markdown.units("```sh\nmake") == [Unit(Kind.CODE, "```sh\nmake\n```", 0, "")]
+    assert markdown.groups("~~~~sh\nmake") == [["~~~~sh\nmake\n~~~~"]]
+
+
+@pytest.mark.parametrize(
+    ("block", "is_prose"), [("Words.", True), ("- item", True), ("```\ncode\n```", False), ("| a |\n|---|", False)]
+)
+def test_words_can_be_added_to_prose_and_lists_alone(block: str, is_prose: bool) -> None:
+    assert markdown.is_prose(block) is is_prose
 
 
 @settings(max_examples=100)
-@given(st.text(alphabet="ab.!`|-1 \n", max_size=200))
-def test_no_word_is_lost(text: str) -> None:
-    kept = "".join(unit.text for unit in markdown.units(text))
+@given(st.text(alphabet="ab.:#!`|-1 \n", max_size=200))
+def test_no_line_is_lost_or_changed(text: str) -> None:
+    kept = [line for group in markdown.groups(text) for block in group for line in block.splitlines() if line.strip()]
+    written = [line for line in text.splitlines() if line.strip()]
 
-    assert [c for c in text if c in "ab"] == [c for c in kept if c in "ab"]
+    assert kept[: len(written)] == written
+    assert all(set(line) == {"`"} for line in kept[len(written) :])

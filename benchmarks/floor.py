@@ -1,0 +1,85 @@
+"""What no engine on this machine can be faster than: its disk, and one record a step in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agentshell.db.database import Database
+from agentshell.log.log import Record, Topic
+from agentshell.log.postgres import PostgresLog
+from agentshell.mesh import ids
+from benchmarks.figure import median
+
+DURABLE = "fsync on, synchronous_commit on"
+
+_WRITES = 200
+_BLOCK_BYTES = 4096
+_TOPIC = "bench.records"
+_PARTITIONS = 8
+_PAYLOAD_BYTES = 256
+_PRODUCERS = 50
+_RECORDS_EACH = 40
+
+
+def fdatasync_milliseconds(directory: Path) -> float:
+    """Returns the median time of a 4 kB append with fdatasync in a directory."""
+    times: list[float] = []
+    file = os.open(directory / "probe", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    try:
+        for _ in range(_WRITES):
+            began = time.perf_counter()
+            os.write(file, bytes(_BLOCK_BYTES))
+            os.fdatasync(file)
+            times.append(time.perf_counter() - began)
+    finally:
+        os.close(file)
+    return median(times) * 1e3
+
+
+class Floor:
+    """Our log alone, in this process: no turn, no gRPC, no decision."""
+
+    def __init__(self, log: PostgresLog) -> None:
+        self._log = log
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, database_url: str) -> AsyncGenerator[Floor]:
+        """Opens the log in a database of its own."""
+        database = await Database.open(database_url, max_connections=4)
+        log = await PostgresLog.open(database)
+        try:
+            await log.ensure_topic(Topic(_TOPIC, _PARTITIONS))
+            yield cls(log)
+        finally:
+            await log.close()
+            await database.close()
+
+    async def appends_per_second(self) -> float:
+        """Returns the rate of 50 producers, each of which appends a record when its last one is on disk."""
+
+        async def produce() -> None:
+            for _ in range(_RECORDS_EACH):
+                await self._append()
+
+        began = time.perf_counter()
+        await asyncio.gather(*(produce() for _ in range(_PRODUCERS)))
+        return _PRODUCERS * _RECORDS_EACH / (time.perf_counter() - began)
+
+    async def append_milliseconds(self) -> float:
+        """Returns the median time of an append by one producer."""
+        times: list[float] = []
+        for _ in range(_RECORDS_EACH):
+            began = time.perf_counter()
+            await self._append()
+            times.append(time.perf_counter() - began)
+        return median(times) * 1e3
+
+    async def _append(self) -> None:
+        record_id = ids.ulid()
+        await self._log.append(_TOPIC, [Record(record_id, record_id.encode(), bytes(_PAYLOAD_BYTES))])

@@ -1,0 +1,67 @@
+"""What a process leaves in its data directory for others to find: where it is, its sockets, its keys."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from agentshell.mesh.config import Config
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+_SOCKET_PATH_BYTES = 100  # The system's limit is 107.
+
+
+class Endpoints(BaseModel):
+    """Where a running process is: what it leaves in its data directory for the command line to find."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    address: str
+    http_address: str
+    pid: int
+
+
+def endpoints_file(data_dir: Path) -> Path:
+    """Returns where a process that serves clients says where it is."""
+    return data_dir / "run" / "endpoints.json"
+
+
+def key_file(data_dir: Path) -> Path:
+    """Returns where the API key of the default tenant is."""
+    return data_dir / "default.key"
+
+
+def keyring(config: Config) -> Keyring:
+    """Returns the keys of the configured files, or of those in the data directory."""
+    keys_file = config.auth.keys_file or config.data_dir / "api-keys.json"
+    return Keyring(keys_file, config.auth.mesh_key_file or config.data_dir / "mesh.key")
+
+
+def socket(data_dir: Path, name: str) -> str:
+    """Returns the address of a socket in the data directory; where its path is too long for one, by a short way there.
+
+    The short way is a link in a directory of our own that nobody else can write, named by what it leads to.
+    """
+    run = data_dir.absolute() / "run"
+    path = run / f"{name}.sock"
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
+        short = Path(tempfile.gettempdir()) / f"agentshell-{os.getuid()}"
+        short.mkdir(mode=0o700, exist_ok=True)
+        status = short.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                f"{short} is not ours alone: remove it, or set server.mesh_address to unix:PATH",
+            )
+        link = short / digest
+        if not link.is_symlink():
+            link.symlink_to(run)
+        path = link / f"{name}.sock"
+    return f"unix:{path}"
