@@ -81,5 +81,5 @@ class Floor:
         return median(times) * 1e3
 
     async def _append(self) -> None:
-        record_id = ids.ulid()
-        await self._log.append(_TOPIC, [Record(record_id, record_id.encode(), bytes(_PAYLOAD_BYTES))])
+        name = ids.ulid()
+        await self._log.append(_TOPIC, [Record(name, ids.record_id(name), bytes(_PAYLOAD_BYTES))])

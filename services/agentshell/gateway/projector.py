@@ -24,6 +24,8 @@ GROUP = "gateways"
 _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
+# What comes within this time is written together: who asks for one turn is told the newest anyway.
+_LINGER_SECONDS = 0.05
 
 
 class Projector:
@@ -62,6 +64,7 @@ class Projector:
                         await self._project(records)
                         ends = {stored.partition: stored.offset + 1 for stored in records}
                         await self._log.commit(self._lease, ends)
+                        await asyncio.sleep(_LINGER_SECONDS)
             except AgentShellError as error:
                 if error.reason != error_pb2.ERROR_REASON_FENCED:
                     _log.warning("projector pauses", reason=error.name, message=error.message)
@@ -78,13 +81,11 @@ class Projector:
             except DecodeError:
                 continue  # The manager sees it too, and buries it.
             key = (event.header.tenant_id, event.turn_id)
-            row = changed.get(key) or await self._find(key)
+            row = changed.get(key) or await self._find(key, stored.offset)
             if stored.offset > (row.folded_offset if row.folded_offset is not None else -1):
                 apply(row.turn, event)
                 row.folded_offset = stored.offset
                 changed[key] = row
-            if event.HasField("turn_requested"):
-                row.first_offset = stored.offset
         rows = [row for row in changed.values() if row.turn.turn_id]
         if rows:
             await self._index.save(rows)
@@ -93,5 +94,5 @@ class Projector:
             if is_over(row.turn):
                 self._open.pop(key, None)
 
-    async def _find(self, key: tuple[str, str]) -> IndexedTurn:
-        return self._open.get(key) or await self._index.find(*key) or IndexedTurn(key[0], Turn(), outputs_offset=0)
+    async def _find(self, key: tuple[str, str], offset: int) -> IndexedTurn:
+        return self._open.get(key) or await self._index.find(*key) or IndexedTurn(key[0], Turn(), offset, 0)

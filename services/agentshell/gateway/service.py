@@ -10,6 +10,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from agentshell.gateway import admission, cursor
+from agentshell.gateway.floors import Floors
+from agentshell.gateway.pack_cache import PackCache
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.gateway.turn_reader import TurnReader
 from agentshell.log.log import Log, StoredRecord, partition_of
@@ -21,8 +23,6 @@ from agentshell.turn.records import record_of, stamp
 from agentshell.turn.state import LAST_EVENTS, apply, is_over
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
-from kfm.personality.v1.personality_service_pb2 import GetRequest
-from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import TurnCancelRequested, TurnEvent, TurnRequested
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
@@ -40,7 +40,8 @@ class TurnService(TurnServiceServicer):
     ) -> None:
         self._log = log
         self._index = index
-        self._personality = PersonalityServiceStub(personality)
+        self._packs = PackCache(personality)
+        self._floors = Floors(log)
         self._config = config
         self._partitions = partitions
 
@@ -48,7 +49,7 @@ class TurnService(TurnServiceServicer):
         self, request: pb.RunTurnRequest, context: grpc.aio.ServicerContext[pb.RunTurnRequest, pb.RunTurnResponse]
     ) -> AsyncGenerator[pb.RunTurnResponse]:
         row = await self._admit(request.request_id, request.turn)
-        reader = TurnReader(self._log, row, self._partition(row), None)
+        reader = self._reader(row, None)
         yield pb.RunTurnResponse(
             turn_id=row.turn.turn_id, session_id=row.turn.session_id, cursor=reader.cursor.encode()
         )
@@ -80,14 +81,15 @@ class TurnService(TurnServiceServicer):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CURSOR_INVALID, str(error), violations=[("cursor", str(error))]
             ) from None
-        reader = TurnReader(self._log, row, self._partition(row), resumed)
+        reader = self._reader(row, resumed)
         async for updates in reader.batches():
             yield pb.WatchTurnResponse(updates=updates, cursor=reader.cursor.encode())
 
     async def GetTurn(
         self, request: pb.GetTurnRequest, context: grpc.aio.ServicerContext[pb.GetTurnRequest, pb.GetTurnResponse]
     ) -> pb.GetTurnResponse:
-        return pb.GetTurnResponse(turn=await self._fold(await self._find(request.turn_id)))
+        row = await self._find(request.turn_id)
+        return pb.GetTurnResponse(turn=row.turn)
 
     async def ListTurns(
         self,
@@ -118,7 +120,7 @@ class TurnService(TurnServiceServicer):
         limit = paging.page_size(request.page_size, default=100, most=1000)
         row = await self._find(request.turn_id)
         position = paging.decode(request, request.page_token, int)
-        offset = position[0] if position else row.first_offset or 0
+        offset = position[0] if position else row.turns_offset
         response, end = pb.ListTurnEventsResponse(), offset + _SCANNED_RECORDS
         async for stored, event in self._events(row, offset):
             recorded = response.events.add(event=event, offset=stored.offset)
@@ -136,7 +138,7 @@ class TurnService(TurnServiceServicer):
         context: grpc.aio.ServicerContext[pb.CancelTurnRequest, pb.CancelTurnResponse],
     ) -> pb.CancelTurnResponse:
         row = await self._find(request.turn_id)
-        turn = await self._fold(row)
+        turn = row.turn
         if is_over(turn):
             state = TurnState.Name(turn.state)
             raise AgentShellError(
@@ -164,20 +166,24 @@ class TurnService(TurnServiceServicer):
     async def _admit(self, request_id: str, spec: pb.TurnSpec) -> IndexedTurn:
         """Returns the turn once it is acknowledged: the one that `request_id` made before, or a new one."""
         _check(spec)
-        tenant_id, digest = call.tenant(), admission.digest(spec)
+        tenant_id = call.tenant()
         turn_id = ids.digest("turn", tenant_id, request_id) if request_id else ids.ulid()
-        row = await self._index.find(tenant_id, turn_id) if request_id else None
-        if row is not None and row.first_offset is not None:
-            return _same(row, request_id, digest)
-        event = await self._request(turn_id, spec)  # New, or cut off before it was acknowledged.
-        row = _same(row or await self._insert(event, digest), request_id, digest)
-        row.first_offset = row.folded_offset = await self._append(event)
-        await self._index.place(tenant_id, turn_id, row.first_offset)
+        event, turn = await self._request(turn_id, spec), Turn()
+        apply(turn, event)
+        floors = await self._floors.of(self._partition(tenant_id, turn.session_id))
+        row = await self._index.claim(IndexedTurn(tenant_id, turn, *floors, admission.digest(spec)))
+        if row.request_digest not in (None, admission.digest(spec)):
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
+                f"request_id {request_id!r} was used for another turn; use a new one for each turn",
+                metadata={"request_id": request_id, "turn_id": turn_id},
+            )
+        if row.folded_offset is None:  # New, or claimed by a call that may have been cut off before it appended.
+            row.folded_offset = await self._append(event)
         return row
 
     async def _request(self, turn_id: str, spec: pb.TurnSpec) -> TurnEvent:
-        found = await self._personality.Get(GetRequest(personality_id=spec.personality_id))
-        personality = found.personality
+        personality = await self._packs.get(call.tenant(), spec.personality_id)
         requested = TurnRequested(
             input=spec.input,
             principal_id=call.current().principal.principal_id,
@@ -198,27 +204,28 @@ class TurnService(TurnServiceServicer):
             )
         return event
 
-    async def _insert(self, event: TurnEvent, digest: bytes) -> IndexedTurn:
-        header, turn = event.header, Turn()
-        apply(turn, event)
-        ends = await self._log.end_offsets(envelope.OUTPUTS)
-        partition = partition_of(envelope.session_key(header.tenant_id, header.session_id), self._partitions)
-        row = IndexedTurn(header.tenant_id, turn, ends[partition], digest)
-        return await self._index.insert(row) or row
-
     async def _append(self, event: TurnEvent) -> int:
         [ack] = await self._log.append(envelope.TURNS, [record_of(event)])
         return ack.offset
 
     async def _find(self, turn_id: str) -> IndexedTurn:
+        """Returns the tenant's turn as it is now: the index may be behind the log, which a caller would notice."""
         row = await self._index.find(call.tenant(), turn_id)
-        if row is None or row.first_offset is None:
+        if row is not None and not is_over(row.turn):
+            offset = row.turns_offset if row.folded_offset is None else row.folded_offset + 1
+            async for stored, event in self._events(row, offset):
+                apply(row.turn, event)
+                row.folded_offset = stored.offset
+        if row is None or row.folded_offset is None:  # A claim that nothing came of is no turn.
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_NOT_FOUND,
                 f"there is no turn {turn_id!r}; ListTurns lists those there are",
                 metadata={"turn_id": turn_id},
             )
         return row
+
+    def _reader(self, row: IndexedTurn, resumed: cursor.Cursor | None) -> TurnReader:
+        return TurnReader(self._log, row, self._partition(row.tenant_id, row.turn.session_id), resumed)
 
     async def _check_session(self, session_id: str) -> None:
         if not await self._index.list(call.tenant(), session_id, [], None, 1):
@@ -228,18 +235,10 @@ class TurnService(TurnServiceServicer):
                 metadata={"session_id": session_id},
             )
 
-    async def _fold(self, row: IndexedTurn) -> Turn:
-        """Returns the turn as it is now: the index may be behind the log, which a caller would notice."""
-        offset = row.folded_offset + 1 if row.folded_offset is not None else row.first_offset or 0
-        if not is_over(row.turn):
-            async for _, event in self._events(row, offset):
-                apply(row.turn, event)
-        return row.turn
-
     async def _events(self, row: IndexedTurn, offset: int) -> AsyncGenerator[tuple[StoredRecord, TurnEvent]]:
         """Yields the turn's events from `offset` to the log's end."""
         key = envelope.session_key(row.tenant_id, row.turn.session_id)
-        partition = self._partition(row)
+        partition = self._partition(row.tenant_id, row.turn.session_id)
         while records := await self._log.read(envelope.TURNS, partition, offset, _READ_RECORDS, 0.0):
             for stored in records:
                 if stored.record.key != key:
@@ -250,8 +249,8 @@ class TurnService(TurnServiceServicer):
                         yield stored, event
             offset = records[-1].offset + 1
 
-    def _partition(self, row: IndexedTurn) -> int:
-        return partition_of(envelope.session_key(row.tenant_id, row.turn.session_id), self._partitions)
+    def _partition(self, tenant_id: str, session_id: str) -> int:
+        return partition_of(envelope.session_key(tenant_id, session_id), self._partitions)
 
 
 def _check(spec: pb.TurnSpec) -> None:
@@ -264,16 +263,6 @@ def _check(spec: pb.TurnSpec) -> None:
         )
     if missing := plan.unsupported(spec.plan):
         raise errors.not_implemented(missing)
-
-
-def _same(row: IndexedTurn, request_id: str, digest: bytes) -> IndexedTurn:
-    if row.request_digest in (None, digest):
-        return row
-    raise AgentShellError(
-        error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-        f"request_id {request_id!r} was used for another turn; use a new one for each turn",
-        metadata={"request_id": request_id, "turn_id": row.turn.turn_id},
-    )
 
 
 def _stamped(event: TurnEvent, turn_id: str, session_id: str) -> TurnEvent:

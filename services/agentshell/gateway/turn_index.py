@@ -10,33 +10,27 @@ from typing import Any
 from agentshell.db.database import Database
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
-_COLUMNS = "tenant_id, turn, request_digest, first_offset, folded_offset, outputs_offset"
+_COLUMNS = "tenant_id, turn, turns_offset, outputs_offset, request_digest, folded_offset"
 
 # The log is the truth and this table can be made again from it, so its commits wait for no disk.
-_NO_WAIT = "SET LOCAL synchronous_commit = off"
+_NO_WAIT = "set_config('synchronous_commit', 'off', true)"
 
-_INSERT = """
+_CLAIM = f"""
 INSERT INTO gateway.turn
-    (tenant_id, turn_id, session_id, state, create_time, request_digest, outputs_offset, turn)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+    (tenant_id, turn_id, session_id, state, create_time, request_digest, turns_offset, outputs_offset, turn)
+SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s FROM {_NO_WAIT}
 ON CONFLICT (tenant_id, turn_id) DO NOTHING
-"""
+"""  # noqa: S608 - a constant
 
-_PLACE = """
-UPDATE gateway.turn SET first_offset = %(offset)s, folded_offset = coalesce(folded_offset, %(offset)s)
-WHERE tenant_id = %(tenant_id)s AND turn_id = %(turn_id)s AND first_offset IS NULL
-"""
-
-_SAVE = """
+_SAVE = f"""
 INSERT INTO gateway.turn
-    (tenant_id, turn_id, session_id, state, create_time, first_offset, folded_offset, outputs_offset, turn)
-SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[], %s::bigint[], %s::bigint[],
-    %s::bigint[], %s::bytea[])
+    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, folded_offset, turn)
+SELECT changed.* FROM {_NO_WAIT}, unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[]) AS changed
 ON CONFLICT (tenant_id, turn_id) DO UPDATE
-SET state = excluded.state, turn = excluded.turn, folded_offset = excluded.folded_offset,
-    first_offset = coalesce(turn.first_offset, excluded.first_offset)
+SET state = excluded.state, turn = excluded.turn, folded_offset = excluded.folded_offset
 WHERE coalesce(turn.folded_offset, -1) < excluded.folded_offset
-"""
+"""  # noqa: S608 - a constant
 
 _LIST = f"""
 SELECT {_COLUMNS} FROM gateway.turn
@@ -50,13 +44,13 @@ ORDER BY create_time DESC, turn_id DESC LIMIT %(limit)s
 
 @dataclass(slots=True)
 class IndexedTurn:
-    """A row: the turn as of `folded_offset`, and where the log has it."""
+    """A row: the turn as of `folded_offset`, and where the log has it. One that is only claimed has no such offset."""
 
     tenant_id: str
     turn: Turn
+    turns_offset: int
     outputs_offset: int
     request_digest: bytes | None = None
-    first_offset: int | None = None
     folded_offset: int | None = None
 
     @property
@@ -76,20 +70,14 @@ class TurnIndex:
         await database.migrate("gateway", "agentshell.gateway.migrations")
         return cls(database)
 
-    async def insert(self, row: IndexedTurn) -> IndexedTurn | None:
-        """Adds a turn that is about to be appended. Returns the row that has its id already, or None."""
+    async def claim(self, row: IndexedTurn) -> IndexedTurn:
+        """Claims the id of a turn that is about to be appended. Returns the row that has it: this one or one before."""
         turn = row.turn
-        async with self._database.transaction() as connection:
-            await connection.execute(_NO_WAIT)
-            values = (row.tenant_id, turn.turn_id, turn.session_id, turn.state, row.create_time, row.request_digest)
-            added = await connection.execute(_INSERT, (*values, row.outputs_offset, turn.SerializeToString()))
-        return None if added.rowcount else await self.find(row.tenant_id, turn.turn_id)
-
-    async def place(self, tenant_id: str, turn_id: str, offset: int) -> None:
-        """Notes where the turn's first event is."""
-        async with self._database.transaction() as connection:
-            await connection.execute(_NO_WAIT)
-            await connection.execute(_PLACE, {"tenant_id": tenant_id, "turn_id": turn_id, "offset": offset})
+        values = (row.tenant_id, turn.turn_id, turn.session_id, turn.state, row.create_time, row.request_digest)
+        offsets = (row.turns_offset, row.outputs_offset)
+        async with self._database.connection() as connection:
+            claimed = await connection.execute(_CLAIM, (*values, *offsets, turn.SerializeToString()))
+        return row if claimed.rowcount else await self.find(row.tenant_id, turn.turn_id) or row
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:
         """Writes what turns have come to. A row that is further already stays."""
@@ -101,17 +89,16 @@ class TurnIndex:
                     row.turn.session_id,
                     row.turn.state,
                     row.create_time,
-                    row.first_offset,
-                    row.folded_offset,
+                    row.turns_offset,
                     row.outputs_offset,
+                    row.folded_offset,
                     row.turn.SerializeToString(),
                 )
                 for row in rows
             ),
             strict=True,
         )
-        async with self._database.transaction() as connection:
-            await connection.execute(_NO_WAIT)
+        async with self._database.connection() as connection:
             await connection.execute(_SAVE, [list(column) for column in columns])
 
     async def find(self, tenant_id: str, turn_id: str) -> IndexedTurn | None:
@@ -144,5 +131,5 @@ class TurnIndex:
 
 
 def _indexed(row: tuple[Any, ...]) -> IndexedTurn:
-    tenant_id, turn, request_digest, first_offset, folded_offset, outputs_offset = row
-    return IndexedTurn(tenant_id, Turn.FromString(turn), outputs_offset, request_digest, first_offset, folded_offset)
+    tenant_id, turn, *places = row
+    return IndexedTurn(tenant_id, Turn.FromString(turn), *places)

@@ -32,7 +32,7 @@ class TurnReader:
         self._key = envelope.session_key(row.tenant_id, row.turn.session_id)
         self._turn_id = row.turn.turn_id
         self._merge = Merge(self._turn_id)
-        self._turns_offset = row.first_offset or 0
+        self._turns_offset = row.turns_offset
         self._outputs_offset = row.outputs_offset
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
         self._outputs: deque[StoredRecord] = deque()

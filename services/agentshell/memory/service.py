@@ -12,10 +12,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message as ProtobufMessage
 from google.protobuf.struct_pb2 import Struct
 
-from agentshell.memory import embedding, page_token, recall
+from agentshell.memory import embedding, recall
 from agentshell.memory.ingestion import Ingestion
 from agentshell.memory.stores.store import Entry, Once, Place, Query, Store
-from agentshell.mesh import call, ids
+from agentshell.mesh import call, ids, paging
 from agentshell.mesh.config import MemoryConfig
 from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2
@@ -26,8 +26,6 @@ MAX_METADATA_BYTES = 64 * 1024
 # A page ends before it is larger than this, so that its message stays under the mesh's 4 MiB.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
-_DEFAULT_PAGE_SIZE = 50
-_MAX_PAGE_SIZE = 500
 _DOCUMENTS_AT_ONCE = 4
 _SHARED_PREFIX = "knowledge/"
 
@@ -85,19 +83,15 @@ class MemoryService(MemoryServiceServicer):
 
     async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListResponse:
         _refuse_nul(request)
-        query = _query(pb.ListRequest(namespace=request.namespace, filter=request.filter))
-        after_id, _, after_tenant = _position(query, request.page_token).partition("\0")
+        limit = paging.page_size(request.page_size, default=50, most=500)
+        after_id, after_tenant = paging.decode(request, request.page_token, str, str) or ("", "")
         page = await self._store.list_records(
-            _readable(request.namespace),
-            _filter(request),
-            (after_id, after_tenant),
-            _page_size(request.page_size),
-            MAX_PAGE_BYTES,
+            _readable(request.namespace), _filter(request), (after_id, after_tenant), limit, MAX_PAGE_BYTES
         )
         response = pb.ListResponse(records=[record for _, record in page.records])
         if page.has_more:
             last_tenant, last = page.records[-1]
-            response.next_page_token = page_token.encode(query, f"{last.record_id}\0{last_tenant}")
+            response.next_page_token = paging.encode(request, last.record_id, last_tenant)
         return response
 
     async def Forget(self, request: pb.ForgetRequest, context: _Context) -> pb.ForgetResponse:
@@ -115,18 +109,12 @@ class MemoryService(MemoryServiceServicer):
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: _Context) -> pb.ListMessagesResponse:
         _refuse_nul(request)
-        query = _query(pb.ListMessagesRequest(session_id=request.session_id))
-        position = _position(query, request.page_token)
-        page = await self._store.list_messages(
-            call.tenant(),
-            request.session_id,
-            int(position) if position else None,
-            _page_size(request.page_size),
-            MAX_PAGE_BYTES,
-        )
+        limit = paging.page_size(request.page_size, default=50, most=500)
+        (before,) = paging.decode(request, request.page_token, int) or (None,)
+        page = await self._store.list_messages(call.tenant(), request.session_id, before, limit, MAX_PAGE_BYTES)
         response = pb.ListMessagesResponse(messages=page.messages)
         if page.has_more:
-            response.next_page_token = page_token.encode(query, str(page.first_position))
+            response.next_page_token = paging.encode(request, page.first_position)
         return response
 
     async def Ingest(self, request_iterator: AsyncIterator[pb.IngestRequest], context: _Context) -> pb.IngestResponse:
@@ -212,27 +200,6 @@ def _once(request: ProtobufMessage, request_id: str) -> Once | None:
 def _digest(request: ProtobufMessage) -> bytes:
     name = request.DESCRIPTOR.full_name.encode()  # So that one id is not used for calls of two methods.
     return hashlib.sha256(name + request.SerializeToString(deterministic=True)).digest()
-
-
-def _query(request: ProtobufMessage) -> bytes:
-    """Returns what a page token is bound to."""
-    return call.tenant().encode() + b"\0" + request.SerializeToString(deterministic=True)
-
-
-def _position(query: bytes, token: str) -> str:
-    """Returns where the page begins; empty: at the beginning. Raises PAGE_TOKEN_INVALID."""
-    try:
-        return page_token.decode(query, token) if token else ""
-    except ValueError as error:
-        raise AgentShellError(
-            error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
-            f"page_token: {error}; send the next_page_token of a page with the same request, or none",
-            metadata={"field": "page_token"},
-        ) from None
-
-
-def _page_size(asked: int) -> int:
-    return min(asked or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
 
 
 def _fitting(hits: Sequence[pb.Hit]) -> Sequence[pb.Hit]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import time
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_TO_CROCKFORD = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 
 
 def ulid() -> str:
@@ -29,4 +30,5 @@ def record_id(text: str) -> bytes:
 
 
 def _encode(value: int) -> str:
-    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+    # Base32 takes bits from the left by fives; four bytes of nothing before the 16 put the text where a ULID has it.
+    return base64.b32hexencode(value.to_bytes(20)).translate(_TO_CROCKFORD)[6:].decode()

@@ -1,17 +1,20 @@
-"""Page tokens (AIP-158): opaque, and good only for the query that they were made for."""
+"""Page tokens (AIP-158): opaque, and good only for the tenant and the query that they were made for."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import json
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.message import Message
 
+from agentshell.mesh import call
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
+
+_DIGEST_BYTES = 12
+_SEPARATOR = "\0"
+_PROBLEM = "was not made by this service for this query"
 
 
 def page_size(asked: int, default: int, most: int) -> int:
@@ -20,9 +23,9 @@ def page_size(asked: int, default: int, most: int) -> int:
 
 
 def encode(request: Message, *position: str | int) -> str:
-    """Returns the token for what comes after `position` in the answer to `request`."""
-    packed = json.dumps([_fingerprint(request), *position], separators=(",", ":"))
-    return base64.urlsafe_b64encode(packed.encode()).decode().rstrip("=")
+    """Returns the token for what comes after `position` in the answer to `request`. Its strings have no NUL."""
+    packed = _SEPARATOR.join(map(str, position)).encode()
+    return base64.urlsafe_b64encode(_digest(request, packed) + packed).decode().rstrip("=")
 
 
 def decode(request: Message, token: str, *kinds: type[str | int]) -> list[Any] | None:
@@ -30,29 +33,25 @@ def decode(request: Message, token: str, *kinds: type[str | int]) -> list[Any] |
     if not token:
         return None
     try:
-        unpacked: Any = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (binascii.Error, UnicodeError, ValueError):
-        raise _invalid("was not made by this service") from None
-    values = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
-    if len(values) != len(kinds) + 1 or not all(type(v) is kind for v, kind in zip(values[1:], kinds, strict=True)):
-        raise _invalid("was not made by this service")
-    if values[0] != _fingerprint(request):
-        raise _invalid("was made for another query")
-    return values[1:]
+        sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        digest, packed = sealed[:_DIGEST_BYTES], sealed[_DIGEST_BYTES:]
+        if digest != _digest(request, packed):
+            raise ValueError(_PROBLEM)
+        # A position of another shape is one of another release of this service.
+        return [kind(part) for kind, part in zip(kinds, packed.decode().split(_SEPARATOR), strict=True)]
+    except ValueError:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
+            f"page_token {_PROBLEM}; repeat the query that gave it, or leave it empty to begin at the first page",
+            violations=[("page_token", _PROBLEM)],
+        ) from None
 
 
-def _invalid(problem: str) -> AgentShellError:
-    return AgentShellError(
-        error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
-        f"page_token {problem}; repeat the query that gave it, or leave it empty to begin at the first page",
-        violations=[("page_token", problem)],
-    )
-
-
-def _fingerprint(request: Message) -> str:
+def _digest(request: Message, packed: bytes) -> bytes:
+    """Tells what was altered or is of another query; it is no secret, for a token gives access to nothing."""
     query = type(request)()
     query.CopyFrom(request)
     for field in ("page_token", "page_size"):
         query.ClearField(field)
-    named = request.DESCRIPTOR.full_name.encode() + query.SerializeToString(deterministic=True)
-    return hashlib.sha256(named).hexdigest()[:16]
+    named = f"{call.tenant()} {request.DESCRIPTOR.full_name} ".encode() + query.SerializeToString(deterministic=True)
+    return hashlib.blake2b(packed, digest_size=_DIGEST_BYTES, key=hashlib.sha256(named).digest()).digest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing, suppress
 from datetime import timedelta
@@ -13,7 +11,7 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from agentshell.mesh import errors
+from agentshell.mesh import errors, paging
 from agentshell.mesh.config import PersonalityConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality import loader
@@ -29,11 +27,8 @@ _log = structlog.get_logger("agentshell.personality")
 
 PENDING_CHANGES = 256
 """How many changes a watcher may fall behind."""
-_PAGE_SIZE = 50
-_MAX_PAGE_SIZE = 500
 _IDS_NAMED = 20
 _WATCH_RETRY_SECONDS = 5.0
-_TOKEN_PREFIX = b"after:"
 
 
 class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer):
@@ -75,9 +70,10 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self, request: pb.ListRequest, context: grpc.aio.ServicerContext[pb.ListRequest, pb.ListResponse]
     ) -> pb.ListResponse:
         """Lists the personalities by id. Raises PAGE_TOKEN_INVALID."""
-        size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        page, more = self._registry.page(_decode_token(request.page_token), size)
-        response = pb.ListResponse(next_page_token=_encode_token(page[-1].personality_id) if more else "")
+        size = paging.page_size(request.page_size, default=50, most=500)
+        (after_id,) = paging.decode(request, request.page_token, str) or ("",)
+        page, more = self._registry.page(after_id, size)
+        response = pb.ListResponse(next_page_token=paging.encode(request, page[-1].personality_id) if more else "")
         for personality in page:
             listed = self._as_it_is(personality)
             listed.ClearField("system_prompt")
@@ -215,23 +211,3 @@ def _describe(pack: Pack) -> pb.Personality:
         personality.limits.max_attempts = limits.max_attempts
     personality.load_time.GetCurrentTime()
     return personality
-
-
-def _encode_token(after_id: str) -> str:
-    return base64.urlsafe_b64encode(_TOKEN_PREFIX + after_id.encode()).decode()
-
-
-def _decode_token(token: str) -> str:
-    """Returns the id to go on after. Raises PAGE_TOKEN_INVALID."""
-    if not token:
-        return ""
-    try:
-        decoded = base64.b64decode(token, altchars=b"-_", validate=True)
-        if decoded.startswith(_TOKEN_PREFIX):
-            return decoded.removeprefix(_TOKEN_PREFIX).decode()
-    except (binascii.Error, ValueError):
-        pass
-    raise AgentShellError(
-        error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
-        "page_token was not made by PersonalityService.List; send a next_page_token as it came, or none",
-    )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc.aio
 
-from agentshell.mesh import call
+from agentshell.mesh import call, paging
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import metrics
@@ -26,8 +24,6 @@ from kfm.provider.v1 import provider_service_pb2_grpc
 MAX_CALL_SECONDS = 600.0
 # Deltas that wait for a slow reader; the vendor is read no further meanwhile.
 MAX_WAITING_DELTAS = 64
-_DEFAULT_PAGE_SIZE = 100
-_MAX_PAGE_SIZE = 1000
 
 _T = TypeVar("_T")
 _Send = Callable[[pb.GenerationDelta], Awaitable[None]]
@@ -175,30 +171,13 @@ async def _drop(delta: pb.GenerationDelta) -> None:
 
 def _page(models: Sequence[pb.Model], request: pb.ListModelsRequest) -> pb.ListModelsResponse:
     """Returns a page. Its token is the last model of the page before, so that a new model shifts nothing."""
-    size = min(request.page_size or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
-    if request.page_token:
-        after = _decode(request.page_token)
-        models = [model for model in models if _key(model) > after]
+    size = paging.page_size(request.page_size, default=100, most=1000)
+    if after := paging.decode(request, request.page_token, str, str):
+        models = [model for model in models if _key(model) > tuple(after)]
     page = models[:size]
-    token = _encode(_key(page[-1])) if len(models) > size else ""
+    token = paging.encode(request, *_key(page[-1])) if len(models) > size else ""
     return pb.ListModelsResponse(models=page, next_page_token=token)
 
 
 def _key(model: pb.Model) -> tuple[str, str]:
     return (model.provider, model.model)
-
-
-def _encode(key: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode("\n".join(key).encode()).decode()
-
-
-def _decode(token: str) -> tuple[str, str]:
-    try:
-        provider, model = base64.b64decode(token, altchars=b"-_", validate=True).decode().split("\n")
-    except (ValueError, binascii.Error):
-        raise AgentShellError(
-            error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
-            "page_token: not made by ListModels; send the next_page_token of the page before, or none",
-            violations=[("page_token", "not made by ListModels")],
-        ) from None
-    return (provider, model)

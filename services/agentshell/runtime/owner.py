@@ -27,10 +27,11 @@ from agentshell.turn import envelope
 from agentshell.turn.decision import decide, expire, restart
 from agentshell.turn.records import record_of, stamp
 from agentshell.turn.state import apply, is_over
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnRequested
-from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_COMPLETED, TURN_STATE_REQUESTED, Turn, TurnState
+from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_REQUESTED, Turn, TurnState
 
 _log = structlog.get_logger("agentshell.manager")
 
@@ -266,7 +267,7 @@ class Owner:
             turn.end_time.ToDatetime().timestamp() - turn.create_time.ToDatetime().timestamp()
         )
         _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id)
-        if turn.state == TURN_STATE_COMPLETED:
+        if turn.output.role == ROLE_ASSISTANT:  # Something was answered.
             self._spawn(self._remember(open_turn))
         else:
             self._inbox.put_nowait(_Remembered(turn.turn_id))

@@ -16,9 +16,9 @@ from kfm.memory.v1 import memory_service_pb2 as pb
 async def test_a_history_keeps_its_messages_whole_and_in_order(acme: Caller) -> None:
     first = Message(role=ROLE_USER, parts=[Part(text=Text(text="a\0b"))], create_time=Timestamp(seconds=5))
     second = Message(role=ROLE_ASSISTANT, parts=[Part(image=Image(media_type="image/png", data=b"\0\xff"))])
-    appended = await acme(pb.AppendMessagesRequest(session_id="s p", messages=[first, second], request_id="1"))
+    appended = await acme(pb.AppendMessagesRequest(session_id="s:p", messages=[first, second], request_id="1"))
     assert appended == pb.AppendMessagesResponse(message_count=2)
-    messages = (await acme(pb.ListMessagesRequest(session_id="s p"))).messages
+    messages = (await acme(pb.ListMessagesRequest(session_id="s:p"))).messages
     assert messages[1].HasField("create_time")
     second.create_time.CopyFrom(messages[1].create_time)
     assert list(messages) == [first, second]

@@ -52,3 +52,26 @@ def test_the_text_of_a_step_it_depends_on_is_evidence_and_not_an_instruction() -
 def test_the_first_choice_that_names_a_provider_wins(choices: list[tuple[str, str]], chosen: tuple[str, str]) -> None:
     choice = prompt.choose(*(ModelChoice(provider=provider, model=model) for provider, model in choices))
     assert (choice.provider, choice.model) == chosen
+
+
+@pytest.mark.parametrize(
+    ("question", "refers"),
+    [
+        ("And how is it validated?", True),
+        ("How do I remove one?", True),
+        ("what about tenants?", True),
+        ("How do I add a personality?", False),
+        ("Is an item a unit?", False),
+        ("How does a client resume a stream after it lost its connection?", False),
+        ("", False),
+    ],
+)
+def test_a_short_question_that_stands_in_for_something_refers_back(question: str, refers: bool) -> None:
+    assert prompt.refers_back(question) is refers
+
+
+def test_a_search_is_for_the_last_question_of_the_session_and_this_one() -> None:
+    history = [said(ROLE_USER, "Hi"), said(ROLE_USER, "What is a turn?"), said(ROLE_ASSISTANT, "A message.")]
+    assert prompt.search_query("And why?", history) == "What is a turn?\nAnd why?"
+    assert prompt.search_query("And why?") == "And why?"
+    assert len(prompt.search_query("a" * 100_000, [said(ROLE_USER, "b" * 100_000)])) < 16_000

@@ -6,9 +6,9 @@ CREATE TABLE turn (
     state smallint NOT NULL,
     create_time timestamptz NOT NULL,
     request_digest bytea, -- of the request that made it; null where it was found in the log
-    first_offset bigint, -- of its TurnRequested in agent.turns; null until that is acknowledged
-    folded_offset bigint, -- of the newest event folded into `turn`
+    turns_offset bigint NOT NULL, -- its events in agent.turns are not before this
     outputs_offset bigint NOT NULL, -- its text in agent.outputs is not before this
+    folded_offset bigint, -- of the newest event folded into `turn`; null while it is only claimed
     turn bytea NOT NULL, -- a kfm.turn.v1.Turn
     PRIMARY KEY (tenant_id, turn_id)
 );

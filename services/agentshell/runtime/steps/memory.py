@@ -22,7 +22,7 @@ class MemoryRunner:
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         step = request.step.memory
-        query = step.query or prompt.text_of(request.input)
+        query = step.query or await self._query(request)
         result = StepResult(output=Message(role=ROLE_TOOL), provider="memory")
         if not query.strip() or not step.namespaces:
             return result
@@ -32,6 +32,15 @@ class MemoryRunner:
         result.model = found.embedder
         result.output.parts.extend(_part(hit) for hit in found.hits)
         return result
+
+    async def _query(self, request: StepRequest) -> str:
+        """Returns what the turn asks, with what was asked before it where it needs that to be understood."""
+        question = prompt.text_of(request.input)
+        if not prompt.refers_back(question):
+            return prompt.search_query(question)
+        last_two = pb.ListMessagesRequest(session_id=request.header.session_id, page_size=2)
+        history = await self._memory.ListMessages(last_two)
+        return prompt.search_query(question, history.messages)
 
 
 def _part(hit: pb.Hit) -> Part:

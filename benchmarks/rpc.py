@@ -1,0 +1,142 @@
+"""A unary RPC that does nothing, through all that ours go through, beside one through a bare grpc.aio server.
+
+Both servers are processes of their own with the same generated service, and one client of one channel calls both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import grpc.aio
+import uvloop
+
+from agentshell.mesh.config import ServerConfig
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.server import Server
+from agentshell.tool.service import ToolService
+from benchmarks.figure import Figure, median
+from benchmarks.processes import cpu_seconds
+from kfm.tool.v1 import tool_service_pb2 as pb
+from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceStub, add_ToolServiceServicer_to_server
+
+if TYPE_CHECKING:
+    from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
+
+Kind = Literal["mesh", "bare"]
+
+_ROUNDS = 5
+_ROUND_SECONDS = 1.5
+_CALLERS = 50
+_LONE_CALLS = 300
+_CALL_SECONDS = 10.0
+_SETTINGS = "no state; trace, metrics, credential, deadline and validation on every call"
+
+
+class _Echo(ToolService):
+    async def ListTools(
+        self, request: pb.ListToolsRequest, context: grpc.aio.ServicerContext[pb.ListToolsRequest, pb.ListToolsResponse]
+    ) -> pb.ListToolsResponse:
+        return pb.ListToolsResponse()
+
+
+class _Echoer(NamedTuple):
+    """A server that runs, and a client of it."""
+
+    pid: int
+    stub: ToolServiceAsyncStub
+    metadata: tuple[tuple[str, str]]
+
+    async def call(self) -> None:
+        await self.stub.ListTools(pb.ListToolsRequest(), metadata=self.metadata, timeout=_CALL_SECONDS)
+
+
+class _Reading(NamedTuple):
+    calls_per_second: float
+    cpu_microseconds: float  # of the server, a call
+    lone_microseconds: float  # a call where there is no other
+
+
+async def measure() -> list[Figure]:
+    """Calls both servers in turn."""
+    readings: dict[Kind, list[_Reading]] = {"mesh": [], "bare": []}
+    async with _running("mesh") as mesh, _running("bare") as bare:
+        for _ in range(_ROUNDS):
+            readings["mesh"].append(await _read(mesh))
+            readings["bare"].append(await _read(bare))
+    ours, peer = (
+        _Reading(*(median(values) for values in zip(*readings[kind], strict=True))) for kind in ("mesh", "bare")
+    )
+    name = "bare grpc.aio"
+    return [
+        Figure("unary RPC, 50 callers", "1/s", ours[0], name, peer[0], settings=_SETTINGS),
+        Figure("unary RPC, server's CPU", "us", ours[1], name, peer[1], settings=_SETTINGS),
+        Figure("unary RPC, one caller, p50", "us", ours[2], name, peer[2], settings=_SETTINGS),
+    ]
+
+
+async def _read(echoer: _Echoer) -> _Reading:
+    calls, cpu, began = 0, cpu_seconds([echoer.pid]), time.perf_counter()
+
+    async def call_on() -> None:
+        nonlocal calls
+        while time.perf_counter() < began + _ROUND_SECONDS:
+            await echoer.call()
+            calls += 1
+
+    await asyncio.gather(*(call_on() for _ in range(_CALLERS)))
+    seconds, cpu = time.perf_counter() - began, cpu_seconds([echoer.pid]) - cpu
+    lone: list[float] = []
+    for _ in range(_LONE_CALLS):
+        began_one = time.perf_counter()
+        await echoer.call()
+        lone.append(time.perf_counter() - began_one)
+    return _Reading(calls / seconds, cpu / calls * 1e6, median(lone) * 1e6)
+
+
+@asynccontextmanager
+async def _running(kind: Kind) -> AsyncGenerator[_Echoer]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.rpc", kind, stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    try:
+        address, key = (await process.stdout.readline()).decode().split()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield _Echoer(process.pid, ToolServiceStub(channel), (("authorization", f"Bearer {key}"),))
+    finally:
+        await process.communicate()  # It ends with its stdin.
+
+
+async def _serve(kind: Kind, directory: Path) -> None:
+    keyring = Keyring(directory / "keys.json", directory / "mesh.key")
+    if kind == "mesh":
+        server = Server(ServerConfig(address="127.0.0.1:0"), f"unix:{directory}/mesh.sock", keyring)
+        server.add("kfm.tool.v1.ToolService", lambda inner: add_ToolServiceServicer_to_server(_Echo(), inner))
+        await server.start()
+        await server.ready()
+        address, stop = server.address, server.stop
+    else:
+        bare = grpc.aio.server()
+        add_ToolServiceServicer_to_server(_Echo(), bare)
+        address, stop = f"127.0.0.1:{bare.add_insecure_port('127.0.0.1:0')}", bare.stop
+        await bare.start()
+    print(address, keyring.create("bench", "bench"), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await stop(0)
+
+
+def _main(kind: Kind) -> None:
+    with tempfile.TemporaryDirectory(prefix="agentshell-rpc-") as directory:
+        uvloop.run(_serve(kind, Path(directory)))
+
+
+if __name__ == "__main__":
+    _main("mesh" if sys.argv[1] == "mesh" else "bare")
