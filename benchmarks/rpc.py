@@ -41,7 +41,7 @@ _SETTINGS = "no state; trace, metrics, credential, deadline and validation on ev
 
 
 class _Echo(ToolService):
-    async def ListTools(
+    async def ListTools(  # noqa: N802 - the RPC's name
         self, request: pb.ListToolsRequest, context: grpc.aio.ServicerContext[pb.ListToolsRequest, pb.ListToolsResponse]
     ) -> pb.ListToolsResponse:
         return pb.ListToolsResponse()
@@ -112,7 +112,7 @@ async def _running(kind: Kind) -> AsyncGenerator[_Echoer]:
         async with grpc.aio.insecure_channel(address) as channel:
             yield _Echoer(process.pid, ToolServiceStub(channel), (("authorization", f"Bearer {key}"),))
     finally:
-        await process.communicate()  # It ends with its stdin.
+        await process.communicate(b"")  # It ends with its stdin.
 
 
 async def _serve(kind: Kind, directory: Path) -> None:

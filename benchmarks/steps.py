@@ -87,7 +87,7 @@ async def _dbos(database_url: str) -> AsyncGenerator[Process]:
     try:
         yield process
     finally:
-        await process.communicate()
+        await process.communicate(b"")  # It ends with its stdin.
 
 
 async def _dbos_burst(process: Process, workflows: int, steps: int) -> float:

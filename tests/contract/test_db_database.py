@@ -12,7 +12,9 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
+from agentshell.db import database as database_module
 from agentshell.db.database import Database
+from agentshell.db.server import PostgresServer
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
@@ -107,6 +109,38 @@ async def test_a_lost_connection_is_an_error_of_ours_and_the_next_one_works(data
     assert caught.value.reason == error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE
     assert isinstance(caught.value.__cause__, psycopg.OperationalError)
     assert await _rows(database, "SELECT 1") == [(1,)]
+
+
+async def test_a_transaction_that_hangs_is_ended_with_an_error_of_ours(database: Database) -> None:
+    assert await _rows(database, "SHOW idle_in_transaction_session_timeout") == [("5s",)]
+
+    async def hang() -> None:
+        async with database.transaction() as connection, asyncio.timeout(10):
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 10")
+            while await _rows(database, f"SELECT FROM pg_stat_activity WHERE pid = {connection.info.backend_pid}"):
+                continue
+            await connection.execute("SELECT 1")
+
+    with pytest.raises(AgentShellError, match="idle-in-transaction timeout") as caught:
+        await hang()
+    assert caught.value.reason == error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE
+
+
+async def test_who_waits_for_a_connection_gets_it_when_postgres_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_RECONNECT_TIMEOUT_SECONDS", 0.05)  # It gives up while Postgres starts.
+    server = await PostgresServer.start(tmp_path)
+    database = await Database.open(server.url, 1)
+    await _rows(database, "SELECT 1")
+    await server.stop()
+    with pytest.raises(AgentShellError):  # Of the connection that it had.
+        await _rows(database, "SELECT 1")
+    waiting = asyncio.create_task(_rows(database, "SELECT 1"))
+    server = await PostgresServer.start(tmp_path)
+    assert await waiting == [(1,)]
+    await database.close()
+    await server.stop()
 
 
 async def test_a_database_that_is_not_there_says_where_it_looked_and_what_to_do() -> None:

@@ -280,6 +280,17 @@ async def test_the_http_port_tells_machines_how_the_process_is(mesh: Mesh, clien
     assert 'agentshell_rpc_seconds_count{code="OK",method="/kfm.turn.v1.TurnService/RunTurn"}' in metrics
 
 
+async def test_a_callers_trace_goes_through_every_event(client: Client) -> None:
+    trace_id = uuid.uuid4().hex
+    stub = TurnServiceStub(client.channel)
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),)
+    request = turns.RunTurnRequest(turn=spec())
+    told = stub.RunTurn(request, metadata=metadata, timeout=WAIT_SECONDS)
+    headers = [u.event.header or u.delta.header async for response in told for u in response.updates]
+    assert headers
+    assert {header.traceparent.split("-")[1] for header in headers if header.traceparent} == {trace_id}
+
+
 async def _buf(*arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(BUF, *arguments, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(WAIT_SECONDS):

@@ -89,8 +89,12 @@ async def test_what_the_documents_do_not_say_is_not_answered(client: Client, que
     ("question", "following"),
     [
         ("How do I add a personality?", Case("And how do I remove it?", "personalities.md", "Delete its folder.")),
-        ("What is a turn?", Case("and what does it cost?", "providers.md", "micro-USD")),
+        ("How do I add a personality?", Case("And how is it validated?", "personalities.md", "PACK_INVALID")),
         ("How do I start Agent Shell?", Case("And how do I stop it?", "quickstart.md", "press ctrl-C")),
+        ("How do I back up the data?", Case("And where is it?", "durability.md", "in the data directory")),
+        # The search must look for what was asked before, too.
+        ("What is a namespace?", Case("And who can read it?", "memory.md", "all tenants can read it")),
+        ("How does memory search?", Case("And how do I write to it?", "memory.md", "Call `Write`")),
     ],
 )
 async def test_a_question_that_refers_back_is_answered(client: Client, question: str, following: Case) -> None:

@@ -22,8 +22,6 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 _CONNECT_TIMEOUT_SECONDS = 5
 _ACQUIRE_TIMEOUT_SECONDS = 10.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
-_RECONNECT_TIMEOUT_SECONDS = 1.0  # More, and each attempt waits twice as long: after an outage, minutes too long.
-_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 5.0  # A process that hangs must not keep the others from what it has locked.
 _MIGRATION_LOCK = 0x6B666D2E6462  # "kfm.db": one for all schemas, because extensions and schemas are made in common.
 
 
@@ -57,9 +55,6 @@ class Database:
             min_size=1,
             max_size=max_connections,
             timeout=_ACQUIRE_TIMEOUT_SECONDS,
-            reconnect_timeout=_RECONNECT_TIMEOUT_SECONDS,
-            reconnect_failed=_try_again,
-            configure=_configure,
             kwargs={"autocommit": True, "cursor_factory": _BinaryCursor},
             name="agentshell",
             open=False,
@@ -153,17 +148,6 @@ class Database:
             metadata={"host": host, "database": name},
             cause=error,
         )
-
-
-async def _configure(connection: Connection) -> None:
-    milliseconds = str(round(_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS * 1000))
-    await connection.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
-
-
-async def _try_again(pool: AsyncConnectionPool[Connection]) -> None:
-    """Has the pool connect for those who wait: once it has given up, it does so only when another one asks."""
-    if pool.get_stats()["requests_waiting"]:
-        await pool.check()
 
 
 def _preparation(schema: str, table: sql.Identifier) -> sql.Composed:

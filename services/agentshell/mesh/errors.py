@@ -142,6 +142,8 @@ def of(exception: BaseException) -> AgentShellError:
             return exception
         case grpc.aio.AioRpcError():
             return _from_rpc(exception)
+        case NotImplementedError():
+            return not_implemented("this RPC")
         case asyncio.CancelledError():
             return AgentShellError(error_pb2.ERROR_REASON_CANCELLED, "the call was cancelled")
         case TimeoutError():

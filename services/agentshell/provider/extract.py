@@ -24,8 +24,7 @@ from kfm.content.v1.content_pb2 import Citation, Passage
 MAX_PASSAGES = 32
 MAX_PASSAGE_CHARACTERS = 8 * 1024
 MAX_QUESTION_CHARACTERS = 4 * 1024
-# Bounds of an answer: a block that is larger by itself is quoted alone.
-_MAX_QUOTED_CHARACTERS = 900
+_MAX_QUOTED_CHARACTERS = 900  # In an answer; a block that is larger is quoted alone.
 _MAX_QUOTED_PASSAGES = 2
 
 # How well a passage fits: from 0 to 1 by its words, and twice as much by its heading.
@@ -33,7 +32,7 @@ _HEADING_WEIGHT = 2.0
 _RANK_COST = 0.05  # Of each place in the order in which the passages were found.
 _LEAST_FIT = 0.5  # What does not fit better is no answer.
 _NEARLY = 0.85  # The share of the best fit with which another passage is quoted as well.
-# A question of few words, such as "and how do I stop it?", looks to the one before.
+# A question of few words, such as "and how do I stop it?", looks to the one before; one of none stands for it.
 _FEW_WORDS = 3
 _BEFORE_WEIGHT = 0.25
 
@@ -92,6 +91,7 @@ def extract(questions: Sequence[str], passages: Sequence[Passage]) -> Extract:
         return Extract(_NO_PASSAGES)
     last_two = ["", "", *questions][-2:]
     before, asked = (_weigh(_words(question[:MAX_QUESTION_CHARACTERS]), sources) for question in last_two)
+    asked = asked or before
     fits = [_fit(asked, source) - _RANK_COST * rank for rank, source in enumerate(sources)]
     if max(fits) <= _LEAST_FIT:
         nearest = list(dict.fromkeys(_name(source.passage) for source in sources))[:_NEAREST]

@@ -114,6 +114,10 @@ def test_a_question_of_few_words_looks_to_the_one_before() -> None:
     assert following.text.startswith("Press ctrl-C to stop the mesh")
 
 
+def test_a_question_without_words_of_its_own_is_the_one_before() -> None:
+    assert extract(["How do I stop the mesh?", "And how?"], [RUN, STOP]).text.startswith("Press ctrl-C")
+
+
 def test_a_question_of_its_own_words_stands_alone() -> None:
     asked = "Which state does Postgres keep?"
 

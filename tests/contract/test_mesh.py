@@ -1,0 +1,245 @@
+"""What makes a process a member of the mesh: over a real server, with services that do what the test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agentshell.mesh import call, channel, errors
+from agentshell.mesh.call import Call, Principal
+from agentshell.mesh.config import ServerConfig
+from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.http import HttpServer
+from agentshell.mesh.server import Server
+from kfm.error.v1 import error_pb2
+from kfm.personality.v1 import personality_service_pb2 as pb
+from kfm.personality.v1.personality_service_pb2_grpc import (
+    PersonalityServiceServicer,
+    PersonalityServiceStub,
+    add_PersonalityServiceServicer_to_server,
+)
+
+WAIT_SECONDS = 10.0
+SERVICE = "kfm.personality.v1.PersonalityService"
+
+
+@dataclass
+class Probe(PersonalityServiceServicer):
+    """Does what its test sets up, and notes how it was called."""
+
+    peer: grpc.aio.Channel | None = None
+    calls: list[Call] = field(default_factory=list[Call])
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
+        self.calls.append(call.current())
+        match request.personality_id:
+            case "defect":
+                raise RuntimeError("password=hunter2")
+            case "slow":
+                self.begun.set()
+                try:
+                    await asyncio.sleep(WAIT_SECONDS)
+                finally:
+                    self.ended.set()
+            case "chain":
+                assert self.peer is not None
+                return await PersonalityServiceStub(self.peer).Get(pb.GetRequest(personality_id="end"))
+            case "slow-chain":
+                assert self.peer is not None
+                return await PersonalityServiceStub(self.peer).Get(pb.GetRequest(personality_id="slow"))
+            case "refused":
+                raise AgentShellError(
+                    error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND, "there is none", metadata={"id": "refused"}
+                )
+            case _:
+                pass
+        return pb.GetResponse(personality=pb.Personality(personality_id=call.tenant()))
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncGenerator[pb.WatchResponse]:
+        try:
+            yield pb.WatchResponse(removed_personality_id="first")
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+@dataclass
+class Mesh:
+    server: Server
+    keyring: Keyring
+    probe: Probe
+    socket: str
+
+    def stub(self, channel: grpc.aio.Channel) -> Any:
+        return PersonalityServiceStub(channel)
+
+
+@pytest.fixture
+async def mesh() -> AsyncGenerator[Mesh]:
+    with tempfile.TemporaryDirectory(prefix="as-") as directory:
+        root = Path(directory)
+        keyring = Keyring(root / "keys.json", root / "mesh.key")
+        probe = Probe()  # pyright: ignore[reportAbstractUsage] - List and Reload are missing on purpose
+        socket = f"unix:{root}/m.sock"
+        server = Server(ServerConfig(address="127.0.0.1:0"), socket, keyring)
+        server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
+        await server.start()
+        await server.ready()
+        async with channel.connect(socket, keyring) as peer:
+            probe.peer = peer
+            yield Mesh(server, keyring, probe, socket)
+        await server.stop(0)
+
+
+@pytest.fixture
+async def stub(mesh: Mesh) -> AsyncGenerator[Any]:
+    async with grpc.aio.insecure_channel(mesh.server.address) as made:
+        yield mesh.stub(made)
+
+
+@pytest.fixture
+def key(mesh: Mesh) -> tuple[tuple[str, str]]:
+    return (("authorization", f"Bearer {mesh.keyring.create('acme', 'ann')}"),)
+
+
+async def refusal(made: Any) -> AgentShellError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await made
+    return errors.of(caught.value)
+
+
+async def _rest(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_the_credential_says_whose_the_call_is_and_the_next_service_hears_it(
+    mesh: Mesh, stub: Any, key: Any
+) -> None:
+    answer = await stub.Get(pb.GetRequest(personality_id="chain"), metadata=key, timeout=WAIT_SECONDS)
+    assert answer.personality.personality_id == "acme"
+    assert [made.principal for made in mesh.probe.calls] == [Principal("acme", "ann")] * 2
+
+
+async def test_a_deadline_and_a_cancellation_reach_the_next_service(mesh: Mesh, stub: Any, key: Any) -> None:
+    began = time.monotonic()
+    error = await refusal(stub.Get(pb.GetRequest(personality_id="slow-chain"), metadata=key, timeout=0.3))
+    assert error.name == "DEADLINE_EXCEEDED"
+    first, second = mesh.probe.calls
+    assert first.deadline is not None
+    assert second.deadline is not None
+    assert second.deadline - began < WAIT_SECONDS
+    await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
+    mesh.probe.ended.clear()
+    mesh.probe.begun.clear()
+    abandoned = stub.Get(pb.GetRequest(personality_id="slow-chain"), metadata=key, timeout=WAIT_SECONDS)
+    await asyncio.wait_for(mesh.probe.begun.wait(), WAIT_SECONDS)
+    abandoned.cancel()
+    await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
+
+
+async def test_a_call_inside_the_mesh_needs_a_deadline(mesh: Mesh, stub: Any) -> None:
+    token = (("authorization", f"Bearer {mesh.keyring.mint(Principal('acme', 'ann'))}"),)
+    error = await refusal(stub.Get(pb.GetRequest(), metadata=token))
+    assert (error.name, error.code) == ("DEADLINE_REQUIRED", grpc.StatusCode.INVALID_ARGUMENT)
+    assert (await stub.Get(pb.GetRequest(), metadata=token, timeout=WAIT_SECONDS)).personality.personality_id == "acme"
+
+
+async def test_a_caller_without_a_deadline_gives_the_calls_behind_it_one(mesh: Mesh, stub: Any, key: Any) -> None:
+    await stub.Get(pb.GetRequest(personality_id="chain"), metadata=key)
+    assert [made.deadline is None for made in mesh.probe.calls] == [True, False]
+
+
+async def test_a_broken_rule_of_the_contract_is_refused_by_field(stub: Any, key: Any) -> None:
+    error = await refusal(stub.Get(pb.GetRequest(personality_id="x" * 200), metadata=key))
+    assert (error.name, [name for name, _ in error.violations]) == ("INVALID_REQUEST", ["personality_id"])
+
+
+async def test_an_error_keeps_its_reason_and_a_defect_keeps_its_words_to_itself(stub: Any, key: Any) -> None:
+    error = await refusal(stub.Get(pb.GetRequest(personality_id="refused"), metadata=key))
+    assert (error.name, error.message, error.metadata) == ("PERSONALITY_NOT_FOUND", "there is none", {"id": "refused"})
+    error = await refusal(stub.Get(pb.GetRequest(personality_id="defect"), metadata=key))
+    assert (error.name, error.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)
+    assert "hunter2" not in error.message
+
+
+async def test_what_a_service_does_not_have_and_what_is_too_large_is_refused(stub: Any, key: Any) -> None:
+    error = await refusal(stub.List(pb.ListRequest(), metadata=key))
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+    error = await refusal(stub.Get(pb.GetRequest(digest="x" * 5_000_000), metadata=key))
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_draining_server_says_so_and_ends_every_watch_but_not_other_calls(
+    mesh: Mesh, stub: Any, key: Any
+) -> None:
+    async with grpc.aio.insecure_channel(mesh.server.address) as made:
+        health: Any = health_pb2_grpc.HealthStub(made)
+        watch = stub.Watch(pb.WatchRequest(), metadata=key)
+        assert (await watch.read()).removed_personality_id == "first"
+        beating = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await beating.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await mesh.server.drain()
+        for stream in (watch, beating):
+            assert (await refusal(_rest(stream))).name == "SERVICE_UNAVAILABLE"
+        await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
+        status = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await stub.Get(pb.GetRequest(), metadata=key)
+
+
+async def test_an_abandoned_stream_ends_its_service(mesh: Mesh, stub: Any, key: Any) -> None:
+    watch = stub.Watch(pb.WatchRequest(), metadata=key)
+    await watch.read()
+    watch.cancel()
+    await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
+
+
+async def test_the_meshs_socket_is_for_its_owner_alone(mesh: Mesh) -> None:
+    mode = (await asyncio.to_thread(Path(mesh.socket.removeprefix("unix:")).stat)).st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+async def test_a_taken_address_is_named_with_its_key(mesh: Mesh, tmp_path: Path) -> None:
+    second = Server(ServerConfig(address=mesh.server.address), f"unix:{tmp_path}/m.sock", mesh.keyring)
+    with pytest.raises(AgentShellError, match=mesh.server.address) as caught:
+        await second.start()
+    assert caught.value.metadata["key"] == "server.address"
+    await second.stop(0)
+    http = HttpServer("127.0.0.1:0")
+    try:
+        with pytest.raises(AgentShellError, match=http.address) as caught:
+            HttpServer(http.address)
+        assert caught.value.metadata["key"] == "server.http_address"
+    finally:
+        http.close()
+
+
+async def test_nobody_calls_on_nobodys_behalf(mesh: Mesh) -> None:
+    async with channel.connect(mesh.socket, mesh.keyring) as made:
+        with pytest.raises(AgentShellError) as caught:
+            await mesh.stub(made).Get(pb.GetRequest())
+        assert caught.value.reason == error_pb2.ERROR_REASON_CREDENTIAL_INVALID
+
+
+async def test_a_stream_carries_the_caller_too(mesh: Mesh) -> None:
+    async with channel.connect(mesh.socket, mesh.keyring) as made:
+        with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
+            watch = mesh.stub(made).Watch(pb.WatchRequest())
+            assert (await watch.read()).removed_personality_id == "first"
+            watch.cancel()
