@@ -43,6 +43,11 @@ def passes(*edges: tuple[str, ...]) -> Plan:
     return Plan(steps=[Step(step_id=name, depends_on=needs, noop=NoopStep()) for name, *needs in edges])
 
 
+def chain(length: int) -> Plan:
+    names = [f"s{at:02}" for at in range(length)]
+    return passes((names[0],), *zip(names[1:], names, strict=False))
+
+
 def kinds(updates: list[TurnUpdate]) -> list[str]:
     """What happened, a run of text as one."""
     told: list[str] = []
@@ -260,6 +265,22 @@ async def test_lists_page_through_turns_and_events(client: Client) -> None:
             break
         request.page_token = page.next_page_token
     assert events == ["turn_requested", "plan_created", "step_scheduled", "step_succeeded", "turn_completed"]
+
+
+async def test_a_turn_larger_than_a_message_is_read_in_pieces(client: Client) -> None:
+    large = spec("x" * 250_000, plan=chain(20))
+    responses = [r async for r in TurnServiceStub(client.channel).RunTurn(pb.RunTurnRequest(turn=large), timeout=60)]
+    updates = [update for response in responses for update in response.updates]
+    assert sum(update.ByteSize() for update in updates) > 5_000_000
+    assert kinds(updates)[-1] == "turn_completed"
+    turn_id = responses[0].turn_id
+    assert [recorded.event async for recorded in client.events(turn_id)] == [update.event for update in updates]
+    turn = await client.get(turn_id)
+    assert turn.output == turn.input
+    assert not any(step.result.HasField("output") for step in turn.plan.steps)
+    for _ in range(5):
+        await create(client, spec("y" * 250_000))
+    assert len([turn async for turn in client.list()]) == 6
 
 
 async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor: OpenAIServer) -> None:

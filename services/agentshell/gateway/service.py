@@ -29,6 +29,8 @@ from kfm.turn.v1.turn_pb2 import Turn, TurnState
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceServicer
 
 _READ_RECORDS = 500
+_PAGE_BYTES = 1024 * 1024  # A page ends with the item that passes it: below the 4 MiB that gRPC takes by default.
+_TURN_BYTES = 2 * 1024 * 1024
 _SCANNED_RECORDS = 5000  # at the most for one page of events; the token goes on from there
 
 
@@ -88,8 +90,11 @@ class TurnService(TurnServiceServicer):
     async def GetTurn(
         self, request: pb.GetTurnRequest, context: grpc.aio.ServicerContext[pb.GetTurnRequest, pb.GetTurnResponse]
     ) -> pb.GetTurnResponse:
-        row = await self._find(request.turn_id)
-        return pb.GetTurnResponse(turn=row.turn)
+        turn = (await self._find(request.turn_id)).turn
+        if turn.ByteSize() > _TURN_BYTES:
+            for step in turn.plan.steps:
+                step.result.ClearField("output")
+        return pb.GetTurnResponse(turn=turn)
 
     async def ListTurns(
         self,
@@ -106,10 +111,11 @@ class TurnService(TurnServiceServicer):
         for row in rows[:limit]:
             row.turn.ClearField("plan")
             response.turns.append(row.turn)
-        if len(rows) > limit:
-            last = rows[limit - 1]
-            microseconds = last.turn.create_time.ToMicroseconds()
-            response.next_page_token = paging.encode(request, microseconds, last.turn.turn_id)
+            if response.ByteSize() >= _PAGE_BYTES:
+                break
+        if len(rows) > len(response.turns):
+            last = response.turns[-1]
+            response.next_page_token = paging.encode(request, last.create_time.ToMicroseconds(), last.turn_id)
         return response
 
     async def ListTurnEvents(
@@ -127,7 +133,7 @@ class TurnService(TurnServiceServicer):
             recorded.append_time.FromDatetime(stored.append_time)
             if event.WhichOneof("event") in LAST_EVENTS:
                 break
-            if len(response.events) == limit or stored.offset >= end:
+            if len(response.events) == limit or stored.offset >= end or response.ByteSize() >= _PAGE_BYTES:
                 response.next_page_token = paging.encode(request, stored.offset + 1)
                 break
         return response

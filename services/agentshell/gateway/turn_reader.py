@@ -16,6 +16,9 @@ from agentshell.turn.merge import Merge
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent, TurnUpdate
 
 _READ_RECORDS = 256
+# A response: with one more record of 1 MiB at the most it stays below the 4 MiB that gRPC takes by default.
+_BATCH_UPDATES = 256
+_BATCH_BYTES = 1024 * 1024
 _WAIT_SECONDS = 30.0
 
 
@@ -37,6 +40,7 @@ class TurnReader:
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
         self._outputs: deque[StoredRecord] = deque()
         self._updates: list[TurnUpdate] = []
+        self._bytes = 0
 
     @property
     def cursor(self) -> Cursor:
@@ -54,21 +58,26 @@ class TurnReader:
             for stored in await self._read(envelope.TURNS, self._turns_offset):
                 event = self._event(stored)
                 if event is not None and not event.HasField("step_scheduled"):
-                    await self._feed_outputs()  # What an attempt said comes before its end.
+                    async for full in self._feed_outputs():  # What an attempt said comes before its end.
+                        yield full
                 self._turns_offset = stored.offset + 1
                 if event and self._merge.sees_event(event) and stored.offset >= self._seen.turns_offset:
-                    self._updates.append(TurnUpdate(event=event))
-                if len(self._updates) >= _READ_RECORDS:
+                    self._add(TurnUpdate(event=event))
+                if self._is_full:
                     yield self._take()
-            await self._feed_outputs()
+            async for full in self._feed_outputs():
+                yield full
             if self._updates:
                 yield self._take()
             if self._merge.is_over:
                 return
             await self._wait()
 
-    async def _feed_outputs(self) -> None:
-        """Feeds the text that is there, in the log's order, up to what an event still to be read must announce."""
+    async def _feed_outputs(self) -> AsyncGenerator[list[TurnUpdate]]:
+        """Feeds the text that is there, in the log's order, up to what an event still to be read must announce.
+
+        Yields what is to be shown whenever that is enough for one response.
+        """
         while True:
             if not self._outputs:
                 records = await self._read(envelope.OUTPUTS, self._outputs_offset)
@@ -83,7 +92,9 @@ class TurnReader:
                     return
                 self._outputs.popleft()
                 if delta and self._merge.sees_delta(delta) and stored.offset >= self._seen.outputs_offset:
-                    self._updates.append(TurnUpdate(delta=delta))
+                    self._add(TurnUpdate(delta=delta))
+                if self._is_full:
+                    yield self._take()
 
     def _event(self, stored: StoredRecord) -> TurnEvent | None:
         if stored.record.key != self._key:
@@ -102,8 +113,16 @@ class TurnReader:
         except DecodeError:
             return None
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._updates) >= _BATCH_UPDATES or self._bytes >= _BATCH_BYTES
+
+    def _add(self, update: TurnUpdate) -> None:
+        self._updates.append(update)
+        self._bytes += update.ByteSize()
+
     def _take(self) -> list[TurnUpdate]:
-        updates, self._updates = self._updates, []
+        updates, self._updates, self._bytes = self._updates, [], 0
         return updates
 
     async def _read(self, topic: str, offset: int, wait: float = 0.0) -> list[StoredRecord]:

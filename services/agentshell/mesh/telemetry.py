@@ -25,7 +25,7 @@ TRACER: Final = trace.get_tracer("agentshell")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 RPC_SECONDS: Final = Histogram("agentshell_rpc_seconds", "Time to answer an RPC.", ["method", "code"], buckets=_SECONDS)
 RPCS_ACTIVE: Final = Gauge("agentshell_rpcs_active", "RPCs under way.", ["method"])
-TURNS: Final = Counter("agentshell_turns_total", "Turns ended.", ["state"])
+
 TURN_SECONDS: Final = Histogram("agentshell_turn_seconds", "From acknowledgement to end.", ["state"], buckets=_SECONDS)
 TURNS_ACTIVE: Final = Gauge("agentshell_turns_active", "Turns under way in this process.")
 STEPS: Final = Counter("agentshell_steps_total", "Attempts at steps ended.", ["kind", "outcome"])
@@ -61,6 +61,11 @@ def traceparent() -> str:
     carrier: dict[str, str] = {}
     PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")
+
+
+def trace_id(traceparent: str) -> str:
+    """Returns the trace id of a W3C trace context; empty where there is none."""
+    return traceparent.split("-")[1] if traceparent.count("-") == 3 else ""
 
 
 def _setup_logs(config: TelemetryConfig) -> None:

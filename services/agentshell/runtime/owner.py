@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from agentshell.log.dead_letter import bury
 from agentshell.log.log import Ack, Lease, Log, Record, StoredRecord
+from agentshell.mesh import telemetry
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import TURN_SECONDS, TURNS_ACTIVE
@@ -266,7 +267,8 @@ class Owner:
         TURN_SECONDS.labels(state).observe(
             turn.end_time.ToDatetime().timestamp() - turn.create_time.ToDatetime().timestamp()
         )
-        _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id)
+        trace_id = telemetry.trace_id(open_turn.header.traceparent)
+        _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id, trace_id=trace_id)
         if turn.output.role == ROLE_ASSISTANT:  # Something was answered.
             self._spawn(self._remember(open_turn))
         else:

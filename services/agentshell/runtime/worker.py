@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from opentelemetry import trace
 
-from agentshell.log.log import Log
+from agentshell.log.log import MAX_PAYLOAD_BYTES, Log
 from agentshell.mesh import call, errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import PROPAGATOR, STEP_SECONDS, STEPS, TRACER
@@ -23,6 +23,9 @@ from kfm.turn.v1.turn_pb2 import StepResult
 _log = structlog.get_logger("agentshell.worker")
 
 Done = Callable[[TurnEvent], None]
+
+# A result is a record, and the turn's output in another; the rest of each is for what is around it.
+MAX_RESULT_BYTES = MAX_PAYLOAD_BYTES - 64 * 1024
 
 
 class Worker:
@@ -98,8 +101,18 @@ class Worker:
             if error.reason == error_pb2.ERROR_REASON_DEADLINE_EXCEEDED:  # The called service saw it first.
                 raise _step_timeout(request) from error
             raise
+        if result.ByteSize() > MAX_RESULT_BYTES:
+            raise _too_large(request, result)
         result.delta_count = outputs.count
         return result
+
+
+def _too_large(request: StepRequest, result: StepResult) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_TOO_LARGE,
+        f"step {request.step.step_id} came to {result.ByteSize()} bytes, the limit is {MAX_RESULT_BYTES}; ask for less",
+        metadata={"step_id": request.step.step_id, "limit_bytes": str(MAX_RESULT_BYTES)},
+    )
 
 
 def _step_timeout(request: StepRequest) -> AgentShellError:

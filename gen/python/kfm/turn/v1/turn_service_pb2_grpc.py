@@ -110,7 +110,7 @@ class TurnServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTurn(self, request, context):
-        """Returns a turn as it stands.
+        """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class TurnServiceStub:
     WatchTurn: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]
     """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated."""
     GetTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.GetTurnRequest, _turn_service_pb2.GetTurnResponse]
-    """Returns a turn as it stands."""
+    """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
     ListTurns: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnsRequest, _turn_service_pb2.ListTurnsResponse]
     """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not."""
     ListTurnEvents: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnEventsRequest, _turn_service_pb2.ListTurnEventsResponse]
@@ -72,7 +72,7 @@ class TurnServiceAsyncStub(TurnServiceStub):
     WatchTurn: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]  # type: ignore[assignment]
     """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated."""
     GetTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.GetTurnRequest, _turn_service_pb2.GetTurnResponse]  # type: ignore[assignment]
-    """Returns a turn as it stands."""
+    """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
     ListTurns: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnsRequest, _turn_service_pb2.ListTurnsResponse]  # type: ignore[assignment]
     """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not."""
     ListTurnEvents: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnEventsRequest, _turn_service_pb2.ListTurnEventsResponse]  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.GetTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.GetTurnResponse, _abc.Awaitable[_turn_service_pb2.GetTurnResponse]]:
-        """Returns a turn as it stands."""
+        """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
 
     @_abc_1.abstractmethod
     def ListTurns(
