@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
-.PHONY: demo test check lint types contracts gen gen-check diagram unit bench clean
+.PHONY: demo test check lint types contracts gen gen-check diagram unit bench crash clean
 
 demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
 	$(BIN)/agentshell demo
@@ -52,6 +52,17 @@ diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the
 
 unit: .venv/installed
 	$(BIN)/pytest
+
+bench: .venv-bench/installed  ## Measure it beside its peers, on a machine that does nothing else.
+	.venv-bench/bin/python -m benchmarks
+
+.venv-bench/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+crash: .venv/installed  ## Kill the mesh at random instants, many times (SEED=1 KILLS=100), and check all that it owes.
+	$(BIN)/python -m tests.crash.explorer --seed $(or $(SEED),1) --kills $(or $(KILLS),100)
 
 clean:
 	rm -rf .venv .venv-bench .pytest_cache .ruff_cache .import_linter_cache .hypothesis

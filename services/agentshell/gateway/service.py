@@ -108,14 +108,14 @@ class TurnService(TurnServiceServicer):
         if request.session_id and not rows:
             await self._check_session(request.session_id)
         response = pb.ListTurnsResponse()
-        for row in rows[:limit]:
-            row.turn.ClearField("plan")
-            response.turns.append(row.turn)
-            if response.ByteSize() >= _PAGE_BYTES:
+        for shown, row in enumerate(rows):
+            if shown == limit or response.ByteSize() >= _PAGE_BYTES:
+                last = rows[shown - 1].turn
+                response.next_page_token = paging.encode(request, last.create_time.ToMicroseconds(), last.turn_id)
                 break
-        if len(rows) > len(response.turns):
-            last = response.turns[-1]
-            response.next_page_token = paging.encode(request, last.create_time.ToMicroseconds(), last.turn_id)
+            if row.folded_offset is not None or await self._catch_up(row):
+                row.turn.ClearField("plan")
+                response.turns.append(row.turn)
         return response
 
     async def ListTurnEvents(
@@ -217,18 +217,22 @@ class TurnService(TurnServiceServicer):
     async def _find(self, turn_id: str) -> IndexedTurn:
         """Returns the tenant's turn as it is now: the index may be behind the log, which a caller would notice."""
         row = await self._index.find(call.tenant(), turn_id)
-        if row is not None and not is_over(row.turn):
-            offset = row.turns_offset if row.folded_offset is None else row.folded_offset + 1
-            async for stored, event in self._events(row, offset):
-                apply(row.turn, event)
-                row.folded_offset = stored.offset
-        if row is None or row.folded_offset is None:  # A claim that nothing came of is no turn.
+        if row is None or not await self._catch_up(row):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_NOT_FOUND,
                 f"there is no turn {turn_id!r}; ListTurns lists those there are",
                 metadata={"turn_id": turn_id},
             )
         return row
+
+    async def _catch_up(self, row: IndexedTurn) -> bool:
+        """Folds what the index has not seen yet. Returns whether there is a turn: a claim may have come to nothing."""
+        if not is_over(row.turn):
+            offset = row.turns_offset if row.folded_offset is None else row.folded_offset + 1
+            async for stored, event in self._events(row, offset):
+                apply(row.turn, event)
+                row.folded_offset = stored.offset
+        return row.folded_offset is not None
 
     def _reader(self, row: IndexedTurn, resumed: cursor.Cursor | None) -> TurnReader:
         return TurnReader(self._log, row, self._partition(row.tenant_id, row.turn.session_id), resumed)

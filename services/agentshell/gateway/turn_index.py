@@ -32,11 +32,13 @@ SET state = excluded.state, turn = excluded.turn, folded_offset = excluded.folde
 WHERE coalesce(turn.folded_offset, -1) < excluded.folded_offset
 """  # noqa: S608 - a constant
 
+# A claim that nothing came of within a minute was cut off, and is no turn.
 _LIST = f"""
 SELECT {_COLUMNS} FROM gateway.turn
 WHERE tenant_id = %(tenant_id)s
     AND (%(session_id)s::text = '' OR session_id = %(session_id)s)
     AND (cardinality(%(states)s::smallint[]) = 0 OR state = ANY(%(states)s))
+    AND (folded_offset IS NOT NULL OR create_time > now() - interval '60 s')
     AND (%(time)s::timestamptz IS NULL OR (create_time, turn_id) < (%(time)s, %(turn_id)s))
 ORDER BY create_time DESC, turn_id DESC LIMIT %(limit)s
 """  # noqa: S608 - the columns are ours
@@ -116,7 +118,7 @@ class TurnIndex:
         after: tuple[datetime, str] | None,
         limit: int,
     ) -> list[IndexedTurn]:
-        """Returns the tenant's turns, newest first, after the given (create time, id)."""
+        """Returns the tenant's turns, and fresh claims, newest first, after the given (create time, id)."""
         time, turn_id = after or (None, "")
         values = {
             "tenant_id": tenant_id,
