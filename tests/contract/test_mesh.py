@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-import tempfile
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -15,11 +14,14 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
+from opentelemetry.instrumentation import grpc as contributed
+from opentelemetry.sdk.trace import TracerProvider
+from tests.contract.serving import Member, member, refusal
 
-from agentshell.mesh import call, channel, errors
+from agentshell.mesh import call, channel
 from agentshell.mesh.call import Call, Principal
 from agentshell.mesh.config import ServerConfig
-from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.http import HttpServer
 from agentshell.mesh.server import Server
@@ -41,11 +43,13 @@ class Probe(PersonalityServiceServicer):
 
     peer: grpc.aio.Channel | None = None
     calls: list[Call] = field(default_factory=list[Call])
+    traces: list[int] = field(default_factory=list[int])
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
         self.calls.append(call.current())
+        self.traces.append(trace.get_current_span().get_span_context().trace_id)
         match request.personality_id:
             case "defect":
                 raise RuntimeError("password=hunter2")
@@ -79,47 +83,29 @@ class Probe(PersonalityServiceServicer):
 
 @dataclass
 class Mesh:
-    server: Server
-    keyring: Keyring
+    served: Member
     probe: Probe
-    socket: str
-
-    def stub(self, channel: grpc.aio.Channel) -> Any:
-        return PersonalityServiceStub(channel)
+    stub: Any
 
 
 @pytest.fixture
 async def mesh() -> AsyncGenerator[Mesh]:
-    with tempfile.TemporaryDirectory(prefix="as-") as directory:
-        root = Path(directory)
-        keyring = Keyring(root / "keys.json", root / "mesh.key")
-        probe = Probe()  # pyright: ignore[reportAbstractUsage] - List and Reload are missing on purpose
-        socket = f"unix:{root}/m.sock"
-        server = Server(ServerConfig(address="127.0.0.1:0"), socket, keyring)
-        server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
-        await server.start()
-        await server.ready()
-        async with channel.connect(socket, keyring) as peer:
-            probe.peer = peer
-            yield Mesh(server, keyring, probe, socket)
-        await server.stop(0)
+    probe = Probe()  # pyright: ignore[reportAbstractUsage] - List and Reload are missing on purpose
+    async with member() as served, channel.connect(served.mesh_address, served.keyring) as peer:
+        probe.peer = peer
+        served.server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
+        async with await served.start() as to_service:
+            yield Mesh(served, probe, PersonalityServiceStub(to_service))
 
 
 @pytest.fixture
-async def stub(mesh: Mesh) -> AsyncGenerator[Any]:
-    async with grpc.aio.insecure_channel(mesh.server.address) as made:
-        yield mesh.stub(made)
+def stub(mesh: Mesh) -> Any:
+    return mesh.stub
 
 
 @pytest.fixture
 def key(mesh: Mesh) -> tuple[tuple[str, str]]:
-    return (("authorization", f"Bearer {mesh.keyring.create('acme', 'ann')}"),)
-
-
-async def refusal(made: Any) -> AgentShellError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await made
-    return errors.of(caught.value)
+    return mesh.served.key()
 
 
 async def _rest(stream: Any) -> None:
@@ -153,7 +139,7 @@ async def test_a_deadline_and_a_cancellation_reach_the_next_service(mesh: Mesh, 
 
 
 async def test_a_call_inside_the_mesh_needs_a_deadline(mesh: Mesh, stub: Any) -> None:
-    token = (("authorization", f"Bearer {mesh.keyring.mint(Principal('acme', 'ann'))}"),)
+    token = (("authorization", f"Bearer {mesh.served.keyring.mint(Principal('acme', 'ann'))}"),)
     error = await refusal(stub.Get(pb.GetRequest(), metadata=token))
     assert (error.name, error.code) == ("DEADLINE_REQUIRED", grpc.StatusCode.INVALID_ARGUMENT)
     assert (await stub.Get(pb.GetRequest(), metadata=token, timeout=WAIT_SECONDS)).personality.personality_id == "acme"
@@ -187,13 +173,13 @@ async def test_what_a_service_does_not_have_and_what_is_too_large_is_refused(stu
 async def test_a_draining_server_says_so_and_ends_every_watch_but_not_other_calls(
     mesh: Mesh, stub: Any, key: Any
 ) -> None:
-    async with grpc.aio.insecure_channel(mesh.server.address) as made:
+    async with grpc.aio.insecure_channel(mesh.served.server.address) as made:
         health: Any = health_pb2_grpc.HealthStub(made)
         watch = stub.Watch(pb.WatchRequest(), metadata=key)
         assert (await watch.read()).removed_personality_id == "first"
         beating = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         assert (await beating.read()).status == health_pb2.HealthCheckResponse.SERVING
-        await mesh.server.drain()
+        await mesh.served.server.drain()
         for stream in (watch, beating):
             assert (await refusal(_rest(stream))).name == "SERVICE_UNAVAILABLE"
         await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
@@ -210,14 +196,14 @@ async def test_an_abandoned_stream_ends_its_service(mesh: Mesh, stub: Any, key: 
 
 
 async def test_the_meshs_socket_is_for_its_owner_alone(mesh: Mesh) -> None:
-    mode = (await asyncio.to_thread(Path(mesh.socket.removeprefix("unix:")).stat)).st_mode
+    mode = (await asyncio.to_thread(Path(mesh.served.mesh_address.removeprefix("unix:")).stat)).st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
 async def test_a_taken_address_is_named_with_its_key(mesh: Mesh, tmp_path: Path) -> None:
-    second = Server(ServerConfig(address=mesh.server.address), f"unix:{tmp_path}/m.sock", mesh.keyring)
-    with pytest.raises(AgentShellError, match=mesh.server.address) as caught:
+    second = Server(ServerConfig(address=mesh.served.server.address), f"unix:{tmp_path}/m.sock", mesh.served.keyring)
+    with pytest.raises(AgentShellError, match=mesh.served.server.address) as caught:
         await second.start()
     assert caught.value.metadata["key"] == "server.address"
     await second.stop(0)
@@ -231,15 +217,26 @@ async def test_a_taken_address_is_named_with_its_key(mesh: Mesh, tmp_path: Path)
 
 
 async def test_nobody_calls_on_nobodys_behalf(mesh: Mesh) -> None:
-    async with channel.connect(mesh.socket, mesh.keyring) as made:
+    async with channel.connect(mesh.served.mesh_address, mesh.served.keyring) as made:
         with pytest.raises(AgentShellError) as caught:
-            await mesh.stub(made).Get(pb.GetRequest())
+            await PersonalityServiceStub(made).Get(pb.GetRequest())
         assert caught.value.reason == error_pb2.ERROR_REASON_CREDENTIAL_INVALID
 
 
 async def test_a_stream_carries_the_caller_too(mesh: Mesh) -> None:
-    async with channel.connect(mesh.socket, mesh.keyring) as made:
+    async with channel.connect(mesh.served.mesh_address, mesh.served.keyring) as made:
         with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
-            watch = mesh.stub(made).Watch(pb.WatchRequest())
+            stub: Any = PersonalityServiceStub(made)
+            watch = stub.Watch(pb.WatchRequest())
             assert (await watch.read()).removed_personality_id == "first"
             watch.cancel()
+
+
+async def test_a_trace_of_the_contributed_instrumentation_goes_through_two_services(mesh: Mesh, key: Any) -> None:
+    provider = TracerProvider()
+    interceptors: Any = contributed.aio_client_interceptors(tracer_provider=provider)
+    async with grpc.aio.insecure_channel(mesh.served.server.address, interceptors=interceptors) as made:
+        with provider.get_tracer("peer").start_as_current_span("caller") as span:
+            stub: Any = PersonalityServiceStub(made)
+            await stub.Get(pb.GetRequest(personality_id="chain"), metadata=key, timeout=WAIT_SECONDS)
+    assert mesh.probe.traces == [span.get_span_context().trace_id] * 2

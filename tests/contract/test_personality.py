@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from tests.contract.serving import member, refusal
 
-from agentshell.mesh import call, channel, errors
-from agentshell.mesh.config import PersonalityConfig, ServerConfig
-from agentshell.mesh.credentials import Keyring
+from agentshell.mesh import call, channel
+from agentshell.mesh.config import PersonalityConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.server import Server
 from agentshell.personality import knowledge
 from agentshell.personality.registry import VERSIONS_KEPT
 from agentshell.personality.service import PENDING_CHANGES, PersonalityService
@@ -98,35 +96,21 @@ class Memory:
 
 
 class Mesh:
-    """A server of the PersonalityService and of its peer, and the means to call it."""
+    """The PersonalityService and its peer, and the means to call it."""
 
-    def __init__(self, directory: Path, packs: Path, memory: Memory) -> None:
+    def __init__(
+        self,
+        packs: Path,
+        memory: Memory,
+        service: PersonalityService,
+        to_service: grpc.aio.Channel,
+        key: tuple[tuple[str, str]],
+    ) -> None:
         self.packs = packs
         self.memory = memory
-        self._mesh_address = f"unix:{directory}/m.sock"
-        self._keyring = Keyring(directory / "keys.json", directory / "mesh.key")
-        self._to_memory = channel.connect(self._mesh_address, self._keyring)
-        config = PersonalityConfig(directories=(packs,), default="scribe")
-        self.service = PersonalityService(config, self._to_memory)
-        self._stack = AsyncExitStack()
-
-    async def serve(self) -> None:
-        server = Server(ServerConfig(address="127.0.0.1:0"), self._mesh_address, self._keyring)
-        server.add("kfm.memory.v1.MemoryService", self.memory.register)
-        server.add(
-            "kfm.personality.v1.PersonalityService",
-            lambda it: personality_service_pb2_grpc.add_PersonalityServiceServicer_to_server(self.service, it),
-        )
-        await server.start()
-        self._stack.push_async_callback(server.stop, 0)
-        to_personality = await self._stack.enter_async_context(grpc.aio.insecure_channel(server.address))
-        self._stub = personality_service_pb2_grpc.PersonalityServiceStub(to_personality)
-        self._metadata = (("authorization", f"Bearer {self._keyring.create('acme', 'ann')}"),)
-
-    async def close(self) -> None:
-        await self.service.stop()
-        await self._to_memory.close()
-        await self._stack.aclose()
+        self.service = service
+        self._stub = personality_service_pb2_grpc.PersonalityServiceStub(to_service)
+        self._metadata = key
 
     async def get(self, personality_id: str = "", digest: str = "") -> pb.Personality:
         request = pb.GetRequest(personality_id=personality_id, digest=digest)
@@ -153,18 +137,18 @@ class Mesh:
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     """A mesh that serves; its packs directory is there, and empty. `start` of the service is the test's."""
-    (tmp_path / "packs").mkdir()
-    with tempfile.TemporaryDirectory(prefix="as-") as directory:  # A socket's path must be short.
-        made = Mesh(Path(directory), tmp_path / "packs", Memory())
-        await made.serve()
-        yield made
-        await made.close()
-
-
-async def refusal(answer: Awaitable[object]) -> AgentShellError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await answer
-    return errors.of(caught.value)
+    packs, memory = tmp_path / "packs", Memory()
+    packs.mkdir()
+    async with member() as served, channel.connect(served.mesh_address, served.keyring) as to_memory:
+        service = PersonalityService(PersonalityConfig(directories=(packs,), default="scribe"), to_memory)
+        served.server.add("kfm.memory.v1.MemoryService", memory.register)
+        served.server.add(
+            "kfm.personality.v1.PersonalityService",
+            lambda it: personality_service_pb2_grpc.add_PersonalityServiceServicer_to_server(service, it),
+        )
+        async with await served.start() as to_service:
+            yield Mesh(packs, memory, service, to_service, served.key())
+            await service.stop()
 
 
 async def ready(mesh: Mesh) -> None:

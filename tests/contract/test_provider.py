@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 from google.protobuf import struct_pb2
+from tests.contract.serving import Member, member, refusal
 from tests.vendors.anthropic_server import AnthropicServer
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Call, Fault, Reply, Request, VendorServer
 
 from agentshell.db.database import Database
-from agentshell.mesh import errors
-from agentshell.mesh.config import ProviderConfig, ServerConfig
-from agentshell.mesh.credentials import Keyring
-from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.server import Server
+from agentshell.mesh.config import ProviderConfig
 from agentshell.provider import adapters
 from agentshell.provider.answers import Answers
 from agentshell.provider.service import ProviderService
@@ -55,7 +50,7 @@ class Subject:
 
     name: str
     stub: Any
-    keyring: Keyring
+    served: Member
     environment: dict[str, str]
     server: VendorServer | None
 
@@ -64,11 +59,8 @@ class Subject:
         assert self.server is not None
         return self.server
 
-    def metadata(self, tenant: str = "acme") -> tuple[tuple[str, str]]:
-        return (("authorization", f"Bearer {self.keyring.create(tenant, 'ann')}"),)
-
     async def call(self, method: str, request: Any, tenant: str = "acme") -> Any:
-        return await getattr(self.stub, method)(request, metadata=self.metadata(tenant), timeout=TIMEOUT_SECONDS)
+        return await getattr(self.stub, method)(request, metadata=self.served.key(tenant), timeout=TIMEOUT_SECONDS)
 
     async def generate(
         self, generation: pb.Generation, request_id: str = "", tenant: str = "acme"
@@ -77,78 +69,67 @@ class Subject:
 
     async def stream(self, generation: pb.Generation, request_id: str = "") -> list[pb.StreamGenerateResponse]:
         request = pb.StreamGenerateRequest(generation=generation, request_id=request_id)
-        responses = self.stub.StreamGenerate(request, metadata=self.metadata(), timeout=TIMEOUT_SECONDS)
+        responses = self.stub.StreamGenerate(request, metadata=self.served.key(), timeout=TIMEOUT_SECONDS)
         return [response async for response in responses]
 
 
-@pytest.fixture
-async def keyring(tmp_path: Path) -> Keyring:
-    return Keyring(tmp_path / "keys.json", tmp_path / "mesh.key")
-
-
 @asynccontextmanager
-async def serve(
-    name: str, server: VendorServer | None, keyring: Keyring, database: Database
-) -> AsyncGenerator[Subject]:
+async def serve(name: str, server: VendorServer | None, database: Database) -> AsyncGenerator[Subject]:
     vendor = {name: {"base_url": server.url + ("/v1" if name == "openai" else "")}} if server else {}
     config = ProviderConfig.model_validate({"default": name, **vendor})
     environment = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
     service = ProviderService(config, adapters.build(config, environment), Answers(database))
     await service.open()
-    with tempfile.TemporaryDirectory() as short:
-        mesh = Server(ServerConfig(address="127.0.0.1:0"), f"unix:{short}/m.sock", keyring)
-        mesh.add(
+    async with member() as served:
+        served.server.add(
             "kfm.provider.v1.ProviderService",
             lambda s: provider_service_pb2_grpc.add_ProviderServiceServicer_to_server(service, s),
         )
-        await mesh.start()
-        await mesh.ready()
-        async with grpc.aio.insecure_channel(mesh.address) as channel:
+        async with await served.start() as channel:
             stub: Any = provider_service_pb2_grpc.ProviderServiceStub(channel)
-            yield Subject(name, stub, keyring, environment, server)
-        await mesh.stop(0)
-        await service.close()
+            yield Subject(name, stub, served, environment, server)
+    await service.close()
 
 
 @asynccontextmanager
-async def subject_of(name: str, keyring: Keyring, database: Database) -> AsyncGenerator[Subject]:
+async def subject_of(name: str, database: Database) -> AsyncGenerator[Subject]:
     if name == "local":
-        async with serve(name, None, keyring, database) as subject:
+        async with serve(name, None, database) as subject:
             yield subject
         return
-    async with SERVERS[name]() as server, serve(name, server, keyring, database) as subject:
+    async with SERVERS[name]() as server, serve(name, server, database) as subject:
         yield subject
 
 
 @pytest.fixture(params=["local", *SERVERS])
-async def subject(request: pytest.FixtureRequest, keyring: Keyring, database: Database) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Subject]:
     """Every provider."""
-    async with subject_of(request.param, keyring, database) as found:
+    async with subject_of(request.param, database) as found:
         yield found
 
 
 @pytest.fixture(params=list(SERVERS))
-async def vendor(request: pytest.FixtureRequest, keyring: Keyring, database: Database) -> AsyncIterator[Subject]:
+async def vendor(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Subject]:
     """Every provider that has a vendor behind it."""
-    async with subject_of(request.param, keyring, database) as found:
+    async with subject_of(request.param, database) as found:
         yield found
 
 
 @pytest.fixture
-async def local(keyring: Keyring, database: Database) -> AsyncIterator[Subject]:
-    async with subject_of("local", keyring, database) as found:
+async def local(database: Database) -> AsyncIterator[Subject]:
+    async with subject_of("local", database) as found:
         yield found
 
 
 @pytest.fixture
-async def openai(keyring: Keyring, database: Database) -> AsyncIterator[Subject]:
-    async with subject_of("openai", keyring, database) as found:
+async def openai(database: Database) -> AsyncIterator[Subject]:
+    async with subject_of("openai", database) as found:
         yield found
 
 
 @pytest.fixture
-async def anthropic(keyring: Keyring, database: Database) -> AsyncIterator[Subject]:
-    async with subject_of("anthropic", keyring, database) as found:
+async def anthropic(database: Database) -> AsyncIterator[Subject]:
+    async with subject_of("anthropic", database) as found:
         yield found
 
 
@@ -176,12 +157,6 @@ def struct(value: Mapping[str, Any]) -> struct_pb2.Struct:
 
 def text_of(response: pb.GenerateResponse) -> str:
     return "".join(part.text.text for part in response.message.parts)
-
-
-async def refusal(calling: Awaitable[Any]) -> AgentShellError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await calling
-    return errors.of(caught.value)
 
 
 # --- every provider
@@ -576,7 +551,7 @@ async def test_a_vendor_that_stalls_is_left_at_the_callers_deadline(vendor: Subj
     vendor.vendor.fault = Fault(stall_after=3)
     request = pb.GenerateRequest(generation=question())
 
-    error = await refusal(vendor.stub.Generate(request, metadata=vendor.metadata(), timeout=0.5))
+    error = await refusal(vendor.stub.Generate(request, metadata=vendor.served.key(), timeout=0.5))
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     await vendor.vendor.wait_hung_up()
@@ -585,7 +560,7 @@ async def test_a_vendor_that_stalls_is_left_at_the_callers_deadline(vendor: Subj
 async def test_deltas_come_at_once_and_cancelling_closes_the_vendors_connection(vendor: Subject) -> None:
     vendor.vendor.fault = Fault(stall_after=len(vendor.vendor.events(_asked())) - 2)
     request = pb.StreamGenerateRequest(generation=question())
-    responses = vendor.stub.StreamGenerate(request, metadata=vendor.metadata(), timeout=TIMEOUT_SECONDS)
+    responses = vendor.stub.StreamGenerate(request, metadata=vendor.served.key(), timeout=TIMEOUT_SECONDS)
 
     text = ""
     async for response in responses:  # The vendor sends no end: what comes, comes before it.

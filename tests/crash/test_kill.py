@@ -31,18 +31,22 @@ async def alone(vendor: OpenAIServer) -> AsyncGenerator[Mesh]:
     """A mesh of one process, with a Postgres of its own that dies with it."""
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         mesh = Mesh(Path(directory), "", environment_for(vendor), separate=False)
-        await mesh.start()
-        yield mesh
-        await mesh.stop()
+        try:
+            await mesh.start()
+            yield mesh
+        finally:
+            await mesh.stop()
 
 
 @pytest.fixture
 async def apart(vendor: OpenAIServer, postgres_url: str, tmp_path: Path) -> AsyncGenerator[Mesh]:
     """A mesh of a process a service."""
     mesh = Mesh(tmp_path, await create_database(postgres_url), environment_for(vendor), separate=True)
-    await mesh.start()
-    yield mesh
-    await mesh.stop()
+    try:
+        await mesh.start()
+        yield mesh
+    finally:
+        await mesh.stop()
 
 
 async def test_a_turn_that_a_kill_interrupts_is_finished_after_a_restart(alone: Mesh, vendor: OpenAIServer) -> None:

@@ -44,10 +44,12 @@ async def mesh(
         environment_for(vendor_process),
         separate=request.param == "separate",
     )
-    await mesh.start()
-    await mesh.wait_for_knowledge()
-    yield mesh
-    await mesh.stop()
+    try:
+        await mesh.start()
+        await mesh.wait_for_knowledge()
+        yield mesh
+    finally:
+        await mesh.stop()
 
 
 def environment_for(vendor: OpenAIServer) -> dict[str, str]:

@@ -22,6 +22,10 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 _CONNECT_TIMEOUT_SECONDS = 5
 _ACQUIRE_TIMEOUT_SECONDS = 10.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
+_RECONNECT_TIMEOUT_SECONDS = 1.0  # More, and each attempt waits twice as long: after an outage, minutes too long.
+_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 5.0  # A process that hangs must not keep the others from what it has locked.
+# How a connection is lost in use. Postgres' own verdict on an idle transaction is no OperationalError to the driver.
+_LOSSES = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 _MIGRATION_LOCK = 0x6B666D2E6462  # "kfm.db": one for all schemas, because extensions and schemas are made in common.
 
 
@@ -43,8 +47,8 @@ class Database:
 
     Connections are in autocommit mode, give rows in binary form, and prepare a statement when it has run five times.
     One `execute` takes one statement. What Postgres' operation brings about (a lost connection, a deadlock, ten seconds
-    without a free connection: `psycopg.OperationalError`) leaves `connection` and `transaction` as
-    DATABASE_UNAVAILABLE, with the driver's error as its cause.
+    without a free connection, a transaction that does nothing for five) leaves `connection` and `transaction` as
+    DATABASE_UNAVAILABLE, with the driver's error as its cause. Connections come back within a second of Postgres.
     """
 
     def __init__(self, url: str, conninfo: str, max_connections: int) -> None:
@@ -55,6 +59,9 @@ class Database:
             min_size=1,
             max_size=max_connections,
             timeout=_ACQUIRE_TIMEOUT_SECONDS,
+            reconnect_timeout=_RECONNECT_TIMEOUT_SECONDS,
+            reconnect_failed=_try_again,
+            configure=_configure,
             kwargs={"autocommit": True, "cursor_factory": _BinaryCursor},
             name="agentshell",
             open=False,
@@ -90,7 +97,7 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 yield connection
-        except psycopg.OperationalError as error:
+        except _LOSSES as error:
             raise self._unavailable(error) from error
 
     @asynccontextmanager
@@ -134,7 +141,7 @@ class Database:
                 cause=error,
             ) from error
 
-    def _unavailable(self, error: psycopg.OperationalError) -> AgentShellError:
+    def _unavailable(self, error: psycopg.Error) -> AgentShellError:
         target = conninfo_to_dict(self._conninfo)
         host, name = str(target.get("host", "localhost")), str(target.get("dbname", ""))
         advice = (
@@ -148,6 +155,17 @@ class Database:
             metadata={"host": host, "database": name},
             cause=error,
         )
+
+
+async def _configure(connection: Connection) -> None:
+    milliseconds = str(round(_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS * 1000))
+    await connection.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
+
+
+async def _try_again(pool: AsyncConnectionPool[Connection]) -> None:
+    """Has the pool connect for those who wait: once it has given up, it does so only when another one asks."""
+    if pool.get_stats()["requests_waiting"]:
+        await pool.check()
 
 
 def _preparation(schema: str, table: sql.Identifier) -> sql.Composed:

@@ -1,4 +1,4 @@
-"""The log port: partitioned, durable, replayable. `tests/contract/test_log.py` is its meaning; every driver passes it.
+"""The log port: partitioned, durable, replayable. `tests/contract/test_log_*.py` are its meaning; every driver passes.
 
 What is acknowledged is on disk. Delivery is at least once, order is per partition, offsets only grow and may have gaps.
 Consumers drop a repeated `record_id`; a driver that can drop it for them says so in `Ack.duplicate`.

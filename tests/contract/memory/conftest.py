@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 
-import grpc.aio
 import pytest
 from tests.contract.memory.caller import Caller
+from tests.contract.serving import member
 
 from agentshell.db.database import Database
 from agentshell.memory.service import MemoryService
@@ -16,9 +14,7 @@ from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.memory.stores.store import Store
 from agentshell.mesh import call
 from agentshell.mesh.call import Principal
-from agentshell.mesh.config import MemoryConfig, ServerConfig
-from agentshell.mesh.credentials import Keyring
-from agentshell.mesh.server import Server
+from agentshell.mesh.config import MemoryConfig
 from kfm.memory.v1 import memory_service_pb2_grpc
 
 CONFIG = MemoryConfig(chunk_characters=300, chunk_overlap_characters=40)
@@ -31,22 +27,17 @@ async def store(database: Database) -> Store:
 
 
 @pytest.fixture
-async def caller(store: Store, tmp_path: Path) -> AsyncGenerator[Callable[[str], Caller]]:
+async def caller(store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
     """Makes a caller of a tenant's."""
-    keyring = Keyring(tmp_path / "keys.json", tmp_path / "mesh.key")
-    with tempfile.TemporaryDirectory() as sockets:
-        server = Server(ServerConfig(address="127.0.0.1:0"), f"unix:{sockets}/m.sock", keyring)
-        memory = MemoryService(CONFIG, store)
-        server.add(
+    memory = MemoryService(CONFIG, store)
+    async with member() as served:
+        served.server.add(
             "kfm.memory.v1.MemoryService",
             lambda to: memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(memory, to),
         )
-        await server.start()
-        await server.ready()
-        async with grpc.aio.insecure_channel(server.address) as channel:
+        async with await served.start() as channel:
             stub = memory_service_pb2_grpc.MemoryServiceStub(channel)
-            yield lambda tenant: Caller(stub, keyring.mint(Principal(tenant, "ann")))
-        await server.stop(0)
+            yield lambda tenant: Caller(stub, served.keyring.mint(Principal(tenant, "ann")))
 
 
 @pytest.fixture

@@ -18,12 +18,14 @@ def sample(name: str, **labels: str) -> float:
 def test_a_model_that_is_not_priced_counts_as_other_and_adds_no_cost() -> None:
     labels = {"provider": "openai", "model": "other"}
     before = sample("agentshell_provider_tokens_total", kind="output", **labels)
+    cost_before = REGISTRY.get_sample_value("agentshell_provider_cost_micros_total", {**labels, "currency": "USD"})
 
     with metrics.measure("chat", "openai", "a-name-from-a-request") as measurement:
         measurement.used(content_pb2.Usage(input_tokens=5, output_tokens=7), "a-name-from-a-request")
 
     assert sample("agentshell_provider_tokens_total", kind="output", **labels) == before + 7
-    assert REGISTRY.get_sample_value("agentshell_provider_cost_micros_total", {**labels, "currency": "USD"}) is None
+    cost = REGISTRY.get_sample_value("agentshell_provider_cost_micros_total", {**labels, "currency": "USD"})
+    assert cost == cost_before
 
 
 def test_cached_tokens_are_counted_apart_and_known_costs_added() -> None:

@@ -111,7 +111,7 @@ class Record(_message.Message):
     """Output only. Counts the writes, from 1."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything else, to filter by."""
+        """Anything else, to filter by. At most 64 KiB, serialized."""
 
     @_builtins.property
     def source(self) -> Global___Source:
@@ -480,7 +480,7 @@ class ListRequest(_message.Message):
     page_size: _builtins.int
     """How many at the most; 0: 50; more than 500 counts as 500."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before, with the same filter."""
+    """The `next_page_token` of the page before, with the same namespace and filter."""
     @_builtins.property
     def filter(self) -> _struct_pb2.Struct:
         """Only records whose metadata contains all of this."""
@@ -689,7 +689,7 @@ class ListMessagesRequest(_message.Message):
     page_size: _builtins.int
     """How many at the most; 0: 50; more than 500 counts as 500."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before; asks for older ones."""
+    """The `next_page_token` of the page before, of the same session; asks for older ones."""
     def __init__(
         self,
         *,
@@ -743,7 +743,7 @@ class IngestRequest(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """The next bytes of the document. At most 1 MiB at once."""
+    """The next bytes of the document, 1 MiB at the most; all together are UTF-8 without NUL, 16 MiB at the most."""
     @_builtins.property
     def start(self) -> Global___IngestStart:
         """First of all: where to."""

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class MemoryServiceStub:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     def __init__(self, channel):
@@ -84,8 +85,9 @@ class MemoryServiceStub:
 
 
 class MemoryServiceServicer:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     def Write(self, request, context):
@@ -146,7 +148,8 @@ class MemoryServiceServicer:
 
     def Ingest(self, request_iterator, context):
         """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-        A document whose content the namespace already has is left as it is; a changed one is replaced whole.
+        A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
+        document is refused, those before it stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,8 +212,9 @@ def add_MemoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemoryService:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     @staticmethod

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MemoryServiceStub:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     @_typing.overload
@@ -53,13 +54,15 @@ class MemoryServiceStub:
     """Lists the newest messages of a session's history, oldest of them first."""
     Ingest: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]
     """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-    A document whose content the namespace already has is left as it is; a changed one is replaced whole.
+    A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
+    document is refused, those before it stay.
     """
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -81,12 +84,14 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Lists the newest messages of a session's history, oldest of them first."""
     Ingest: _aio.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]  # type: ignore[assignment]
     """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-    A document whose content the namespace already has is left as it is; a changed one is replaced whole.
+    A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
+    document is refused, those before it stay.
     """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone.
-    A namespace is `user/<id>`, `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
+    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
+    `personality/<id>` or `knowledge/<name>`.
     """
 
     @_abc_1.abstractmethod
@@ -160,7 +165,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.IngestResponse, _abc.Awaitable[_memory_service_pb2.IngestResponse]]:
         """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-        A document whose content the namespace already has is left as it is; a changed one is replaced whole.
+        A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
+        document is refused, those before it stay.
         """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

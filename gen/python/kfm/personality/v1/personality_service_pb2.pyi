@@ -195,7 +195,7 @@ class GetRequest(_message.Message):
     personality_id: _builtins.str
     """Which one; empty: the configuration's default."""
     digest: _builtins.str
-    """Which version of its pack; empty: the newest."""
+    """Which version of its pack, among the last 8 that were loaded; empty: the newest."""
     def __init__(
         self,
         *,

@@ -83,7 +83,8 @@ class PersonalityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the packs' changes: first each personality as it is, then each change.
+        """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
+        keep up is ended with SERVICE_UNAVAILABLE, and watches again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

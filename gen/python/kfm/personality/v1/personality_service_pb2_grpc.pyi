@@ -40,7 +40,9 @@ class PersonalityServiceStub:
     Reload: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]
     """Reads the packs again. A malformed one keeps its last good version serving and is named in the response."""
     Watch: _grpc.UnaryStreamMultiCallable[_personality_service_pb2.WatchRequest, _personality_service_pb2.WatchResponse]
-    """Streams the packs' changes: first each personality as it is, then each change."""
+    """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
+    keep up is ended with SERVICE_UNAVAILABLE, and watches again.
+    """
 
 @_typing.type_check_only
 class PersonalityServiceAsyncStub(PersonalityServiceStub):
@@ -54,7 +56,9 @@ class PersonalityServiceAsyncStub(PersonalityServiceStub):
     Reload: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]  # type: ignore[assignment]
     """Reads the packs again. A malformed one keeps its last good version serving and is named in the response."""
     Watch: _aio.UnaryStreamMultiCallable[_personality_service_pb2.WatchRequest, _personality_service_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams the packs' changes: first each personality as it is, then each change."""
+    """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
+    keep up is ended with SERVICE_UNAVAILABLE, and watches again.
+    """
 
 class PersonalityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves the personality packs of the configured directories."""
@@ -89,6 +93,8 @@ class PersonalityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _personality_service_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_personality_service_pb2.WatchResponse], _abc.AsyncIterator[_personality_service_pb2.WatchResponse]]:
-        """Streams the packs' changes: first each personality as it is, then each change."""
+        """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
+        keep up is ended with SERVICE_UNAVAILABLE, and watches again.
+        """
 
 def add_PersonalityServiceServicer_to_server(servicer: PersonalityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

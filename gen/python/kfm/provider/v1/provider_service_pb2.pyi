@@ -193,7 +193,7 @@ class GenerateRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent: a repeat returns the first answer and calls no vendor."""
+    """Makes the call idempotent for 24 hours: once there is an answer, a repeat returns it and calls no vendor."""
     @_builtins.property
     def generation(self) -> Global___Generation:
         """What is asked."""
@@ -392,7 +392,7 @@ class EmbedRequest(_message.Message):
     provider: _builtins.str
     """As Generation.provider."""
     model: _builtins.str
-    """As Generation.model."""
+    """The provider's name of the model; empty: the provider's default for vectors."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
@@ -486,7 +486,7 @@ class ModerateRequest(_message.Message):
     provider: _builtins.str
     """As Generation.provider."""
     model: _builtins.str
-    """As Generation.model."""
+    """The provider's name of the model; empty: the provider's default for verdicts."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
@@ -621,7 +621,7 @@ class CountTokensResponse(_message.Message):
     input_tokens: _builtins.int
     """How many tokens it would read."""
     estimated: _builtins.bool
-    """Whether that is the provider's own count or an estimate."""
+    """Whether that is an estimate, and not the provider's own count."""
     def __init__(
         self,
         *,
@@ -646,11 +646,11 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """Only those of this provider."""
+    """Only those of this provider; empty: of all."""
     page_size: _builtins.int
     """How many at the most; 0: 100; more than 1000 counts as 1000."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before."""
+    """The `next_page_token` of the page before, with the same provider."""
     def __init__(
         self,
         *,
@@ -718,7 +718,7 @@ class Model(_message.Message):
     """Whether it is the provider's default."""
     @_builtins.property
     def price(self) -> Global___Price:
-        """What its tokens cost; absent: unknown."""
+        """What its tokens cost, in requests of the smallest size that the vendor prices; absent: unknown."""
 
     def __init__(
         self,

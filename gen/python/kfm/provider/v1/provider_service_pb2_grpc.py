@@ -109,7 +109,7 @@ class ProviderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models of the configured providers.
+        """Lists the models that are known by name, by provider and model: those with a price and each provider's default.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class ProviderServiceStub:
     CountTokens: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.CountTokensRequest, _provider_service_pb2.CountTokensResponse]
     """Counts the tokens that a request would read."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]
-    """Lists the models of the configured providers."""
+    """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
 
 @_typing.type_check_only
 class ProviderServiceAsyncStub(ProviderServiceStub):
@@ -66,7 +66,7 @@ class ProviderServiceAsyncStub(ProviderServiceStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.CountTokensRequest, _provider_service_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens that a request would read."""
     ListModels: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models of the configured providers."""
+    """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
@@ -119,6 +119,6 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.ListModelsResponse, _abc.Awaitable[_provider_service_pb2.ListModelsResponse]]:
-        """Lists the models of the configured providers."""
+        """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

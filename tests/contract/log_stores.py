@@ -1,0 +1,169 @@
+"""The drivers that every test of the log runs over, and how the tests speak to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+import pytest
+
+from agentshell.db.database import Database
+from agentshell.db.server import PostgresServer
+from agentshell.log.log import Lease, Log, Record, StoredRecord
+from agentshell.log.postgres import PostgresLog
+from agentshell.mesh import ids
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+from kfm.error.v1.error_pb2 import ErrorReason
+
+T = TypeVar("T")
+
+WAIT = 10.0  # Seconds: the most that a test waits for what is to come at once.
+PARTITIONS = 4
+
+
+class Store(Protocol):
+    """A driver with a store of this test's own. `dedups`: it drops a repeated id itself. `atomic`: over topics, too."""
+
+    driver: str
+    url: str
+    dedups: bool
+    atomic: bool
+
+    async def open(self, *, lease_seconds: float = 5.0) -> Log: ...
+    async def expire(self, log: Log) -> None: ...
+    async def cut(self) -> None: ...
+    async def make_incompatible(self) -> None: ...
+    async def kill_broker(self) -> None: ...
+    async def start_broker(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class PostgresStore:
+    """A database, and the whole server where `data_dir` says that it is ours to kill."""
+
+    driver = "postgres"
+    dedups = True
+    atomic = True
+
+    def __init__(self, url: str, data_dir: Path) -> None:
+        self.url = url
+        self._data_dir = data_dir
+        self._server: PostgresServer | None = None
+        self._opened: list[tuple[Database, PostgresLog]] = []
+
+    async def open(self, *, lease_seconds: float = 5.0) -> Log:
+        """A log as a process of its own has it."""
+        database = await Database.open(self.url, 8)
+        log = await PostgresLog.open(database, lease_seconds=lease_seconds)
+        self._opened.append((database, log))
+        return log
+
+    async def expire(self, log: Log) -> None:
+        """Lets a day pass for the retention."""
+        assert isinstance(log, PostgresLog)
+        await log.apply_retention(datetime.now(UTC) + timedelta(days=1))
+
+    async def cut(self) -> None:
+        """Cuts all connections, once."""
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    async def make_incompatible(self) -> None:
+        """Makes the store one of a later release."""
+        await self.open()
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            await connection.execute("INSERT INTO log.migration (number, name, digest) VALUES (9999, 'later', '')")
+
+    async def kill_broker(self) -> None:
+        """Kills the server, which is started and owned from the first `start_broker` on."""
+        pid = int((self._data_dir / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(pid, signal.SIGKILL)
+        assert self._server is not None
+        await self._server.stop()
+
+    async def start_broker(self) -> None:
+        """Starts a server of this store's own."""
+        self._server = await PostgresServer.start(self._data_dir)
+        self.url = self._server.url
+
+    async def close(self) -> None:
+        """Closes all."""
+        for database, log in self._opened:
+            await log.close()
+            await database.close()
+        if self._server is not None:
+            await self._server.stop()
+
+
+STORES: dict[str, Callable[[str, Path], Store]] = {"postgres": PostgresStore}
+
+
+def record(name: str, key: str = "key") -> Record:
+    return Record(key, ids.record_id(name), name.encode())
+
+
+def names(records: Sequence[StoredRecord]) -> list[str]:
+    return [stored.record.payload.decode() for stored in records]
+
+
+async def read_all(log: Log, topic: str = "topic") -> list[StoredRecord]:
+    records: list[StoredRecord] = []
+    for partition, end in enumerate(await log.end_offsets(topic)):
+        offset = 0
+        while offset < end:
+            batch = await log.read(topic, partition, offset, 100, 0)
+            records += batch
+            offset = batch[-1].offset + 1
+    return records
+
+
+async def poll_all(log: Log, lease: Lease, count: int) -> list[StoredRecord]:
+    """Polls until there are `count` records."""
+    records: list[StoredRecord] = []
+    async with asyncio.timeout(WAIT):
+        while len(records) < count:
+            records += await log.poll(lease, 100, WAIT)
+    return records
+
+
+async def until_fenced(log: Log, lease: Lease) -> list[StoredRecord]:
+    """Polls until the lease is over; returns what it was given until then."""
+    records: list[StoredRecord] = []
+    async with asyncio.timeout(WAIT):
+        try:
+            while True:
+                records += await log.poll(lease, 100, WAIT)
+        except AgentShellError as error:
+            if error.reason != error_pb2.ERROR_REASON_FENCED:
+                raise
+            return records
+
+
+async def reason_of(call: Coroutine[Any, Any, object]) -> ErrorReason.ValueType:
+    """Returns why a call fails, within a bound."""
+    async with asyncio.timeout(2 * WAIT):
+        with pytest.raises(AgentShellError) as raised:
+            await call
+    return raised.value.reason
+
+
+async def recovered(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Returns what a call answers once the log no longer fails it."""
+    async with asyncio.timeout(3 * WAIT):
+        while True:
+            try:
+                return await call()
+            except AgentShellError as error:
+                if error.reason != error_pb2.ERROR_REASON_LOG_UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.02)
