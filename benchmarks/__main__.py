@@ -17,7 +17,7 @@ from rich.console import Console
 from agentshell.db.server import PostgresServer
 from benchmarks import resources, rpc, steps, turns
 from benchmarks.figure import Figure, machine, to_json, to_table
-from benchmarks.floor import Floor, fdatasync_milliseconds
+from benchmarks.floor import Floor
 from benchmarks.mesh import Mesh
 
 _RESULTS = Path(__file__).with_name("results.json")
@@ -32,22 +32,15 @@ async def main() -> None:
         console.print("[yellow]other work shares this machine: these figures are not for the record[/yellow]")
     with tempfile.TemporaryDirectory(prefix="agentshell-bench-") as name:
         directory = Path(name)
-        figures = [_disk(directory)]
-        console.print("[dim]starting[/dim]")
-        figures += await resources.measure(directory)
+        console.print("[dim]steps and turns[/dim]")
+        figures = await _with_postgres(directory)
         console.print("[dim]calls[/dim]")
         figures += await rpc.measure()
-        console.print("[dim]steps and turns[/dim]")
-        figures += await _with_postgres(directory)
+        console.print("[dim]starts[/dim]")
+        figures += await resources.measure(directory)
     console.print(to_table(figures))
     _RESULTS.write_text(json.dumps(to_json(figures, load), indent=2) + "\n")
     console.print(f"[dim]{time.perf_counter() - began:.0f} s; written to benchmarks/{_RESULTS.name}[/dim]")
-
-
-def _disk(directory: Path) -> Figure:
-    return Figure(
-        "disk, 4 kB append", "ms", fdatasync_milliseconds(directory), settings="fdatasync; the physical limit"
-    )
 
 
 async def _with_postgres(directory: Path) -> list[Figure]:
@@ -57,7 +50,7 @@ async def _with_postgres(directory: Path) -> list[Figure]:
         urls = [await _database(server.url, name) for name in ("mesh", "dbos", "floor")]
         async with contextlib.AsyncExitStack() as stack:
             mesh = await stack.enter_async_context(Mesh.run(directory / "mesh", urls[0]))
-            floor = await stack.enter_async_context(Floor.open(urls[2]))
+            floor = await stack.enter_async_context(Floor.open(urls[2], directory))
             return [*await steps.measure(mesh, floor, urls[1]), *await turns.measure(mesh, floor)]
     finally:
         await server.stop()

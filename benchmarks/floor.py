@@ -16,49 +16,49 @@ from agentshell.mesh import ids
 from benchmarks.figure import median
 
 DURABLE = "fsync on, synchronous_commit on"
+PRODUCERS = 50
 
-_WRITES = 200
+_WRITES = 100
 _BLOCK_BYTES = 4096
 _TOPIC = "bench.records"
 _PARTITIONS = 8
 _PAYLOAD_BYTES = 256
-_PRODUCERS = 50
 _RECORDS_EACH = 40
 
 
-def fdatasync_milliseconds(directory: Path) -> float:
-    """Returns the median time of a 4 kB append with fdatasync in a directory."""
-    times: list[float] = []
-    file = os.open(directory / "probe", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    try:
-        for _ in range(_WRITES):
-            began = time.perf_counter()
-            os.write(file, bytes(_BLOCK_BYTES))
-            os.fdatasync(file)
-            times.append(time.perf_counter() - began)
-    finally:
-        os.close(file)
-    return median(times) * 1e3
-
-
 class Floor:
-    """Our log alone, in this process: no turn, no gRPC, no decision."""
+    """Our log alone, in this process: no turn, no gRPC, no decision. And the disk alone, under `directory`."""
 
-    def __init__(self, log: PostgresLog) -> None:
+    def __init__(self, log: PostgresLog, directory: Path) -> None:
         self._log = log
+        self._directory = directory
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, database_url: str) -> AsyncGenerator[Floor]:
+    async def open(cls, database_url: str, directory: Path) -> AsyncGenerator[Floor]:
         """Opens the log in a database of its own."""
         database = await Database.open(database_url, max_connections=4)
         log = await PostgresLog.open(database)
         try:
             await log.ensure_topic(Topic(_TOPIC, _PARTITIONS))
-            yield cls(log)
+            yield cls(log, directory)
         finally:
             await log.close()
             await database.close()
+
+    def disk_milliseconds(self) -> float:
+        """Returns the median time of a 4 kB append with fdatasync."""
+        times: list[float] = []
+        file = os.open(self._directory / "probe", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        try:
+            for _ in range(_WRITES):
+                began = time.perf_counter()
+                os.write(file, bytes(_BLOCK_BYTES))
+                os.fdatasync(file)
+                times.append(time.perf_counter() - began)
+        finally:
+            os.close(file)
+        return median(times) * 1e3
 
     async def appends_per_second(self) -> float:
         """Returns the rate of 50 producers, each of which appends a record when its last one is on disk."""
@@ -68,8 +68,8 @@ class Floor:
                 await self._append()
 
         began = time.perf_counter()
-        await asyncio.gather(*(produce() for _ in range(_PRODUCERS)))
-        return _PRODUCERS * _RECORDS_EACH / (time.perf_counter() - began)
+        await asyncio.gather(*(produce() for _ in range(PRODUCERS)))
+        return PRODUCERS * _RECORDS_EACH / (time.perf_counter() - began)
 
     async def append_milliseconds(self) -> float:
         """Returns the median time of an append by one producer."""

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -47,15 +47,12 @@ class _Echo(ToolService):
         return pb.ListToolsResponse()
 
 
-class _Echoer(NamedTuple):
-    """A server that runs, and a client of it."""
+class _Place(NamedTuple):
+    """Where a server runs, and the key to it."""
 
     pid: int
-    stub: ToolServiceAsyncStub
-    metadata: tuple[tuple[str, str]]
-
-    async def call(self) -> None:
-        await self.stub.ListTools(pb.ListToolsRequest(), metadata=self.metadata, timeout=_CALL_SECONDS)
+    address: str
+    key: str
 
 
 class _Reading(NamedTuple):
@@ -82,35 +79,41 @@ async def measure() -> list[Figure]:
     ]
 
 
-async def _read(echoer: _Echoer) -> _Reading:
-    calls, cpu, began = 0, cpu_seconds([echoer.pid]), time.perf_counter()
+async def _read(place: _Place) -> _Reading:
+    metadata = (("authorization", f"Bearer {place.key}"),)
+    async with grpc.aio.insecure_channel(place.address) as channel:
+        stub: ToolServiceAsyncStub = ToolServiceStub(channel)
 
-    async def call_on() -> None:
-        nonlocal calls
-        while time.perf_counter() < began + _ROUND_SECONDS:
-            await echoer.call()
-            calls += 1
+        async def call() -> None:
+            await stub.ListTools(pb.ListToolsRequest(), metadata=metadata, timeout=_CALL_SECONDS)
 
-    await asyncio.gather(*(call_on() for _ in range(_CALLERS)))
-    seconds, cpu = time.perf_counter() - began, cpu_seconds([echoer.pid]) - cpu
-    lone: list[float] = []
-    for _ in range(_LONE_CALLS):
-        began_one = time.perf_counter()
-        await echoer.call()
-        lone.append(time.perf_counter() - began_one)
+        lone = [await _seconds(call) for _ in range(_LONE_CALLS)]
+        calls, cpu, began = 0, cpu_seconds([place.pid]), time.perf_counter()
+
+        async def call_on() -> None:
+            nonlocal calls
+            while time.perf_counter() < began + _ROUND_SECONDS:
+                await call()
+                calls += 1
+
+        await asyncio.gather(*(call_on() for _ in range(_CALLERS)))
+        seconds, cpu = time.perf_counter() - began, cpu_seconds([place.pid]) - cpu
     return _Reading(calls / seconds, cpu / calls * 1e6, median(lone) * 1e6)
 
 
+async def _seconds(call: Callable[[], Awaitable[None]]) -> float:
+    began = time.perf_counter()
+    await call()
+    return time.perf_counter() - began
+
+
 @asynccontextmanager
-async def _running(kind: Kind) -> AsyncGenerator[_Echoer]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.rpc", kind, stdin=PIPE, stdout=PIPE
-    )
+async def _running(kind: Kind) -> AsyncGenerator[_Place]:
+    command = (sys.executable, "-m", "benchmarks.rpc", kind)
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     try:
-        address, key = (await process.stdout.readline()).decode().split()
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield _Echoer(process.pid, ToolServiceStub(channel), (("authorization", f"Bearer {key}"),))
+        yield _Place(process.pid, *(await process.stdout.readline()).decode().split())
     finally:
         await process.communicate(b"")  # It ends with its stdin.
 

@@ -23,6 +23,7 @@ from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.mesh import channel
 from agentshell.mesh.config import Config
 from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.errors import AgentShellError
 from agentshell.personality.service import PersonalityService
 from agentshell.provider import adapters
 from agentshell.provider.answers import Answers
@@ -35,6 +36,7 @@ from agentshell.runtime.steps.noop import NoopRunner
 from agentshell.runtime.worker import Worker
 from agentshell.tool.service import ToolService
 from agentshell.turn import envelope
+from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
 from kfm.personality.v1.personality_service_pb2_grpc import add_PersonalityServiceServicer_to_server
 from kfm.provider.v1.provider_service_pb2_grpc import add_ProviderServiceServicer_to_server
@@ -99,7 +101,7 @@ class Parts:
         """Returns the log, with its topics."""
         if self._log is None:
             config = self.config.log
-            log = await PostgresLog.open(await self.database(), lease_seconds=config.lease_seconds)
+            log = await self._open_log()
             self._open.push_async_callback(log.close)
             keep = timedelta(days=config.retention_days)
             await log.ensure_topic(Topic(envelope.TURNS, config.partitions, keep))
@@ -107,6 +109,19 @@ class Parts:
             await log.ensure_topic(Topic(envelope.TURNS + SUFFIX, config.partitions))
             self._log = log
         return self._log
+
+    async def _open_log(self) -> Log:
+        config = self.config.log
+        if config.driver == "postgres":
+            return await PostgresLog.open(await self.database(), lease_seconds=config.lease_seconds)
+        try:
+            from agentshell.log.iggy import IggyLog  # Its SDK is an extra.
+        except ImportError:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                "configuration key 'log.driver' = 'iggy' needs its SDK; pip install 'agentshell[iggy]'",
+            ) from None
+        return await IggyLog.open(config.url, lease_seconds=config.lease_seconds)
 
     async def close(self) -> None:
         """Closes what was made, the last first."""

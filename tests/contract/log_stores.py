@@ -105,7 +105,15 @@ class PostgresStore:
             await self._server.stop()
 
 
-STORES: dict[str, Callable[[str, Path], Store]] = {"postgres": PostgresStore}
+def _iggy_store(database_url: str, data_dir: Path) -> Store:
+    if not os.environ.get("AGENTSHELL_TEST_IGGY"):
+        pytest.skip("AGENTSHELL_TEST_IGGY names no Iggy server, such as iggy://iggy:iggy@127.0.0.1:8090")
+    from tests.contract.iggy_store import IggyStore  # Its SDK is needed only where there is a server.
+
+    return IggyStore(database_url, data_dir)
+
+
+STORES: dict[str, Callable[[str, Path], Store]] = {"postgres": PostgresStore, "iggy": _iggy_store}
 
 
 def record(name: str, key: str = "key") -> Record:

@@ -11,6 +11,11 @@ from agentshell.mesh import ids
 
 
 async def open_log(driver: str, url: str) -> Log:
+    if driver == "iggy":
+        from agentshell.log.iggy import IggyLog  # Its SDK is needed only where there is a server.
+
+        server, _, stream = url.partition("#")
+        return await IggyLog.open(server, stream=stream)
     assert driver == "postgres", driver
     return await PostgresLog.open(await Database.open(url, 4))
 

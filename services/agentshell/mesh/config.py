@@ -62,8 +62,10 @@ class DatabaseConfig(_Section):
 class LogConfig(_Section):
     """The durable log."""
 
-    driver: Literal["postgres"] = "postgres"
+    driver: Literal["postgres", "iggy"] = "postgres"
     """Where the log is kept."""
+    url: str = ""
+    """iggy://USER:PASSWORD@HOST:PORT or iggy://TOKEN@HOST:PORT, for the driver iggy."""
     partitions: PositiveInt = 8
     """Partitions of each topic; fixed when the topic is made."""
     retention_days: PositiveInt = 30

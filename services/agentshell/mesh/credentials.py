@@ -52,7 +52,8 @@ class Keyring:
         self._mesh_key = _read_or_make_secret(mesh_key_file)
         self._keys: dict[str, ApiKey] = {}
         self._stamp: tuple[int, int] | None = None
-        self._tokens: dict[Principal, tuple[str, float]] = {}
+        self._tokens: dict[Principal, tuple[str, float]] = {}  # minted, and until when they are handed out
+        self._verified: dict[str, tuple[Principal, float]] = {}  # others' tokens, and until when they are good
 
     def verify(self, authorization: str) -> tuple[Principal, bool]:
         """Returns whose the `authorization` metadata is, and whether it comes from inside the mesh.
@@ -109,13 +110,20 @@ class Keyring:
         return Principal(key.tenant_id, key.principal_id)
 
     def _verify_token(self, credential: str) -> Principal:
+        principal, expiry = self._verified.get(credential, (None, 0.0))
+        if principal is not None and time.time() < expiry:
+            return principal
         try:
             claims = jwt.decode(
                 credential, self._mesh_key, ["HS256"], audience=_AUDIENCE, options={"require": ["exp", "sub", "tenant"]}
             )
         except jwt.InvalidTokenError as error:
             raise _invalid(f"the token is neither an API key nor a token of this mesh: {error}") from None
-        return Principal(str(claims["tenant"]), str(claims["sub"]))
+        principal = Principal(str(claims["tenant"]), str(claims["sub"]))
+        if len(self._verified) >= _TOKENS_KEPT:
+            self._verified.clear()
+        self._verified[credential] = (principal, float(claims["exp"]))
+        return principal
 
     def _load(self) -> None:
         try:

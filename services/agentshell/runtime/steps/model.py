@@ -47,18 +47,21 @@ class ModelRunner:
 
     async def _generate(self, generation: Generation, request_id: str, emit: Emit) -> GenerateResponse:
         stream = self._provider.StreamGenerate(StreamGenerateRequest(generation=generation, request_id=request_id))
+        answer: GenerateResponse | None = None
         try:
             async for response in stream:
                 if texts := [delta.text for delta in response.deltas if delta.HasField("text")]:
                     await emit(texts)
                 if response.HasField("finish"):
-                    return response.finish
+                    answer = response.finish
         finally:
             stream.cancel()
-        raise AgentShellError(
-            error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-            f"provider {generation.provider or 'default'!r} ended its answer to {request_id} without finishing it",
-        )
+        if answer is None:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
+                f"provider {generation.provider or 'default'!r} ended its answer to {request_id} without finishing it",
+            )
+        return answer
 
     async def _find_personality(self, request: StepRequest) -> Personality:
         key = (request.personality_id, request.personality_digest)

@@ -1,0 +1,257 @@
+"""The log in Apache Iggy 0.9: for production, on as many machines as there are.
+
+It does not drop duplicates (`Ack.duplicate` is always False), and has no transactions: `append_all` appends in the
+order given, and an append whose records are of several partitions may be there in part after LOG_UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+from agentshell.log import limits
+from agentshell.log.iggy_groups import IggyGroups, Membership, fenced
+from agentshell.log.iggy_lane import Lane
+from agentshell.log.iggy_wire import IggyTopic, Wire, unavailable
+from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
+from agentshell.log.tail import Bell
+from agentshell.mesh.errors import AgentShellError, invalid
+from kfm.error.v1 import error_pb2
+
+MAX_READ_RECORDS = 1000
+APPEND_CONNECTIONS = 4  # A connection waits for one answer at a time, and an answer for the disk.
+# How long a reader rests that has found nothing: twice as long each time. It is woken for records of its own process.
+_REST_SECONDS = 0.005
+_MAX_REST_SECONDS = 0.25
+
+
+class IggyLog:
+    """The `Log` on an Iggy server; make it with `open`, once a process.
+
+    A topic of relaxed durability may lose its last records with the server's process too, not only with its machine.
+    """
+
+    def __init__(self, url: str, stream: str, lease_seconds: float) -> None:
+        self._appending = [Wire(url, stream) for _ in range(APPEND_CONNECTIONS)]
+        self._reading = Wire(url, stream, lost=self._lost)
+        self._grouping = Wire(url, f"{stream}.groups", lost=self._lost)
+        self._groups = IggyGroups(self._grouping, lease_seconds)
+        self._lanes: dict[str, Sequence[Lane]] = {}
+        self._closing = Bell()
+        self._closed = False
+
+    @classmethod
+    async def open(cls, url: str, *, stream: str = "agentshell", lease_seconds: float = 5.0) -> IggyLog:
+        """Opens the log in a stream of the server at `iggy://USER:PASSWORD@HOST:PORT`, and makes the stream.
+
+        A member that is silent for `lease_seconds`, or whose process ends, loses its partitions after that time.
+        Raises LOG_UNAVAILABLE, and CONFIG_INVALID for a server of another version or without persisted durability.
+        """
+        log = cls(url, stream, lease_seconds)
+        try:
+            for wire in (log._reading, log._grouping):
+                await wire.make_stream()
+        except BaseException:
+            await log.close()
+            raise
+        return log
+
+    async def close(self) -> None:
+        """Writes what waits and lets go of all connections; who waits for records gets LOG_UNAVAILABLE."""
+        self._closed = True
+        self._closing.ring()
+        await asyncio.gather(*(lane.close() for lanes in self._lanes.values() for lane in lanes))
+        await self._groups.close()
+        await asyncio.gather(*(wire.close() for wire in (*self._appending, self._reading, self._grouping)))
+
+    async def health(self) -> None:
+        """Returns when the server answers. Raises LOG_UNAVAILABLE."""
+        await self._reading.ping()
+
+    async def ensure_topic(self, topic: Topic) -> None:
+        """Makes the topic, or sets its retention. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        if not topic.name or topic.partitions < 1:
+            raise invalid("topic", f"{topic.name!r} with {topic.partitions} partitions; give a name and at least one")
+        known = await self._reading.topic(topic.name)
+        if known is None:
+            await self._reading.make_topic(topic)
+            known = await self._topic(topic.name)
+        if (len(known.ends), known.relaxed) != (topic.partitions, topic.durability == "relaxed"):
+            raise _mismatch(topic, known)
+        if known.retention != topic.retention:
+            await self._reading.retain(topic.name, topic.retention)
+
+    # Appending
+
+    async def append(self, topic: str, records: Sequence[Record]) -> list[Ack]:
+        """Appends records: those of one partition in one durable step, the partitions side by side."""
+        limits.check([(topic, records)])
+        return await self._append(await self._open_lanes(topic), records)
+
+    async def append_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> list[list[Ack]]:
+        """Appends to one topic after the other, in the order given, and stops at the first that fails."""
+        limits.check(batches)
+        opened = [(await self._open_lanes(topic), records) for topic, records in batches]
+        return [await self._append(lanes, records) for lanes, records in opened]
+
+    async def _append(self, lanes: Sequence[Lane], records: Sequence[Record]) -> list[Ack]:
+        if self._closed:
+            raise unavailable("append: it is closed in this process")
+        shares: dict[int, list[int]] = {}
+        for index, record in enumerate(records):
+            shares.setdefault(partition_of(record.key, len(lanes)), []).append(index)
+        sent = await asyncio.gather(
+            *(lanes[partition].append([records[index] for index in share]) for partition, share in shares.items()),
+            return_exceptions=True,  # Only when all have ended is it known what became of them.
+        )
+        acks: dict[int, Ack] = {}
+        for (partition, share), first in zip(shares.items(), sent, strict=True):
+            if isinstance(first, BaseException):
+                raise first
+            acks.update((index, Ack(partition, first + place)) for place, index in enumerate(share))
+        return [acks[index] for index in range(len(records))]
+
+    # Reading
+
+    async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
+        """Returns up to `limit` records, and no more than a thousand, from `offset` on."""
+        _check_limit(limit)
+        lane = _lane(topic, await self._open_lanes(topic), partition)
+        deadline = asyncio.get_running_loop().time() + wait
+        rest = _REST_SECONDS
+        while True:
+            records = await self._reading.poll(topic, partition, offset, min(limit, MAX_READ_RECORDS))
+            if offset != lane.seen and (not records or records[0].offset > offset):
+                await self._check_retained(topic, lane, offset)
+            if records:
+                lane.seen = records[-1].offset + 1
+                return records
+            if not await self._rest([lane.bell], rest, deadline):
+                return []
+            rest = min(2 * rest, _MAX_REST_SECONDS)
+
+    async def end_offsets(self, topic: str) -> list[int]:
+        """Returns each partition's next offset."""
+        return list((await self._topic(topic)).ends)
+
+    async def _check_retained(self, topic: str, lane: Lane, offset: int) -> None:
+        """Raises OFFSET_OUT_OF_RANGE for an offset that is older than what is retained."""
+        oldest = await self._reading.oldest(topic, lane.partition)
+        if oldest is None:
+            oldest = (await self._topic(topic)).ends[lane.partition]
+        if offset < oldest:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
+                f"offset {offset} of {topic}/{lane.partition} is no longer retained: the oldest is {oldest}",
+                metadata={"base_offset": str(oldest)},
+            )
+        lane.seen = offset
+
+    async def _rest(self, bells: Iterable[Bell], seconds: float, deadline: float) -> bool:
+        """Rests, until a bell rings at the most; False after the deadline. Raises LOG_UNAVAILABLE when we close."""
+        remaining = deadline - asyncio.get_running_loop().time()
+        if not self._closed:
+            await Bell.first([self._closing, *bells], min(seconds, remaining))
+        if self._closed:
+            raise unavailable("be read: it is closed in this process")
+        return remaining > 0
+
+    # Groups
+
+    async def join(self, topic: str, group: str, member: str) -> Lease:
+        """Joins a group, or returns the member's lease as it now is."""
+        return await self._groups.join(topic, len(await self._open_lanes(topic)), group, member)
+
+    async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
+        """Returns records that this lease has not been given yet. Polls of one lease take turns."""
+        _check_limit(limit)
+        lanes = await self._open_lanes(lease.topic)
+        membership = self._groups.membership(lease)
+        bells = [membership.bell, *(lanes[partition].bell for partition in lease.partitions)]
+        deadline = asyncio.get_running_loop().time() + wait
+        rest = _REST_SECONDS
+        async with membership.polling:
+            while True:
+                try:
+                    records = await self._gather(membership, limit)
+                except AgentShellError as error:
+                    if membership.over:
+                        raise fenced(lease) from error
+                    raise
+                if membership.over:
+                    raise fenced(lease)
+                if records or not await self._rest(bells, rest, deadline):
+                    # Only now, with nothing left to wait for: a poll that is cancelled has given nothing.
+                    membership.give(records)
+                    return records
+                rest = min(2 * rest, _MAX_REST_SECONDS)
+
+    async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
+        """Commits the next offset of partitions of the lease, durably."""
+        await self._groups.commit(lease, offsets)
+
+    async def leave(self, lease: Lease) -> None:
+        """Gives the partitions back."""
+        await self._groups.leave(lease)
+
+    async def committed(self, topic: str, group: str) -> dict[int, int]:
+        """Returns the committed next offset of each partition that has one."""
+        return await self._groups.committed(topic, len(await self._open_lanes(topic)), group)
+
+    async def _gather(self, membership: Membership, limit: int) -> list[StoredRecord]:
+        gathered: list[StoredRecord] = []
+        for partition in membership.rotated():
+            if len(gathered) == limit or membership.over:
+                break
+            most = min(limit - len(gathered), MAX_READ_RECORDS)
+            # From the oldest that is retained, where the position is older.
+            gathered += await self._reading.poll(
+                membership.lease.topic, partition, membership.positions[partition], most
+            )
+        return gathered
+
+    def _lost(self) -> None:
+        self._groups.lost()
+
+    # Topics
+
+    async def _open_lanes(self, topic: str) -> Sequence[Lane]:
+        """Returns the lanes of a topic, which never goes away and keeps its partitions. Raises TOPIC_NOT_FOUND."""
+        if lanes := self._lanes.get(topic):
+            return lanes
+        partitions = len((await self._topic(topic)).ends)
+        wires = itertools.cycle(self._appending)
+        lanes = [Lane(next(wires), topic, partition) for partition in range(partitions)]
+        return self._lanes.setdefault(topic, lanes)
+
+    async def _topic(self, name: str) -> IggyTopic:
+        topic = await self._reading.topic(name)
+        if topic is None:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TOPIC_NOT_FOUND,
+                f"the log has no topic {name!r}: make it with ensure_topic, or correct the name",
+                metadata={"topic": name},
+            )
+        return topic
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise invalid("limit", f"is {limit}; give at least 1")
+
+
+def _lane(topic: str, lanes: Sequence[Lane], partition: int) -> Lane:
+    if not 0 <= partition < len(lanes):
+        raise invalid("partition", f"topic {topic!r} has no partition {partition}, only {len(lanes)}")
+    return lanes[partition]
+
+
+def _mismatch(topic: Topic, known: IggyTopic) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_TOPIC_MISMATCH,
+        f"topic {topic.name!r} has {len(known.ends)} partitions and is {'relaxed' if known.relaxed else 'durable'}, "
+        f"not {topic.partitions} and {topic.durability}: both are fixed when a topic is made; ask for what it has, or "
+        "use another topic",
+        metadata={"topic": topic.name},
+    )

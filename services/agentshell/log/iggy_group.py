@@ -1,0 +1,158 @@
+"""A group as its journal in Iggy tells it: who holds which partitions, and what is committed. Pure.
+
+Each change is an entry of the journal, and all processes fold the same entries in the same order, by the server's
+clock: so all agree on who is a member, and whether a commit came in time, without a lock or a clock in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agentshell.log.assignment import assign
+
+
+@dataclass(slots=True)
+class Member:
+    """Who is in a group. It is alive until `lease_seconds` after `seen_at`, seconds of the server's clock."""
+
+    process: str
+    lease_seconds: float
+    seen_at: float
+    partitions: tuple[int, ...] = ()
+
+
+def join(process: str, member: str, lease_seconds: float) -> bytes:
+    """The entry by which a process makes a member one of the group, or says that it is alive."""
+    return _entry("join", process, member=member, lease_seconds=lease_seconds)
+
+
+def leave(process: str, members: Iterable[str]) -> bytes:
+    """The entry by which a process takes members out, where they are still its own."""
+    return _entry("leave", process, members=list(members))
+
+
+def renew(process: str, members: Iterable[str]) -> bytes:
+    """The entry by which a process says that members are alive. Any entry, even for none, expels those who are not."""
+    return _entry("renew", process, members=list(members))
+
+
+def commit(process: str, member: str, generation: int, offsets: Mapping[int, int]) -> bytes:
+    """The entry that commits offsets, where the member still has its partitions of that generation."""
+    return _entry("commit", process, member=member, generation=generation, offsets=list(offsets.items()))
+
+
+def snapshot(process: str, group: Group) -> bytes:
+    """The entry that says all that the entries before `group.position` have said, so that they can go."""
+    members = {name: asdict(member) for name, member in group.members.items()}
+    return _entry(
+        "snapshot",
+        process,
+        position=group.position,
+        generation=group.generation,
+        members=members,
+        committed=list(group.committed.items()),
+    )
+
+
+def author(entry: bytes) -> str:
+    """Returns the process that wrote an entry."""
+    return str(json.loads(entry)["process"])
+
+
+class Group:
+    """What the entries before `position` say of a group of a topic with so many partitions."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+        self.position = 0
+        self.generation = 0
+        self.members: dict[str, Member] = {}
+        self.committed: dict[int, int] = {}
+
+    def restore(self, entries: Iterable[bytes]) -> bool:
+        """Takes over the last snapshot among the entries. Returns False where there is none."""
+        snapshots = [said for entry in entries if (said := json.loads(entry))["entry"] == "snapshot"]
+        if not snapshots:
+            return False
+        said = snapshots[-1]
+        self.position, self.generation = said["position"], said["generation"]
+        self.members = {
+            name: Member(**(member | {"partitions": tuple(member["partitions"])}))
+            for name, member in said["members"].items()
+        }
+        self.committed = dict(said["committed"])
+        return True
+
+    def apply(self, offset: int, entry: bytes, at: float) -> bool:
+        """Folds the entry at `offset`, taken by the server at `at`. Returns whether it has had its effect.
+
+        What is before `position` is in the group already, and passed over.
+        """
+        if offset < self.position:
+            return False
+        self.position = offset + 1
+        said = json.loads(entry)
+        changed = self._expel_silent(at, joining=said.get("member") if said["entry"] == "join" else None)
+        effect = False
+        match said["entry"]:
+            case "join":
+                changed |= self._join(said, at)
+                effect = True
+            case "leave":
+                leaving = {name for name in said["members"] if self._is_of(name, said)}
+                for name in leaving:
+                    del self.members[name]
+                effect = bool(leaving)
+                changed |= effect
+            case "renew":
+                for name in said["members"]:
+                    if self._is_of(name, said):
+                        self.members[name].seen_at = at
+                effect = True
+            case "commit":
+                effect = not changed and self._commit(said, at)
+            case _:  # A snapshot, or of a later release.
+                pass
+        if changed:
+            self._redistribute()
+        return effect
+
+    def _join(self, said: Mapping[str, Any], at: float) -> bool:
+        known = self.members.get(said["member"])
+        partitions = known.partitions if known else ()
+        self.members[said["member"]] = Member(said["process"], said["lease_seconds"], at, partitions)
+        return known is None or known.process != said["process"]
+
+    def _commit(self, said: Mapping[str, Any], at: float) -> bool:
+        if not self._is_of(said["member"], said) or said["generation"] != self.generation:
+            return False
+        self.members[said["member"]].seen_at = at
+        self.committed.update(dict(said["offsets"]))
+        return True
+
+    def _expel_silent(self, at: float, joining: str | None) -> bool:
+        silent = [
+            name
+            for name, member in self.members.items()
+            if name != joining and at - member.seen_at > member.lease_seconds
+        ]
+        for name in silent:
+            del self.members[name]
+        return bool(silent)
+
+    def _is_of(self, name: str, said: Mapping[str, Any]) -> bool:
+        member = self.members.get(name)
+        return member is not None and member.process == said["process"]
+
+    def _redistribute(self) -> None:
+        self.generation += 1
+        held = {name: member.partitions for name, member in self.members.items()}
+        for name, partitions in assign(self._partitions, held).items():
+            self.members[name].partitions = partitions
+
+
+def _entry(entry: str, process: str, **said: object) -> bytes:
+    return json.dumps({"entry": entry, "process": process, **said}, separators=(",", ":")).encode()

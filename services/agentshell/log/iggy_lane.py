@@ -1,0 +1,86 @@
+"""The appends of a process to one partition in Iggy: what waits goes together, one batch after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentshell.log.iggy_wire import Wire
+from agentshell.log.log import Record
+from agentshell.log.tail import Bell
+
+MAX_BATCH_RECORDS = 1000
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+MAX_WAITING_APPENDS = 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Append:
+    records: Sequence[Record]
+    size_bytes: int
+    done: asyncio.Future[int]
+
+
+class Lane:
+    """Appends in the order of the calls. There is no timer: what arrives while a batch is under way is the next one.
+
+    `bell` rings when the partition has grown. `seen` is an offset that was not below what is retained.
+    """
+
+    def __init__(self, wire: Wire, topic: str, partition: int) -> None:
+        self.partition = partition
+        self.bell = Bell()
+        self.seen = -1
+        self._wire = wire
+        self._topic = topic
+        self._room = asyncio.Semaphore(MAX_WAITING_APPENDS)
+        self._waiting: deque[_Append] = deque()
+        self._sending: asyncio.Task[None] | None = None
+
+    async def append(self, records: Sequence[Record]) -> int:
+        """Returns the offset of the first record, once all are stored; the others follow it. Raises LOG_UNAVAILABLE."""
+        async with self._room:
+            size_bytes = sum(len(record.payload) for record in records)
+            append = _Append(records, size_bytes, asyncio.get_running_loop().create_future())
+            self._waiting.append(append)
+            if self._sending is None or self._sending.done():
+                self._sending = asyncio.create_task(self._send(), name="log lane")
+            return await append.done
+
+    async def close(self) -> None:
+        """Writes what waits, then ends."""
+        if self._sending is not None:
+            await self._sending
+
+    async def _send(self) -> None:
+        while batch := self._take():
+            try:
+                offset = await self._wire.send(self._topic, self.partition, [r for a in batch for r in a.records])
+            except Exception as error:  # Whatever it is, those who wait must hear of it.
+                for append in batch:
+                    if not append.done.done():
+                        append.done.set_exception(error)
+                continue
+            for append in batch:
+                if not append.done.done():
+                    append.done.set_result(offset)
+                offset += len(append.records)
+            self.seen = max(self.seen, offset)
+            self.bell.ring()
+
+    def _take(self) -> list[_Append]:
+        """Takes what goes together, in order, without what was given up. An append larger than a batch goes alone."""
+        batch: list[_Append] = []
+        records = size_bytes = 0
+        while self._waiting:
+            append = self._waiting[0]
+            if not append.done.done():
+                records += len(append.records)
+                size_bytes += append.size_bytes
+                if batch and (records > MAX_BATCH_RECORDS or size_bytes > MAX_BATCH_BYTES):
+                    break
+                batch.append(append)
+            self._waiting.popleft()
+        return batch
