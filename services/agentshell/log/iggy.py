@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentshell.log import limits
-from agentshell.log.iggy_groups import IggyGroups, Membership, fenced
+from agentshell.log.iggy_groups import IggyGroups
 from agentshell.log.iggy_lane import Lane
 from agentshell.log.iggy_wire import IggyTopic, Wire, unavailable
 from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
+from agentshell.log.membership import Membership, fenced
 from agentshell.log.tail import Bell
 from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2

@@ -10,52 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from agentshell.log import iggy_group
 from agentshell.log.iggy_group import Group
 from agentshell.log.iggy_wire import Wire, unavailable
 from agentshell.log.log import Lease, Record, StoredRecord, Topic
-from agentshell.log.tail import Bell
+from agentshell.log.membership import Membership, clock, fenced
 from agentshell.mesh.errors import AgentShellError, invalid
-from kfm.error.v1 import error_pb2
 
 SNAPSHOT_ENTRIES = 1000  # How many entries there are from one snapshot to the next.
 SEGMENT_BYTES = 16 * 1024 * 1024
 MAX_JOURNAL_BYTES = 128 * 1024 * 1024  # Iggy asks for a segment and its largest message, of 64 MiB, at the least.
 _READ_ENTRIES = 1000
 _IDLE_SECONDS = 0.25
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-@dataclass(slots=True, eq=False)
-class Membership:
-    """A lease as its holder sees it: what it has been given, and whether it is over."""
-
-    lease: Lease
-    positions: dict[int, int]  # Partition -> the next offset to give.
-    active_at: float = field(default_factory=_now)
-    over: bool = False
-    bell: Bell = field(default_factory=Bell)  # Rings when it is over.
-    polling: asyncio.Lock = field(default_factory=asyncio.Lock)  # Polls of one lease take turns.
-
-    def give(self, records: Sequence[StoredRecord]) -> None:
-        """Notes that these are given, and are not to be given again."""
-        self.active_at = _now()
-        for stored in records:
-            self.positions[stored.partition] = stored.offset + 1
-
-    def rotated(self) -> list[int]:
-        """Returns the partitions, each time beginning with another, so that a busy one does not starve the others."""
-        partitions = list(self.positions)
-        if partitions:  # A dict keeps its order: the first goes to the end.
-            self.positions[partitions[0]] = self.positions.pop(partitions[0])
-        return partitions
 
 
 class Journal:
@@ -152,7 +121,7 @@ class Journal:
             self._effects[stored.offset] = effect
             while len(self._effects) > SNAPSHOT_ENTRIES:  # Whoever wrote them has given up.
                 del self._effects[next(iter(self._effects))]
-        now = _now()
+        now = clock()
         self._heard_at = {
             name: now if member.seen_at == at else self._heard_at.get(name, now)
             for name, member in self.group.members.items()
@@ -195,7 +164,7 @@ class Journal:
 
     async def _keep_alive(self) -> None:
         """Renews what is active here, and has those expelled who are silent."""
-        now = _now()
+        now = clock()
         if now >= self._renew_at:
             self._renew_at = now + self._lease_seconds / 3
             active = [
@@ -243,7 +212,7 @@ class IggyGroups:
         membership = journal.memberships.get(lease) if journal else None
         if membership is None:
             raise fenced(lease)
-        membership.active_at = _now()
+        membership.touch()
         return membership
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
@@ -291,13 +260,3 @@ class IggyGroups:
         name = f"{quote(topic, safe='')}/{quote(group, safe='')}"
         self._journals[topic, group] = Journal(self._wire, name, partitions, self._lease_seconds)
         return self._journals[topic, group]
-
-
-def fenced(lease: Lease) -> AgentShellError:
-    """The error of a lease that is over."""
-    return AgentShellError(
-        error_pb2.ERROR_REASON_FENCED,
-        f"the lease of {lease.member!r} in group {lease.group!r} of topic {lease.topic!r} (generation "
-        f"{lease.generation}) is over: join again, and go on from what is committed",
-        metadata={"group": lease.group, "generation": str(lease.generation)},
-    )

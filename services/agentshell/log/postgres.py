@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from agentshell.db.database import Connection, Database
 from agentshell.log import limits
 from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
+from agentshell.log.membership import Membership, fenced
 from agentshell.log.peers import Peers
-from agentshell.log.postgres_groups import Membership, PostgresGroups, fenced
+from agentshell.log.postgres_groups import PostgresGroups
 from agentshell.log.postgres_topics import PostgresTopics
 from agentshell.log.postgres_writer import Place, PostgresWriter, Row
 from agentshell.log.reach import reach, unavailable

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agentshell.db.database import Connection, Database
 from agentshell.log.assignment import assign
-from agentshell.log.log import Lease, StoredRecord
+from agentshell.log.log import Lease
+from agentshell.log.membership import Membership, clock, fenced
 from agentshell.log.peers import Peers
 from agentshell.log.postgres_topics import OpenTopic
 from agentshell.log.reach import reach
-from agentshell.log.tail import Bell
 from agentshell.mesh.errors import AgentShellError, invalid
-from kfm.error.v1 import error_pb2
 
 # A member lives as long as its lease and its process. In the order of their names, in which everybody locks them.
 _MEMBERS = """
@@ -38,38 +36,11 @@ WHERE m.group_id = mine.group_id AND m.member = mine.member
 """
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+@dataclass(slots=True, eq=False, kw_only=True)
+class Member(Membership):
+    """A membership of a group in Postgres."""
 
-
-@dataclass(slots=True, eq=False)
-class Membership:
-    """A lease as its holder sees it: what it has been given, and whether it is over."""
-
-    lease: Lease
     group_id: int
-    positions: dict[int, int]  # Partition -> the next offset to give.
-    active_at: float = field(default_factory=_now)
-    over: bool = False
-    bell: Bell = field(default_factory=Bell)  # Rings when it is over.
-    polling: asyncio.Lock = field(default_factory=asyncio.Lock)  # Polls of one lease take turns.
-
-    def touch(self) -> None:
-        """Notes that the holder is active."""
-        self.active_at = _now()
-
-    def give(self, records: Sequence[StoredRecord]) -> None:
-        """Notes that these are given, and are not to be given again."""
-        self.touch()
-        for stored in records:
-            self.positions[stored.partition] = stored.offset + 1
-
-    def rotated(self) -> list[int]:
-        """Returns the partitions, each time beginning with another, so that a busy one does not starve the others."""
-        partitions = list(self.positions)
-        if partitions:  # A dict keeps its order: the first goes to the end.
-            self.positions[partitions[0]] = self.positions.pop(partitions[0])
-        return partitions
 
 
 class PostgresGroups:
@@ -81,11 +52,11 @@ class PostgresGroups:
         self._database = database
         self._peers = peers
         self._lease_seconds = lease_seconds
-        self._memberships: dict[Lease, Membership] = {}
+        self._memberships: dict[Lease, Member] = {}
         self._generations: dict[int, int] = {}  # The newest one of each group that was heard of.
         self._renew_at = 0.0
 
-    def membership(self, lease: Lease) -> Membership:
+    def membership(self, lease: Lease) -> Member:
         """Returns the membership of a lease and notes that its holder is active. Raises FENCED."""
         membership = self._memberships.get(lease)
         if membership is None:
@@ -110,7 +81,7 @@ class PostgresGroups:
         # Where a newer generation has been heard of already, the lease is over before it begins.
         if lease not in self._memberships and self._generations[group_id] == generation:
             positions = {partition: committed.get(partition, 0) for partition in lease.partitions}
-            self._memberships[lease] = Membership(lease, group_id, positions)
+            self._memberships[lease] = Member(lease=lease, positions=positions, group_id=group_id)
         return lease
 
     async def leave(self, topic: OpenTopic, lease: Lease) -> None:
@@ -186,7 +157,7 @@ class PostgresGroups:
         membership.bell.ring()
 
     async def _renew(self, connection: Connection) -> None:
-        now = _now()
+        now = clock()
         if now < self._renew_at:
             return
         self._renew_at = now + self._lease_seconds / 3
@@ -265,13 +236,3 @@ async def _find(connection: Connection, topic: OpenTopic, group: str) -> int:
 async def _committed(connection: Connection, group_id: int) -> dict[int, int]:
     cursor = await connection.execute("SELECT partition, next_offset FROM log.commits WHERE group_id = %s", (group_id,))
     return dict(await cursor.fetchall())
-
-
-def fenced(lease: Lease) -> AgentShellError:
-    """The error of a lease that is over."""
-    return AgentShellError(
-        error_pb2.ERROR_REASON_FENCED,
-        f"the lease of {lease.member!r} in group {lease.group!r} of topic {lease.topic!r} (generation "
-        f"{lease.generation}) is over: join again, and go on from what is committed",
-        metadata={"group": lease.group, "generation": str(lease.generation)},
-    )
