@@ -13,6 +13,7 @@ from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault, Reply
 
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
+from kfm.error.v1.error_pb2 import ERROR_REASON_STEP_TIMEOUT, ERROR_REASON_TURN_TIMEOUT
 from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import TurnUpdate
 from kfm.turn.v1.turn_pb2 import (
@@ -81,6 +82,17 @@ async def wait_for_text(client: Client, turn_id: str) -> None:
     async for update in client.watch(turn_id):
         if update.HasField("delta"):
             return
+
+
+async def fail_once(client: Client, vendor: OpenAIServer, fault: Fault) -> str:
+    """Starts a turn whose first attempt meets the fault, and heals the vendor for those that follow."""
+    vendor.fault = fault
+    turn_id = await create(client, asking_vendor())
+    async for update in client.watch(turn_id):
+        if update.event.HasField("step_failed"):
+            vendor.fault = Fault()
+            break
+    return turn_id
 
 
 async def test_a_turn_retrieves_answers_and_says_so_in_order(client: Client) -> None:
@@ -184,17 +196,12 @@ async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: 
     updates = await run(client, asking_vendor(limits=limits))
     failure = updates[-1].event.turn_failed.failure
     assert failure.message
-    assert failure.reason in (43, 44), "TURN_TIMEOUT, or STEP_TIMEOUT where the step saw it first"
+    assert failure.reason in (ERROR_REASON_TURN_TIMEOUT, ERROR_REASON_STEP_TIMEOUT), "whoever saw it first"
     await vendor.wait_hung_up()
 
 
 async def test_a_step_that_fails_for_a_while_is_tried_again(client: Client, vendor: OpenAIServer) -> None:
-    vendor.fault = Fault(status=503)
-    turn_id = await create(client, asking_vendor())
-    async for update in client.watch(turn_id):
-        if update.event.HasField("step_failed"):
-            vendor.fault = Fault()
-            break
+    turn_id = await fail_once(client, vendor, Fault(status=503))
     updates = [update async for update in client.watch(turn_id)]
     assert kinds(updates)[-5:] == ["step_failed", "step_scheduled", "text", "step_succeeded", "turn_completed"]
     assert updates[-2].event.step_succeeded.attempt == 2
@@ -210,12 +217,7 @@ async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAI
 
 
 async def test_text_of_a_run_that_broke_off_is_void(client: Client, vendor: OpenAIServer) -> None:
-    vendor.fault = Fault(cut_after=3)
-    turn_id = await create(client, asking_vendor())
-    async for update in client.watch(turn_id):
-        if update.event.HasField("step_failed"):
-            vendor.fault = Fault()
-            break
+    turn_id = await fail_once(client, vendor, Fault(cut_after=3))
     transcript = Transcript()
     texts: list[str] = []
     async for update in client.watch(turn_id):

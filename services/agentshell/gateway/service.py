@@ -172,13 +172,13 @@ class TurnService(TurnServiceServicer):
     async def _admit(self, request_id: str, spec: pb.TurnSpec) -> IndexedTurn:
         """Returns the turn once it is acknowledged: the one that `request_id` made before, or a new one."""
         _check(spec)
-        tenant_id = call.tenant()
+        tenant_id, digest = call.tenant(), admission.digest(spec)
         turn_id = ids.digest("turn", tenant_id, request_id) if request_id else ids.ulid()
         event, turn = await self._request(turn_id, spec), Turn()
         apply(turn, event)
         floors = await self._floors.of(self._partition(tenant_id, turn.session_id))
-        row = await self._index.claim(IndexedTurn(tenant_id, turn, *floors, admission.digest(spec)))
-        if row.request_digest not in (None, admission.digest(spec)):
+        row = await self._index.claim(IndexedTurn(tenant_id, turn, *floors, digest))
+        if row.request_digest not in (None, digest):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
                 f"request_id {request_id!r} was used for another turn; use a new one for each turn",

@@ -7,7 +7,6 @@ from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
 # The topics of the log, all keyed by session.
 TURNS = "agent.turns"
-STEPS = "agent.steps"
 OUTPUTS = "agent.outputs"
 
 SPEC_VERSION = "1.0.0"
