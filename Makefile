@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
-.PHONY: demo test check lint types contracts gen gen-check diagram unit bench crash clean
+.PHONY: demo test check lint types contracts gen gen-check diagram unit bench crash simulate clean
 
 demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
 	$(BIN)/agentshell demo
@@ -53,17 +53,24 @@ diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the
 unit: .venv/installed
 	$(BIN)/pytest
 
+# ARGS=--quick shows that it runs, ARGS='stream resume' runs some parts. Restate takes part where AGENTSHELL_BENCH_RESTATE
+# names its server's program.
 bench: .venv-bench/installed  ## Measure it beside its peers, on a machine that does nothing else.
-	.venv-bench/bin/python -m benchmarks
+	.venv-bench/bin/python -m benchmarks $(ARGS)
 
-.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds it took, which is one of the figures.
+.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds ours took, which is one of the figures.
 	rm -rf .venv-bench
 	@began=$$(date +%s); set -x; $(PYTHON) -m venv .venv-bench && \
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . && \
+	seconds=$$(( $$(date +%s) - began )) && \
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && \
-	echo $$(( $$(date +%s) - began )) > $@
+	echo $$seconds > $@
 
-crash: .venv/installed  ## Kill the mesh at random instants, many times (SEED=1 KILLS=100), and check all that it owes.
+crash: .venv/installed  ## Kill the mesh at the boundaries of its journal and at random (SEED=1 KILLS=1000), and check all that it owes.
 	$(BIN)/python -m tests.crash.explorer --seed $(or $(SEED),1) --kills $(or $(KILLS),100)
+
+simulate: .venv/installed  ## Drive the engine's pure parts through many schedules.
+	$(BIN)/python -m tests.simulation --examples $(or $(EXAMPLES),1000000) --processes 2
 
 clean:
 	rm -rf .venv .venv-bench .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,7 +13,7 @@ from agentshell.mesh.data_directory import Endpoints
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.http import HttpServer
 from agentshell.mesh.server import Server
-from agentshell.topology import SERVICES, Member, Parts
+from agentshell.topology import SERVICES, WHOLE, Member, Parts
 from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell")
@@ -33,7 +33,7 @@ class Process:
                 f"there is no service {unknown[0]!r}; the services are {', '.join(SERVICES)}",
             )
         self.config = config
-        self.names = [name for name in SERVICES if not names or name in names]
+        self.names = [name for name in SERVICES if name in (names or WHOLE)]
         data = config.data_dir
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         (data / "run").mkdir(exist_ok=True, mode=0o700)
@@ -59,7 +59,7 @@ class Process:
 
     async def start(self) -> None:
         """Starts everything and returns when every service is SERVING. On failure nothing is left running."""
-        telemetry.setup(self.config.telemetry, "-".join(self.names) if len(self.names) < len(SERVICES) else "mesh")
+        telemetry.setup(self.config.telemetry, "mesh" if self.names == WHOLE else "-".join(self.names))
         try:
             await self._start()
         except BaseException:

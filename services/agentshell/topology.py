@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -12,10 +12,14 @@ import grpc.aio
 
 from agentshell.db.database import Database
 from agentshell.db.server import PostgresServer
+from agentshell.gateway.admin_service import AdminService
+from agentshell.gateway.backlog import Backlog
+from agentshell.gateway.projector import GROUP as GATEWAYS
 from agentshell.gateway.projector import Projector
 from agentshell.gateway.service import TurnService
 from agentshell.gateway.turn_index import TurnIndex
 from agentshell.log.dead_letter import SUFFIX
+from agentshell.log.lag import Lag
 from agentshell.log.log import Log, Topic
 from agentshell.log.postgres import PostgresLog
 from agentshell.memory.service import MemoryService
@@ -28,14 +32,30 @@ from agentshell.personality.service import PersonalityService
 from agentshell.provider import adapters
 from agentshell.provider.answers import Answers
 from agentshell.provider.service import ProviderService
+from agentshell.runtime.conclusion import Conclusion
+from agentshell.runtime.dispatch import Dispatch, LocalDispatch, LogDispatch
 from agentshell.runtime.history import History
+from agentshell.runtime.manager import GROUP as MANAGERS
 from agentshell.runtime.manager import Manager
+from agentshell.runtime.owner import Means
+from agentshell.runtime.parking import Parking
+from agentshell.runtime.step_consumer import GROUP as WORKERS
+from agentshell.runtime.step_consumer import StepConsumer
+from agentshell.runtime.steps.agent import AgentRunner
+from agentshell.runtime.steps.http import HttpRunner
 from agentshell.runtime.steps.memory import MemoryRunner
 from agentshell.runtime.steps.model import ModelRunner
 from agentshell.runtime.steps.noop import NoopRunner
+from agentshell.runtime.steps.plan import PlanRunner
+from agentshell.runtime.steps.sources import Sources
+from agentshell.runtime.steps.step import StepRunner
+from agentshell.runtime.steps.tool import ToolRunner
+from agentshell.runtime.sub_turns import SubTurns
 from agentshell.runtime.worker import Worker
+from agentshell.tool.results import Results
 from agentshell.tool.service import ToolService
 from agentshell.turn import envelope
+from kfm.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
 from kfm.personality.v1.personality_service_pb2_grpc import add_PersonalityServiceServicer_to_server
@@ -46,6 +66,10 @@ from kfm.turn.v1.turn_service_pb2_grpc import add_TurnServiceServicer_to_server
 Register = Callable[[grpc.aio.Server], None]
 Start = Callable[[], Awaitable[None]]
 Stop = Callable[[float], Awaitable[None]]
+
+
+# Whose lag is measured.
+_GROUPS = ((envelope.TURNS, MANAGERS), (envelope.TURNS, GATEWAYS), (envelope.STEPS, WORKERS))
 
 
 async def _nothing() -> None:
@@ -106,7 +130,9 @@ class Parts:
             keep = timedelta(days=config.retention_days)
             await log.ensure_topic(Topic(envelope.TURNS, config.partitions, keep))
             await log.ensure_topic(Topic(envelope.OUTPUTS, config.partitions, keep, "relaxed"))
+            await log.ensure_topic(Topic(envelope.STEPS, config.partitions, keep))
             await log.ensure_topic(Topic(envelope.TURNS + SUFFIX, config.partitions))
+            await log.ensure_topic(Topic(envelope.STEPS + SUFFIX, config.partitions))
             self._log = log
         return self._log
 
@@ -123,33 +149,88 @@ class Parts:
             ) from None
         return await IggyLog.open(config.url, lease_seconds=config.lease_seconds)
 
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Has something closed in its turn."""
+        self._open.push_async_callback(close)
+
     async def close(self) -> None:
         """Closes what was made, the last first."""
         await self._open.aclose()
 
 
 async def _gateway(parts: Parts) -> Member:
-    log, index = await parts.log(), await TurnIndex.open(await parts.database())
-    projector = Projector(log, index)
-    config = parts.config
-    service = TurnService(log, index, parts.channel("personality"), config.runtime, config.log.partitions)
+    log, database, config = await parts.log(), await parts.database(), parts.config
+    index = await TurnIndex.open(database)
+    projector, lag = Projector(log, index), Lag(log, _GROUPS)
+    backlog = Backlog(database, config.runtime)
+    admin = AdminService(log, index, [envelope.TURNS, envelope.STEPS])
+    service = TurnService(log, index, backlog, parts.channel("personality"), config.runtime, config.log.partitions)
+
+    async def start() -> None:
+        await projector.start()
+        await lag.start()
+
+    async def stop(_seconds: float) -> None:
+        await lag.stop()
+        await projector.stop()
+
     return Member(
-        {"kfm.turn.v1.TurnService": lambda server: add_TurnServiceServicer_to_server(service, server)},
-        projector.start,
-        lambda _seconds: projector.stop(),
+        {
+            "kfm.turn.v1.TurnService": lambda server: add_TurnServiceServicer_to_server(service, server),
+            "kfm.admin.v1.AdminService": lambda server: add_AdminServiceServicer_to_server(admin, server),
+        },
+        start,
+        stop,
     )
 
 
 async def _runtime(parts: Parts) -> Member:
-    config, log = parts.config.runtime, await parts.log()
-    memory, personality, provider = (parts.channel(name) for name in ("memory", "personality", "provider"))
-    runners = {
-        "memory": MemoryRunner(memory, config.max_passages),
-        "model": ModelRunner(provider, memory, personality, config.max_history_messages),
+    """A manager with a worker of its own: steps are handed over, not written down a second time."""
+    worker = await _local_worker(parts)
+    manager = await _new_manager(parts, LocalDispatch(worker))
+
+    async def stop(seconds: float) -> None:
+        await worker.drain(seconds)
+        await manager.stop()
+
+    return Member(start=manager.start, stop=stop)
+
+
+async def _manager(parts: Parts) -> Member:
+    """A manager whose steps go to workers in other processes, by the log."""
+    manager = await _new_manager(parts, LogDispatch())
+    return Member(start=manager.start, stop=lambda _seconds: manager.stop())
+
+
+async def _worker(parts: Parts) -> Member:
+    """A worker for managers in other processes."""
+    consumer = StepConsumer(await parts.log(), await _local_worker(parts), parts.config.log.partitions)
+    return Member(start=consumer.start, stop=consumer.stop)
+
+
+async def _new_manager(parts: Parts, dispatch: Dispatch) -> Manager:
+    parking = Parking(await parts.database())
+    await parking.open()
+    conclusion = Conclusion(History(parts.channel("memory")), SubTurns(parts.channel("gateway")), parking)
+    return Manager(Means(await parts.log(), dispatch, parking, conclusion, parts.config.runtime))
+
+
+async def _local_worker(parts: Parts) -> Worker:
+    config = parts.config.runtime
+    gateway, memory, provider, tool = (parts.channel(name) for name in ("gateway", "memory", "provider", "tool"))
+    sources = Sources(memory, parts.channel("personality"), tool, config.max_history_messages)
+    http = HttpRunner(config.http_hosts, config.max_http_bytes)
+    parts.on_close(http.close)
+    runners: Mapping[str, StepRunner] = {
+        "agent": AgentRunner(gateway, config.max_depth),
+        "http": http,
+        "memory": MemoryRunner(memory, sources, config.max_passages),
+        "model": ModelRunner(provider, sources, config.max_context_tokens),
         "noop": NoopRunner(),
+        "plan": PlanRunner(provider, sources, config.max_context_tokens),
+        "tool": ToolRunner(tool),
     }
-    manager = Manager(log, Worker(log, runners, config.max_active_steps), History(memory), config)
-    return Member(start=manager.start, stop=manager.stop)
+    return Worker(await parts.log(), runners, config.max_active_steps)
 
 
 async def _provider(parts: Parts) -> Member:
@@ -180,17 +261,22 @@ async def _personality(parts: Parts) -> Member:
     )
 
 
-async def _tool(_parts: Parts) -> Member:
-    service = ToolService()
+async def _tool(parts: Parts) -> Member:
+    service = ToolService(Results(await parts.database()), parts.channel("memory"), parts.channel("personality"))
+    await service.open()
     return Member({"kfm.tool.v1.ToolService": lambda server: add_ToolServiceServicer_to_server(service, server)})
 
 
-# In the order in which they begin; they end in the reverse order.
+# In the order in which they begin; they end in the reverse order. `manager` and `worker` are `runtime` taken apart.
 SERVICES: Mapping[str, Callable[[Parts], Awaitable[Member]]] = {
     "memory": _memory,
     "provider": _provider,
     "personality": _personality,
     "tool": _tool,
+    "worker": _worker,
+    "manager": _manager,
     "runtime": _runtime,
     "gateway": _gateway,
 }
+# What a process runs that is told nothing.
+WHOLE: Sequence[str] = [name for name in SERVICES if name not in ("worker", "manager")]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 
 import pytest
 from tests.conftest import create_database
+from tests.flow.ledger import Ledger
 from tests.flow.mesh import Mesh
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault, Reply
@@ -21,11 +24,19 @@ async def vendor_process() -> AsyncGenerator[OpenAIServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def ledger() -> Generator[Ledger]:
+    """The outside world."""
+    with Ledger() as ledger:
+        yield ledger
+
+
 @pytest.fixture
 def vendor(vendor_process: OpenAIServer) -> OpenAIServer:
     """The vendor, well again."""
     vendor_process.reply, vendor_process.fault = Reply(), Fault()
     vendor_process.requests.clear()
+    vendor_process.script.clear()
     vendor_process.forget_hang_ups()
     return vendor_process
 
@@ -36,12 +47,13 @@ async def mesh(
     tmp_path_factory: pytest.TempPathFactory,
     postgres_url: str,
     vendor_process: OpenAIServer,
+    ledger: Ledger,
 ) -> AsyncGenerator[Mesh]:
     """A running mesh: all services in one process, or each in its own."""
     mesh = Mesh(
         tmp_path_factory.mktemp("mesh"),
         await create_database(postgres_url),
-        environment_for(vendor_process),
+        environment_for(vendor_process, ledger),
         separate=request.param == "separate",
     )
     try:
@@ -52,9 +64,15 @@ async def mesh(
         await mesh.stop()
 
 
-def environment_for(vendor: OpenAIServer) -> dict[str, str]:
-    """The variables that make a mesh call the vendor."""
-    return {"AGENTSHELL_PROVIDER__OPENAI__BASE_URL": f"{vendor.url}/v1", "OPENAI_API_KEY": "sk-test"}
+def environment_for(vendor: OpenAIServer, ledger: Ledger | None = None) -> dict[str, str]:
+    """The variables that make a mesh call the vendor, have the packs of the tests, and call what is on this machine."""
+    directories = [str(Path(__file__).parents[2] / "personalities"), str(Path(__file__).parent / "packs")]
+    return {
+        "AGENTSHELL_PROVIDER__OPENAI__BASE_URL": f"{vendor.url}/v1",
+        "OPENAI_API_KEY": "sk-test",
+        "AGENTSHELL_PERSONALITY__DIRECTORIES": json.dumps(directories),
+        "AGENTSHELL_RUNTIME__HTTP_HOSTS": json.dumps([ledger.host] if ledger else []),
+    }
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,16 +26,30 @@ _LOOK_SECONDS = 0.05
 
 
 class Mesh:
-    """Processes over one data directory: one with all services, or one for each.
+    """Processes over one data directory: one with all services, one for each, or those that `services` names.
 
-    `database_url` may be empty for the one: then it has a Postgres of its own.
+    `database_url` may be empty for the one: then it has a Postgres of its own. A service named more than once runs in
+    several processes: `manager`, `manager-1`, ...
     """
 
-    def __init__(self, data_dir: Path, database_url: str, environment: dict[str, str], *, separate: bool) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        database_url: str,
+        environment: dict[str, str],
+        *,
+        separate: bool,
+        services: Sequence[str] = SERVICES,
+    ) -> None:
         self.data_dir = data_dir
         self.database_url = database_url
-        self._groups: Sequence[tuple[str, ...]] = [(name,) for name in SERVICES] if separate else [()]
-        self._processes: dict[tuple[str, ...], Process] = {}
+        self.addresses: dict[str, str] = {}  # of the processes that serve clients
+        replicas = Counter[str]()
+        self._names: list[str] = [] if separate else [""]
+        for service in services if separate else ():
+            self._names.append(f"{service}-{replicas[service]}" if replicas[service] else service)
+            replicas[service] += 1
+        self._processes: dict[str, Process] = {}
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AGENTSHELL_")},
             **({"AGENTSHELL_DATABASE__URL": database_url} if database_url else {}),
@@ -51,7 +66,7 @@ class Mesh:
 
     def address_of(self, service: str) -> str:
         """Where a service answers: at the gateway's address, or on the socket of its own process."""
-        separate = service != "gateway" and () not in self._groups
+        separate = service != "gateway" and "" not in self._names
         return f"unix:{self.data_dir}/run/{service}.sock" if separate else self.endpoints.address
 
     def key(self, tenant_id: str, principal_id: str = "tester") -> str:
@@ -67,8 +82,7 @@ class Mesh:
 
     async def start(self) -> None:
         """Starts what does not run, and returns when it all is ready."""
-        missing = [group for group in self._groups if group not in self._processes]
-        await asyncio.gather(*(self._start(group) for group in missing))
+        await asyncio.gather(*(self._start(name) for name in self._names if name not in self._processes))
 
     async def wait_for_knowledge(self) -> None:
         """Returns when the sample pack's knowledge is in memory."""
@@ -79,26 +93,29 @@ class Mesh:
 
     async def stop(self) -> None:
         """Stops it all as an operator would."""
-        await asyncio.gather(*(self._end(group, signal.SIGTERM) for group in list(self._processes)))
+        await asyncio.gather(*(self._end(name, signal.SIGTERM) for name in list(self._processes)))
 
     async def kill(self, service: str) -> None:
         """Kills the process that runs a service, with no warning."""
-        [group] = [group for group in self._processes if not group or service in group]
-        await self._end(group, signal.SIGKILL)
+        await self._end(service if service in self._processes else "", signal.SIGKILL)
 
-    async def _start(self, group: tuple[str, ...]) -> None:
-        command = (_AGENTSHELL, "up", *group, "--data-dir", str(self.data_dir))
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=self._environment)
-        self._processes[group] = process
+    async def _start(self, name: str) -> None:
+        service, _, replica = name.partition("-")
+        socket = {"AGENTSHELL_SERVER__MESH_ADDRESS": f"unix:{self.data_dir}/run/{name}.sock"} if replica else {}
+        command = (_AGENTSHELL, "up", *([service] if service else []), "--data-dir", str(self.data_dir))
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=self._environment | socket)
+        self._processes[name] = process
         assert process.stdout is not None
         async with asyncio.timeout(_START_SECONDS):
-            while line := await process.stdout.readline():
-                if line.startswith(b"ready"):
+            while line := (await process.stdout.readline()).decode():
+                if line.startswith("gRPC"):
+                    self.addresses[name] = line.split()[1]
+                if line.startswith("ready"):
                     return
         raise AssertionError(f"{' '.join(command)} ended with {await process.wait()}")
 
-    async def _end(self, group: tuple[str, ...], number: signal.Signals) -> None:
-        process = self._processes.pop(group)
+    async def _end(self, name: str, number: signal.Signals) -> None:
+        process = self._processes.pop(name)
         if process.returncode is None:
             process.send_signal(number)
         assert process.stdout is not None

@@ -10,21 +10,32 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from google.protobuf import json_format
 from tests.flow.conftest import environment_for
 from tests.flow.mesh import Mesh
+from tests.flow.test_inputs import asks, waits
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Fault
 
+from agentshell.db.database import Database
+from agentshell.log.dead_letter import SUFFIX
+from agentshell.log.log import Record
+from agentshell.log.postgres import PostgresLog
+from agentshell.mesh import ids
 from agentshell.mesh.config import Config
 from agentshell.mesh.data_directory import key_file
+from agentshell.turn.envelope import TURNS
+from kfm.admin.v1.admin_service_pb2 import DeadLetter
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent, TurnUpdate
-from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn
+from kfm.turn.v1.turn_pb2 import PRIORITY_HIGH, TURN_STATE_COMPLETED, Turn
 from xenocomm import Client, Transcript
 
 _COMMAND_SECONDS = 40.0
@@ -82,6 +93,17 @@ def _left_in(directory: str) -> list[Path]:
 
 def _name(event: TurnEvent) -> str:
     return event.header.type.rpartition(".")[2]
+
+
+@asynccontextmanager
+async def _database(mesh: Mesh) -> AsyncGenerator[Database]:
+    """The bundled Postgres of a mesh."""
+    directory = quote(str(mesh.data_dir.absolute() / "postgres" / "socket"), safe="")
+    database = await Database.open(f"postgresql://postgres@/postgres?host={directory}", 2)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +166,11 @@ async def test_a_turn_can_be_listed_shown_and_watched(embedded: Mesh) -> None:
         (["ask", "x", "--personality", "nobody"], 1, "PERSONALITY_NOT_FOUND"),
         (["turns", "show", "nothing"], 1, "TURN_NOT_FOUND"),
         (["turns", "list", "--session", "nothing"], 1, "SESSION_NOT_FOUND"),
+        (["dlq", "show", "agent.turns/0/999"], 1, "DEAD_LETTER_NOT_FOUND"),
         (["ask", "x", "--key-file", "nothing"], 2, "--key-file"),
         (["ask"], 2, "Missing argument"),
         (["ask", "x", "--address", "127.0.0.1:1"], 3, "agentshell up"),
+        (["dlq", "list", "--address", "127.0.0.1:1"], 3, "agentshell up"),
     ],
 )
 async def test_what_fails_says_why_and_prints_no_answer(
@@ -182,6 +206,27 @@ async def test_a_turn_outlives_its_caller_until_it_is_cancelled(embedded: Mesh, 
     assert "TURN_STATE" in again.err
 
 
+async def test_a_question_is_shown_answered_and_its_turn_forked(embedded: Mesh) -> None:
+    async with Client.connect(embedded.endpoints.address, key_file(embedded.data_dir).read_text().strip()) as client:
+        turn_id = await waits(client, asks(choices=["yes", "no"]))
+    for arguments in (["turns", "show", turn_id], ["turns", "answer", turn_id, "ask", "maybe"]):
+        ended = await agentshell(*arguments, data_dir=embedded.data_dir)
+        assert ("one of: yes | no" in ended.out) or ("is none of" in ended.err and ended.code == 1)
+    answered = await agentshell("turns", "answer", turn_id, "ask", "yes", data_dir=embedded.data_dir)
+    assert (answered.code, answered.err) == (0, "")
+    watched = await agentshell("turns", "watch", turn_id, data_dir=embedded.data_dir)
+    assert (watched.code, watched.out) == (0, "did: yes\n")
+    assert f"to answer: agentshell turns answer {turn_id} ask TEXT" in watched.err
+    forked = await agentshell("turns", "fork", turn_id, "--from", "ask", data_dir=embedded.data_dir)
+    assert (forked.code, forked.out) == (0, "did: yes\n")
+    assert forked.err.startswith("turn ")
+    options = ("--text", "Otherwise?", "--strategy", "direct", "--priority", "high", "--json")
+    forked = await agentshell("turns", "fork", turn_id, *options, data_dir=embedded.data_dir)
+    [requested, *_] = forked.messages(TurnUpdate)
+    assert requested.event.turn_requested.priority == PRIORITY_HIGH
+    assert forked.messages(TurnUpdate)[-1].event.turn_completed.output.role == ROLE_ASSISTANT
+
+
 async def test_a_new_key_opens_a_tenant_of_its_own(embedded: Mesh) -> None:
     made = await agentshell("keys", "create", "acme", "--principal", "ann", data_dir=embedded.data_dir)
     environment = {"AGENTSHELL_API_KEY": made.out.strip()}
@@ -191,6 +236,46 @@ async def test_a_new_key_opens_a_tenant_of_its_own(embedded: Mesh) -> None:
     refused = await agentshell("turns", "list", "--json", data_dir=embedded.data_dir, environment=environment)
     assert refused.code == 1
     assert "CREDENTIAL_INVALID" in refused.err
+
+
+async def test_an_operator_finds_replays_and_drops_what_cannot_be_decoded(embedded: Mesh) -> None:
+    async def buried(offset: int) -> DeadLetter:
+        """Returns the one dead letter that is listed, once the log has it."""
+        async with asyncio.timeout(_COMMAND_SECONDS):
+            while not await log.read(TURNS + SUFFIX, ack.partition, offset, 1, 1.0):
+                pass
+        [letter] = (await agentshell("dlq", "list", "--json", data_dir=embedded.data_dir)).messages(DeadLetter)
+        return letter
+
+    async with _database(embedded) as database:
+        log = await PostgresLog.open(database)
+        try:
+            [ack] = await log.append(TURNS, [Record("default/poison", ids.record_id("poison"), b"\xff no event")])
+            letter = await buried(0)
+            shown = await agentshell("dlq", "show", letter.dead_letter_id, data_dir=embedded.data_dir)
+            assert (shown.code, shown.err) == (0, "")
+            assert all(said in shown.out for said in ("undecodable", "default/poison", b"\xff no event".hex(" ")))
+            replayed = await agentshell("dlq", "replay", letter.dead_letter_id, data_dir=embedded.data_dir)
+            assert replayed == Ended(0, f"{letter.dead_letter_id} replayed\n", "")
+            again = await buried(2)  # After the settlement: nobody can decode it now either.
+            dropped = await agentshell("dlq", "drop", again.dead_letter_id, data_dir=embedded.data_dir)
+            assert dropped == Ended(0, f"{again.dead_letter_id} dropped\n", "")
+            assert await agentshell("dlq", "list", "--json", data_dir=embedded.data_dir) == Ended(0, "", "")
+        finally:
+            await log.close()
+
+
+async def test_the_index_of_turns_is_made_again_from_the_log(embedded: Mesh) -> None:
+    command = ("turns", "list", "--limit", "10000", "--json")
+    before = await agentshell(*command, data_dir=embedded.data_dir)
+    async with _database(embedded) as database, database.connection() as connection:
+        await connection.execute("DELETE FROM gateway.turn")
+    assert await agentshell(*command, data_dir=embedded.data_dir) == Ended(0, "", "")
+    rebuilt = await agentshell("turns", "rebuild", data_dir=embedded.data_dir)
+    assert (rebuilt.code, rebuilt.err) == (0, "")
+    after = await agentshell(*command, data_dir=embedded.data_dir)
+    assert before.messages(Turn)
+    assert after.messages(Turn) == before.messages(Turn)
 
 
 async def test_doctor_finds_a_running_mesh_well(embedded: Mesh) -> None:

@@ -27,17 +27,25 @@ from agentshell.log.log import Record, partition_of
 from agentshell.log.postgres import PostgresLog
 from agentshell.mesh import errors, ids
 from agentshell.turn import envelope
-from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Money, Part, Text
 from kfm.memory.v1 import memory_service_pb2 as memory
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from kfm.turn.v1 import turn_service_pb2 as turns
-from kfm.turn.v1.turn_pb2 import ApprovalStep, NoopStep, Plan, Step
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, NoopStep, ParentStep, Plan, Step, TurnLimits
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client, XenocommError
 
 WAIT_SECONDS = 20.0
+_CURRENCY = "turn.limits.max_cost.currency_code"
 BUF = str(Path(sys.executable).with_name("buf"))
-PACKAGES = {"turn": "gateway", "provider": "provider", "memory": "memory", "personality": "personality", "tool": "tool"}
+PACKAGES = {
+    "admin": "gateway",
+    "turn": "gateway",
+    "provider": "provider",
+    "memory": "memory",
+    "personality": "personality",
+    "tool": "tool",
+}
 
 
 def methods() -> list[tuple[str, Any]]:
@@ -76,33 +84,6 @@ async def test_no_rpc_answers_without_a_credential(mesh: Mesh, service: str, met
             assert (caught.value.code(), error.name) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_INVALID")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "turn.TurnService.ProvideInput",
-        "turn.TurnService.ForkTurn",
-        "tool.ToolService.ListTools",
-        "tool.ToolService.InvokeTool",
-    ],
-)
-async def test_what_is_not_built_says_so(mesh: Mesh, name: str) -> None:
-    package, service, rpc = name.split(".")
-    method = descriptor_pool.Default().FindServiceByName(f"kfm.{package}.v1.{service}").methods_by_name[rpc]
-    request = empty(method)
-    if rpc in ("ProvideInput", "ForkTurn"):
-        request.turn_id = "T"
-    if rpc == "ProvideInput":
-        request.step_id = "s"
-        request.input.CopyFrom(spec().input)
-    if rpc == "InvokeTool":
-        request.request_id, request.attempt, request.call.call_id, request.call.name = "r", 1, "c", "clock"
-    async with mesh.client("acme", PACKAGES[package]) as client:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(client.channel, method, request)
-    error = errors.of(caught.value)
-    assert (caught.value.code(), error.name) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 def _silent() -> turns.TurnSpec:
     return spec("  ")
 
@@ -116,8 +97,18 @@ def _cyclic() -> turns.TurnSpec:
     return spec(plan=Plan(steps=steps))
 
 
-def _asks_approval() -> turns.TurnSpec:
-    return spec(plan=Plan(steps=[Step(step_id="a", approval=ApprovalStep(question="May I?"))]))
+def _done_already() -> turns.TurnSpec:
+    return spec(plan=Plan(steps=[Step(step_id="a", noop=NoopStep(), state=STEP_STATE_SUCCEEDED)]))
+
+
+def _asks_for_anything() -> turns.TurnSpec:
+    approval = ApprovalStep(question="May I?")
+    approval.schema.update({"type": "nothing"})
+    return spec(plan=Plan(steps=[Step(step_id="a", approval=approval)]))
+
+
+def _too_deep() -> turns.TurnSpec:
+    return spec(parent=ParentStep(turn_id="T", step_id="T/a", depth=5))
 
 
 def _misnamed_step() -> turns.TurnSpec:
@@ -137,7 +128,10 @@ def _oversize() -> turns.TurnSpec:
         (_from_assistant, "INVALID_REQUEST", "turn.input.role"),
         (_misnamed_step, "INVALID_REQUEST", "turn.plan.steps[0].step_id"),
         (_cyclic, "PLAN_INVALID", "turn.plan.steps"),
-        (_asks_approval, "NOT_IMPLEMENTED", ""),
+        (_done_already, "PLAN_INVALID", "turn.plan.steps[0].state"),
+        (_asks_for_anything, "PLAN_INVALID", "turn.plan.steps[0].approval.schema"),
+        (lambda: spec(limits=TurnLimits(max_cost=Money(amount_micros=1))), "INVALID_REQUEST", _CURRENCY),
+        (_too_deep, "DEPTH_LIMIT", ""),
         (_oversize, "TOO_LARGE", ""),
         (lambda: spec(personality_id="nobody"), "PERSONALITY_NOT_FOUND", ""),
     ],
@@ -178,6 +172,8 @@ async def test_no_rpc_shows_one_tenants_turns_to_another(mesh: Mesh) -> None:
         strange = [
             bob.get(turn_id),
             bob.cancel(turn_id),
+            bob.provide_input(turn_id, f"{turn_id}/answer", "yes"),
+            bob.fork(turn_id),
             anext(aiter(bob.watch(turn_id))),
             anext(aiter(bob.events(turn_id))),
         ]

@@ -82,6 +82,8 @@ class VendorServer(ABC):
     """Listens on loopback within `async with`."""
 
     reply: Reply = field(default_factory=Reply)
+    # Replies to the next requests, one each; then `reply` again.
+    script: list[Reply] = field(default_factory=list[Reply])
     fault: Fault = field(default_factory=Fault)
     requests: list[Request] = field(default_factory=list[Request])
     url: str = ""
@@ -155,6 +157,8 @@ class VendorServer(ABC):
     async def _serve(self, request: Request, connection: _Connection) -> bool:
         """Answers one request; False: the connection is over."""
         fault, writer = self.fault, connection.writer
+        if self.script:
+            self.reply = self.script.pop(0)
         if fault.status:
             retry = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             body = json.dumps(self.error(fault.code, fault.message)).encode()

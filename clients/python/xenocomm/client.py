@@ -15,7 +15,15 @@ import grpc.aio
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent
-from kfm.turn.v1.turn_pb2 import ModelChoice, Turn, TurnState
+from kfm.turn.v1.turn_pb2 import (
+    PLAN_STRATEGY_UNSPECIFIED,
+    PRIORITY_UNSPECIFIED,
+    ModelChoice,
+    PlanStrategy,
+    Priority,
+    Turn,
+    TurnState,
+)
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import errors
 from xenocomm.answer import Answer
@@ -30,7 +38,7 @@ DEFAULT_TIMEOUT_SECONDS = 150.0  # More than the turns of a mesh may take by def
 _CONNECT_TIMEOUT_SECONDS = 5.0
 
 # Streams resume by themselves (stream.py); what else may be repeated, gRPC repeats.
-_REPEATABLE = ("GetTurn", "ListTurns", "ListTurnEvents", "CancelTurn")
+_REPEATABLE = ("GetTurn", "ListTurns", "ListTurnEvents", "CancelTurn", "ProvideInput", "ForkTurn")
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -91,12 +99,21 @@ class Client:
         session: str = "",
         provider: str = "",
         model: str = "",
+        strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
+        priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
         request_id: str = "",
     ) -> Answer:
         """Runs a turn and returns its answer. Empty arguments fall to the mesh's defaults; see `run`."""
         transcript = Transcript()
         stream = self.run(
-            text, personality=personality, session=session, provider=provider, model=model, request_id=request_id
+            text,
+            personality=personality,
+            session=session,
+            provider=provider,
+            model=model,
+            strategy=strategy,
+            priority=priority,
+            request_id=request_id,
         )
         async with contextlib.aclosing(stream):
             async for update in stream:
@@ -111,6 +128,8 @@ class Client:
         session: str = "",
         provider: str = "",
         model: str = "",
+        strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
+        priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
         request_id: str = "",
     ) -> TurnStream:
         """Starts a turn and streams what happens until it is over.
@@ -121,10 +140,11 @@ class Client:
         spec = pb.TurnSpec(
             session_id=session,
             personality_id=personality,
-            input=Message(role=ROLE_USER, parts=[Part(text=Text(text=text))]),
+            input=_said(text),
+            model=_choice(provider, model),
+            strategy=strategy,
+            priority=priority,
         )
-        if provider or model:
-            spec.model.CopyFrom(ModelChoice(provider=provider, model=model))
         request = pb.RunTurnRequest(request_id=request_id or str(uuid.uuid4()), turn=spec)
         return TurnStream(self._turns, request, self._timeout_seconds)
 
@@ -165,11 +185,59 @@ class Client:
         """Asks for a turn to end, and says why; its last event tells whether it did."""
         await self._unary(self._turns.CancelTurn, pb.CancelTurnRequest(turn_id=turn_id, message=message))
 
+    async def provide_input(self, turn_id: str, step_id: str, text: str) -> None:
+        """Answers a question that a turn waits for; `step_id` is as the turn's plan names it.
+
+        The first answer counts: another raises TURN_STATE, the same again changes nothing.
+        """
+        request = pb.ProvideInputRequest(turn_id=turn_id, step_id=step_id, input=_said(text))
+        await self._unary(self._turns.ProvideInput, request)
+
+    async def fork(
+        self,
+        turn_id: str,
+        step_id: str = "",
+        *,
+        text: str = "",
+        personality: str = "",
+        session: str = "",
+        provider: str = "",
+        model: str = "",
+        strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
+        priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
+        request_id: str = "",
+    ) -> Turn:
+        """Starts a turn that shares the past of another up to the end of a step, and returns it; empty: shares none.
+
+        Empty arguments are as in the first turn, but for `session`: empty is a new one.
+        """
+        changes = pb.TurnSpec(
+            session_id=session,
+            personality_id=personality,
+            input=_said(text) if text else None,
+            model=_choice(provider, model),
+            strategy=strategy,
+            priority=priority,
+        )
+        request = pb.ForkTurnRequest(
+            turn_id=turn_id, step_id=step_id, changes=changes, request_id=request_id or str(uuid.uuid4())
+        )
+        response = await self._unary(self._turns.ForkTurn, request)
+        return response.turn
+
     async def _unary(self, method: Callable[..., Awaitable[_T]], request: object) -> _T:
         try:
             return await method(request, timeout=self._timeout_seconds)
         except grpc.aio.AioRpcError as error:
             raise errors.from_rpc(error) from None
+
+
+def _said(text: str) -> Message:
+    return Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
+
+
+def _choice(provider: str, model: str) -> ModelChoice | None:
+    return ModelChoice(provider=provider, model=model) if provider or model else None
 
 
 async def _reach(channel: grpc.aio.Channel, address: str) -> None:

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentshell.cli import mesh
+from agentshell.cli import mesh, options
 from agentshell.cli.ending import FAILED, ending, fail
-from agentshell.cli.options import Address, DataDir, Json, KeyFile
+from agentshell.cli.options import (
+    Address,
+    DataDir,
+    HowPlanned,
+    HowUrgent,
+    Json,
+    KeyFile,
+    Model,
+    Provider,
+    Session,
+    Strategy,
+)
 
 if TYPE_CHECKING:
+    from kfm.turn.v1.turn_event_pb2 import TurnUpdate
+    from kfm.turn.v1.turn_pb2 import PlanStrategy, Priority, Turn
     from xenocomm import TurnStream
 
 
 def ask(
     text: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
     personality: Annotated[str, typer.Option(help="Who answers; default: the mesh's.")] = "",
-    session: Annotated[str, typer.Option(help="The conversation; default: a new one.")] = "",
-    provider: Annotated[str, typer.Option(help="Such as local, openai or anthropic.")] = "",
-    model: Annotated[str, typer.Option(help="The provider's name of a model.")] = "",
+    session: Session = "",
+    provider: Provider = "",
+    model: Model = "",
+    strategy: HowPlanned = None,
+    priority: HowUrgent = None,
     as_json: Json = False,
     address: Address = "",
     key_file: KeyFile = None,
@@ -32,23 +48,49 @@ def ask(
 
     async def run(place: mesh.Place) -> None:
         async with mesh.connect(place) as client:
-            stream = client.run(text, personality=personality, session=session, provider=provider, model=model)
+            stream = client.run(
+                text,
+                personality=personality,
+                session=session,
+                provider=provider,
+                model=model,
+                strategy=planned(strategy),
+                priority=urgent(priority),
+            )
             await show(stream, as_json)
 
     with ending():
         asyncio.run(run(mesh.find(mesh.load_config(None, data_dir), address, key_file)))
 
 
+def planned(strategy: Strategy | None) -> PlanStrategy.ValueType:
+    """Returns an option as the contract has it."""
+    from kfm.turn.v1.turn_pb2 import PlanStrategy
+
+    return PlanStrategy.Value(f"PLAN_STRATEGY_{strategy.name if strategy else 'UNSPECIFIED'}")
+
+
+def urgent(priority: options.Priority | None) -> Priority.ValueType:
+    """Returns an option as the contract has it."""
+    from kfm.turn.v1.turn_pb2 import Priority
+
+    return Priority.Value(f"PRIORITY_{priority.name if priority else 'UNSPECIFIED'}")
+
+
 async def show(stream: TurnStream, as_json: bool) -> None:
-    """Prints a turn's answer as it grows, or its updates as JSON. Raises XenocommError where there is no answer."""
+    """Prints a turn's answer as it grows, and on stderr what it asks; or its updates as JSON. Ends with its failure."""
     from agentshell.cli.writer import AnswerWriter, JsonWriter
+    from kfm.turn.v1.turn_pb2 import Turn
     from xenocomm import XenocommError
 
-    writer = JsonWriter(sys.stdout) if as_json else AnswerWriter(sys.stdout)
+    writer, turn = JsonWriter(sys.stdout) if as_json else AnswerWriter(sys.stdout), Turn()
     async with aclosing(stream):
         try:
             async for update in stream:
                 writer.take(update)
+                if not as_json:
+                    for line in _asked(turn, update):
+                        typer.echo(line, err=True)
         except asyncio.CancelledError:
             if stream.turn_id:
                 typer.echo(f"\nthe turn goes on: `agentshell turns watch {stream.turn_id}`", err=True)
@@ -59,3 +101,12 @@ async def show(stream: TurnStream, as_json: bool) -> None:
         fail(str(error), FAILED)
     if sys.stderr.isatty() and not as_json:
         typer.echo(f"\nto go on: --session {answer.session_id}", err=True)
+
+
+def _asked(turn: Turn, update: TurnUpdate) -> Iterator[str]:
+    """Folds an update, and yields the question that it begins to ask, if any."""
+    from agentshell.cli.render import question_lines
+    from agentshell.turn.state import apply
+
+    if update.HasField("event") and apply(turn, update.event) and update.event.HasField("step_scheduled"):
+        yield from question_lines(turn, update.event.step_scheduled.step_id)

@@ -13,6 +13,7 @@ from agentshell.cli.ending import USAGE, fail
 
 if TYPE_CHECKING:
     from agentshell.mesh.config import Config
+    from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from xenocomm import Client
 
 KEY_VARIABLE = "AGENTSHELL_API_KEY"
@@ -73,3 +74,21 @@ async def connect(place: Place) -> AsyncGenerator[Client]:
                 USAGE,
             )
         yield client
+
+
+@contextlib.asynccontextmanager
+async def operate(config: Config, address: str, timeout_seconds: float) -> AsyncGenerator[AdminServiceAsyncStub]:
+    """Connects as an operator: signs with the mesh's secret, as its services do. Raises XenocommError."""
+    import grpc.aio
+
+    from agentshell.mesh import call, channel, data_directory
+    from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceStub
+    from xenocomm.errors import from_rpc
+
+    keyring = data_directory.keyring(config)
+    async with channel.connect(find(config, address).address, keyring) as connected:
+        try:
+            with call.scope(call.OPERATOR, timeout_seconds):
+                yield AdminServiceStub(connected)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None

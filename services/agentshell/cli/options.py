@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Strategy(StrEnum):
+    """How a turn is planned."""
+
+    DIRECT = "direct"
+    PLANNED = "planned"
+
+
+class Priority(StrEnum):
+    """Which turns go first."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; default: AGENTSHELL_CONFIG.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is that must survive.")]
@@ -14,4 +31,9 @@ KeyFile = Annotated[
     Path | None, typer.Option("--key-file", help="File with an API key; default: that of the data directory.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print Protobuf JSON, one message a line.")]
+Session = Annotated[str, typer.Option(help="The conversation; default: a new one.")]
+Provider = Annotated[str, typer.Option(help="Such as local, openai or anthropic.")]
+Model = Annotated[str, typer.Option(help="The provider's name of a model.")]
+HowPlanned = Annotated[Strategy | None, typer.Option("--strategy", help="Whether a model writes the plan first.")]
+HowUrgent = Annotated[Priority | None, typer.Option("--priority", help="Which turns go first where not all can.")]
 TurnId = Annotated[str, typer.Argument(metavar="TURN", help="The turn's id.", show_default=False)]

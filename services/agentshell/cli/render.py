@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from google.protobuf import json_format
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from agentshell.turn import envelope
+from kfm.admin.v1.admin_service_pb2 import DeadLetter, Settlement
 from kfm.content.v1.content_pb2 import Usage
-from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent
-from kfm.turn.v1.turn_pb2 import Turn, TurnState
+from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, StepCommand, TurnEvent
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn, TurnState
 from xenocomm import text_of
 
 _PIPE_COLUMNS = 180  # What is not a terminal has no width of its own.
 _QUESTION_CHARACTERS = 48
+_PAYLOAD_CHARACTERS = 3000
+_MESSAGES = {envelope.TURNS: TurnEvent, envelope.STEPS: StepCommand}  # of the topics that have dead letters
 _MICROS = 1_000_000
 
 
@@ -70,6 +75,64 @@ def events_table(recorded: Iterable[RecordedTurnEvent]) -> Table:
     return table
 
 
+def question_lines(turn: Turn, step_id: str = "") -> Iterator[str]:
+    """Yields what a turn waits for somebody to answer, and how to; `step_id`: that question alone."""
+    for step in turn.plan.steps:
+        if not step.HasField("approval") or step.state != STEP_STATE_SCHEDULED or step_id not in ("", step.step_id):
+            continue
+        asked = step.approval
+        end = step.schedule_time.ToDatetime() + asked.wait.ToTimedelta()
+        yield f"asks {', '.join(asked.principal_ids or [turn.principal_id])} until {end:%Y-%m-%d %H:%M:%S} UTC:"
+        yield f"  {asked.question}"
+        if asked.choices:
+            yield f"  one of: {' | '.join(asked.choices)}"
+        if asked.HasField("schema"):
+            yield f"  JSON that matches {json_line(asked.schema)}"
+        name = step.step_id.removeprefix(f"{turn.turn_id}/")
+        yield f"  to answer: agentshell turns answer {turn.turn_id} {name} TEXT"
+
+
+def dead_letters_table(letters: Iterable[DeadLetter]) -> Table:
+    """Returns a table of dead letters."""
+    table = _table("dead letter", "buried", "group", "attempts", "key", "reason")
+    for letter in letters:
+        table.add_row(
+            letter.dead_letter_id,
+            letter.bury_time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
+            letter.group,
+            str(letter.attempts),
+            escape(letter.key),
+            escape(letter.reason),
+        )
+    return table
+
+
+def dead_letter_lines(letter: DeadLetter) -> Iterator[str]:
+    """Yields a dead letter line by line, with the first of its payload: as the message it is, else in hexadecimal."""
+    place = f"{letter.topic}/{letter.partition}, offset {letter.offset}"
+    for name, value in (
+        ("dead letter", f"{letter.dead_letter_id} ({settled(letter.settlement)})"),
+        ("record", f"{place}, key {letter.key}"),
+        ("buried", f"{letter.bury_time.ToJsonString()} by {letter.group}, attempts: {letter.attempts}"),
+        ("reason", letter.reason),
+        ("stack", letter.stack.replace("\n", f"\n{'':13}")),
+        *((f"  {name}", value) for name, value in sorted(letter.headers.items())),
+    ):
+        if value:
+            yield f"{name:<12} {value}"
+    yield f"payload      {len(letter.payload)} bytes"
+    try:
+        message = _MESSAGES[letter.topic].FromString(letter.payload)
+        yield json_format.MessageToJson(message, ensure_ascii=False)[:_PAYLOAD_CHARACTERS]
+    except (KeyError, DecodeError):
+        yield letter.payload[: _PAYLOAD_CHARACTERS // 3].hex(" ")
+
+
+def settled(settlement: Settlement.ValueType) -> str:
+    """Returns what became of a dead letter, such as `replayed`."""
+    return Settlement.Name(settlement).removeprefix("SETTLEMENT_").lower()
+
+
 def event_name(event: TurnEvent) -> str:
     """Returns what kind of event it is, as the contract names it."""
     kind = event.WhichOneof("event")
@@ -105,6 +168,6 @@ def _milliseconds(turn: Turn) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column in ("ms", "tokens", "cost")
+        right = column in ("ms", "tokens", "cost", "attempts")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
     return table

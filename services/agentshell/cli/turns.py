@@ -10,15 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentshell.cli import mesh
+from agentshell.cli import diff, mesh, replay
+from agentshell.cli.ask import planned, urgent
 from agentshell.cli.ask import show as show_stream
 from agentshell.cli.ending import ending
-from agentshell.cli.options import Address, DataDir, Json, KeyFile, TurnId
+from agentshell.cli.options import (
+    Address,
+    DataDir,
+    HowPlanned,
+    HowUrgent,
+    Json,
+    KeyFile,
+    Model,
+    Provider,
+    Session,
+    TurnId,
+)
 
 if TYPE_CHECKING:
+    from agentshell.mesh.config import Config
     from xenocomm import Client
 
-app = typer.Typer(help="List, show, watch and cancel turns.", no_args_is_help=True)
+_REBUILD_SECONDS = 3600.0
+
+app = typer.Typer(help="List, show, watch, answer, fork, compare, replay, cancel, rebuild turns.", no_args_is_help=True)
+app.command("replay")(replay.replay)
+app.command("diff")(diff.diff)
 
 
 class State(StrEnum):
@@ -75,7 +92,7 @@ def show(
     """Show a turn and its events; --json prints the events."""
 
     async def run(client: Client) -> None:
-        from agentshell.cli.render import console, events_table, json_line, turns_table
+        from agentshell.cli.render import console, events_table, json_line, question_lines, turns_table
 
         turn = await client.get(turn_id)
         events = [event async for event in client.events(turn_id)]
@@ -85,6 +102,8 @@ def show(
         else:
             out = console()
             out.print(turns_table([turn]), "", events_table(events), sep="\n")
+            for line in question_lines(turn):
+                out.print(line, markup=False)
             if turn.failure.message:
                 out.print(f"\n{turn.failure.message}", markup=False)
 
@@ -118,6 +137,80 @@ def cancel(
         typer.echo(f"asked for; `agentshell turns show {turn_id}` says what came of it")
 
     _run(run, address, key_file, data_dir)
+
+
+@app.command()
+def answer(
+    turn_id: TurnId,
+    step: Annotated[str, typer.Argument(help="The step that asks, such as `confirm`.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="The answer.", show_default=False)],
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Answer what a turn waits for; `turns show` says what that is."""
+
+    async def run(client: Client) -> None:
+        await client.provide_input(turn_id, _named(turn_id, step), text)
+        typer.echo(f"answered; `agentshell turns watch {turn_id}` follows what comes of it")
+
+    _run(run, address, key_file, data_dir)
+
+
+@app.command()
+def fork(
+    turn_id: TurnId,
+    step: Annotated[str, typer.Option("--from", help="The last step to share, such as `retrieve`.")] = "",
+    text: Annotated[str, typer.Option(help="What to ask instead.")] = "",
+    personality: Annotated[str, typer.Option(help="Who answers instead, with its pack as it is now.")] = "",
+    session: Session = "",
+    provider: Provider = "",
+    model: Model = "",
+    strategy: HowPlanned = None,
+    priority: HowUrgent = None,
+    as_json: Json = False,
+    address: Address = "",
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Start a turn that shares the past of another up to a step, and print its answer as `ask` does."""
+
+    async def run(client: Client) -> None:
+        forked = await client.fork(
+            turn_id,
+            _named(turn_id, step),
+            text=text,
+            personality=personality,
+            session=session,
+            provider=provider,
+            model=model,
+            strategy=planned(strategy),
+            priority=urgent(priority),
+        )
+        typer.echo(f"turn {forked.turn_id}", err=True)
+        await show_stream(client.watch(forked.turn_id), as_json)
+
+    _run(run, address, key_file, data_dir)
+
+
+@app.command()
+def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
+    """Make the index of turns again from the log; for operators. Turns go on meanwhile."""
+
+    async def run(config: Config) -> None:
+        from kfm.admin.v1.admin_service_pb2 import RebuildTurnsRequest
+
+        async with mesh.operate(config, address, _REBUILD_SECONDS) as admin:
+            response = await admin.RebuildTurns(RebuildTurnsRequest())
+        typer.echo(f"{response.turns} turns")
+
+    with ending():
+        asyncio.run(run(mesh.load_config(None, data_dir)))
+
+
+def _named(turn_id: str, step: str) -> str:
+    """Returns a step as its turn's plan names it: with the turn before it."""
+    return step if not step or step.startswith(f"{turn_id}/") else f"{turn_id}/{step}"
 
 
 def _run(work: Callable[[Client], Awaitable[None]], address: str, key_file: Path | None, data_dir: Path | None) -> None:

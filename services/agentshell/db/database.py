@@ -14,6 +14,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from agentshell.db import migration
+from agentshell.db.statement import Statement
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
@@ -66,6 +67,7 @@ class Database:
             name="agentshell",
             open=False,
         )
+        self._statements: list[Statement] = []
 
     @classmethod
     async def open(cls, url: str, max_connections: int) -> Database:
@@ -88,7 +90,9 @@ class Database:
         return database
 
     async def close(self) -> None:
-        """Closes the pool; connections in use are closed when they come back."""
+        """Closes the pool and the statements; connections in use are closed when they come back."""
+        for statement in self._statements:
+            await statement.close()
         await self._pool.close(_CLOSE_TIMEOUT_SECONDS)
 
     @asynccontextmanager
@@ -112,6 +116,11 @@ class Database:
             return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True, cursor_factory=_BinaryCursor)
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
+
+    def statement(self, query: str) -> Statement:
+        """Returns a statement with a connection of its own, made when it first runs."""
+        self._statements.append(Statement(self.dedicated, query))
+        return self._statements[-1]
 
     async def migrate(self, schema: str, package: str) -> None:
         """Applies the files `NNNN_name.sql` of the Python package `package` that `schema` does not have yet.

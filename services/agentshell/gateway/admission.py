@@ -3,43 +3,89 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import timedelta
 
+from agentshell.gateway import inputs
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import plan
 from kfm.content.v1.content_pb2 import ROLE_USER
-from kfm.turn.v1.turn_pb2 import TurnLimits
-from kfm.turn.v1.turn_service_pb2 import TurnSpec
+from kfm.turn.v1.turn_pb2 import Plan, Step, TurnLimits
+from kfm.turn.v1.turn_service_pb2 import ForkTurnRequest, TurnSpec
 
 # Of a record's 1 MiB; the rest is room for what the turn's later events add to it.
 MAX_REQUEST_BYTES = 512 * 1024
+CURRENCY = "USD"
+
+# What the shell says of a step, and a caller does not.
+_SAID_OF_STEPS: frozenset[str] = frozenset(
+    ("state", "attempt", "schedule_time", "end_time", "result", "failure", "failure_count", "grown_from", "item")
+)
 
 
 def problems(spec: TurnSpec) -> list[tuple[str, str]]:
     """Returns what is wrong with a turn beyond the contract's own rules, as (field, description) pairs."""
     found = [(f"turn.{field}", description) for field, description in plan.problems(spec.plan)]
+    for index, step in enumerate(spec.plan.steps):
+        found += [(f"turn.plan.steps[{index}].{field}", description) for field, description in _step_problems(step)]
     if spec.input.role != ROLE_USER:
         found.append(("turn.input.role", "must be ROLE_USER: a turn begins with what a user says"))
     if not any(part.HasField("text") and part.text.text.strip() for part in spec.input.parts):
         found.append(("turn.input.parts", "say something: one part must be a text that is not empty"))
+    cost = spec.limits.max_cost
+    if spec.limits.HasField("max_cost") and cost.currency_code != CURRENCY:
+        found.append(("turn.limits.max_cost.currency_code", f"must be {CURRENCY}, not {cost.currency_code!r:.20}"))
+    if spec.limits.HasField("max_cost") and cost.amount_micros <= 0:
+        found.append(("turn.limits.max_cost.amount_micros", "must be more than 0; leave max_cost out for no limit"))
     return found
 
 
-def digest(spec: TurnSpec) -> bytes:
-    """Returns what tells two requests of one `request_id` apart."""
-    return hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()
+def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
+    """Returns what tells two requests of one `request_id` apart; of a sub-turn not the time that its step has left."""
+    if isinstance(request, TurnSpec) and request.HasField("parent"):
+        asked, request = request, TurnSpec()
+        request.CopyFrom(asked)
+        request.limits.ClearField("max_duration")
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def limits(asked: TurnLimits, pack: TurnLimits, config: RuntimeConfig) -> TurnLimits:
     """Returns the narrowest of what the caller asks for, the pack allows, and the configuration allows."""
-    duration = timedelta(seconds=config.max_turn_seconds)
-    given = TurnLimits(max_steps=config.max_steps, max_attempts=config.max_attempts)
+    given = TurnLimits(max_steps=config.max_steps, max_attempts=config.max_attempts, max_tokens=config.max_turn_tokens)
+    given.max_duration.FromTimedelta(timedelta(seconds=config.max_turn_seconds))
+    if config.max_turn_cost_usd is not None:
+        given.max_cost.currency_code = CURRENCY
+        given.max_cost.amount_micros = max(1, round(config.max_turn_cost_usd * 1_000_000))
     for narrower in (pack, asked):
+        for field in ("max_steps", "max_attempts", "max_tokens"):
+            if narrower.HasField(field):
+                most = getattr(narrower, field)
+                setattr(given, field, min(most, getattr(given, field)) if given.HasField(field) else most)
         if narrower.HasField("max_duration"):
-            duration = min(duration, narrower.max_duration.ToTimedelta())
-        if narrower.HasField("max_steps"):
-            given.max_steps = min(given.max_steps, narrower.max_steps)
-        if narrower.HasField("max_attempts"):
-            given.max_attempts = min(given.max_attempts, narrower.max_attempts)
-    given.max_duration.FromTimedelta(duration)
+            duration = min(given.max_duration.ToTimedelta(), narrower.max_duration.ToTimedelta())
+            given.max_duration.FromTimedelta(duration)
+        if narrower.HasField("max_cost"):
+            most = given.max_cost.amount_micros if given.HasField("max_cost") else narrower.max_cost.amount_micros
+            given.max_cost.currency_code = CURRENCY
+            given.max_cost.amount_micros = min(most, narrower.max_cost.amount_micros)
     return given
+
+
+def bound_waits(given: Plan, config: RuntimeConfig) -> None:
+    """Says of each approval of a plan how long it waits: as long as it asks for, and no longer than configured."""
+    most = timedelta(seconds=config.approval_wait_seconds)
+    for step in given.steps:
+        if step.HasField("approval"):
+            asked = step.approval.wait.ToTimedelta() if step.approval.HasField("wait") else most
+            step.approval.wait.FromTimedelta(min(asked, most))
+
+
+def _step_problems(step: Step) -> Iterator[tuple[str, str]]:
+    said: list[str] = sorted(_SAID_OF_STEPS & {field.name for field, _ in step.ListFields()})
+    if step.model.continues:
+        said.append("model.continues")
+    if step.tool.asked_by:
+        said.append("tool.asked_by")
+    yield from ((field, "is the shell's to say; leave it out") for field in said)
+    if step.approval.HasField("schema") and (problem := inputs.schema_problem(step.approval.schema)):
+        yield "approval.schema", problem

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import DecodeError
 
-from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
+from agentshell.gateway.turn_index import IndexedTurn, TurnIndex, TurnKey
 from agentshell.log.log import Lease, Log, StoredRecord
 from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
+from agentshell.turn.records import event_of
 from agentshell.turn.state import apply, is_over
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
-from kfm.turn.v1.turn_pb2 import Turn
+from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
 _log = structlog.get_logger("agentshell.projector")
 
@@ -25,18 +28,55 @@ _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
 # What comes within this time is written together: who asks for one turn is told the newest anyway.
-_LINGER_SECONDS = 0.05
+_LINGER_SECONDS = 0.2
+# What was folded and is not saved is at most so far behind: what a takeover replays, and who asks for a turn reads.
+_MAX_UNSAVED_RECORDS = 2000
+
+
+@dataclass(slots=True)
+class _OpenTurn:
+    """A turn that is folded here. One that grows long is saved when it has doubled: what is written stays linear."""
+
+    row: IndexedTurn
+    partition: int
+    saved_state: TurnState.ValueType
+    saved_bytes: int = 0
+    unsaved_bytes: int = 0  # of the records folded since
+    unsaved_offset: int | None = None  # the first of these
+
+    def fold(self, stored: StoredRecord, event: TurnEvent) -> bool:
+        """Folds a record, unless it was folded before; returns whether it changed anything."""
+        folded_offset = self.row.folded_offset
+        if (folded_offset is not None and stored.offset <= folded_offset) or not apply(self.row.turn, event):
+            return False
+        self.row.folded_offset = stored.offset
+        self.unsaved_bytes += len(stored.record.payload)
+        if self.unsaved_offset is None:
+            self.unsaved_offset = stored.offset
+        return True
+
+    def is_due(self, end: int) -> bool:
+        """Returns whether it is to be saved, where its partition was read up to `end`."""
+        grown = self.row.turn.state != self.saved_state or self.unsaved_bytes > self.saved_bytes
+        return grown or (self.unsaved_offset is not None and self.unsaved_offset < end - _MAX_UNSAVED_RECORDS)
+
+    def saved(self) -> None:
+        """Notes that it is saved as it is."""
+        self.saved_state, self.saved_bytes = self.row.turn.state, self.row.turn.ByteSize()
+        self.unsaved_bytes, self.unsaved_offset = 0, None
 
 
 class Projector:
-    """Folds events into the index. A crash repeats the last batch, which changes nothing."""
+    """Folds events into the index. What is committed is saved: a crash repeats what is not, which changes nothing."""
 
     def __init__(self, log: Log, index: TurnIndex) -> None:
         self._log = log
         self._index = index
         self._member = f"projector-{ids.ulid()}"
         self._lease: Lease | None = None
-        self._open: dict[tuple[str, str], IndexedTurn] = {}  # turns that are not over
+        self._open: dict[TurnKey, _OpenTurn] = {}  # those that are not over
+        self._unsaved: dict[TurnKey, _OpenTurn] = {}  # those of them that have changed since they were saved
+        self._ends: dict[int, int] = {}  # of what was read
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -49,50 +89,77 @@ class Projector:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._lease is not None:
-            with contextlib.suppress(AgentShellError):
-                await self._log.leave(self._lease)
+        await self._leave()
 
     async def _run(self) -> None:
         while True:
             try:
                 self._lease = await self._log.join(envelope.TURNS, GROUP, self._member)
-                self._open.clear()
+                for known in (self._open, self._unsaved, self._ends):
+                    known.clear()
                 while True:
                     records = await self._log.poll(self._lease, _POLL_RECORDS, _POLL_SECONDS)
                     if records:
                         await self._project(records)
-                        ends = {stored.partition: stored.offset + 1 for stored in records}
-                        await self._log.commit(self._lease, ends)
+                        await self._log.commit(self._lease, self._saved_ends())
                         await asyncio.sleep(_LINGER_SECONDS)
             except AgentShellError as error:
-                if error.reason != error_pb2.ERROR_REASON_FENCED:
-                    _log.warning("projector pauses", reason=error.name, message=error.message)
-                    await asyncio.sleep(_RETRY_SECONDS)
+                if error.reason == error_pb2.ERROR_REASON_FENCED:
+                    continue
+                _log.warning("projector pauses", reason=error.name, message=error.message)
             except Exception:
                 _log.exception("projector failed")
-                await asyncio.sleep(_RETRY_SECONDS)
+            await self._leave()  # The next lease gives again what was read and is not saved.
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _leave(self) -> None:
+        if self._lease is not None:
+            with contextlib.suppress(AgentShellError):
+                await self._log.leave(self._lease)
 
     async def _project(self, records: list[StoredRecord]) -> None:
-        changed: dict[tuple[str, str], IndexedTurn] = {}
-        for stored in records:
-            try:
-                event = TurnEvent.FromString(stored.record.payload)
-            except DecodeError:
-                continue  # The manager sees it too, and buries it.
-            key = (event.header.tenant_id, event.turn_id)
-            row = changed.get(key) or await self._find(key, stored.offset)
-            if stored.offset > (row.folded_offset if row.folded_offset is not None else -1):
-                apply(row.turn, event)
-                row.folded_offset = stored.offset
-                changed[key] = row
-        rows = [row for row in changed.values() if row.turn.turn_id]
-        if rows:
-            await self._index.save(rows)
-        self._open.update((key, row) for key, row in changed.items() if not is_over(row.turn))
-        for key, row in changed.items():
-            if is_over(row.turn):
-                self._open.pop(key, None)
+        events = list(_decoded(records))
+        await self._find(events)
+        for stored, event in events:
+            key = _key(event)
+            if self._open[key].fold(stored, event):
+                self._unsaved[key] = self._open[key]
+        self._ends.update((stored.partition, stored.offset + 1) for stored in records)
+        due = {key: turn for key, turn in self._unsaved.items() if turn.is_due(self._ends[turn.partition])}
+        if due:
+            await self._index.save([turn.row for turn in due.values()])
+        for key, turn in due.items():
+            turn.saved()
+            del self._unsaved[key]
+        for key in {_key(event) for _, event in events}:
+            turn = self._open[key].row.turn
+            if is_over(turn) or not turn.turn_id:  # Without its beginning it is none.
+                del self._open[key]
 
-    async def _find(self, key: tuple[str, str], offset: int) -> IndexedTurn:
-        return self._open.get(key) or await self._index.find(*key) or IndexedTurn(key[0], Turn(), offset, 0)
+    async def _find(self, events: list[tuple[StoredRecord, TurnEvent]]) -> None:
+        """Opens the turns that are not open: as the index has them, as a record may be repeated after the end."""
+        unknown = {_key(event): stored for stored, event in reversed(events) if _key(event) not in self._open}
+        known = await self._index.find_all(list(unknown))
+        for key, stored in unknown.items():
+            row = known.get(key) or IndexedTurn(key[0], Turn(), stored.offset, 0)
+            if row.folded_offset is None:  # What was claimed, and cut off, may have been another try.
+                row.turn = Turn()
+            self._open[key] = _OpenTurn(row, stored.partition, row.turn.state, row.turn.ByteSize())
+
+    def _saved_ends(self) -> dict[int, int]:
+        """Returns what may be committed: all that was read, up to the first record that is not saved."""
+        ends = dict(self._ends)
+        for turn in self._unsaved.values():
+            if turn.unsaved_offset is not None:
+                ends[turn.partition] = min(ends[turn.partition], turn.unsaved_offset)
+        return ends
+
+
+def _key(event: TurnEvent) -> TurnKey:
+    return event.header.tenant_id, event.turn_id
+
+
+def _decoded(records: Iterable[StoredRecord]) -> Iterable[tuple[StoredRecord, TurnEvent]]:
+    for stored in records:
+        with contextlib.suppress(DecodeError):  # The manager sees it too, and buries it.
+            yield stored, event_of(stored.record)

@@ -1,31 +1,43 @@
-"""TurnService: admits turns, streams them, lists them, cancels them."""
+"""TurnService: admits turns, streams them, lists them, answers, forks and cancels them."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from agentshell.gateway import admission, cursor
+from agentshell.gateway import admission, cursor, fork, inputs
+from agentshell.gateway.backlog import Backlog
+from agentshell.gateway.feed import Feeds
 from agentshell.gateway.floors import Floors
 from agentshell.gateway.pack_cache import PackCache
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.gateway.turn_reader import TurnReader
-from agentshell.log.log import Log, StoredRecord, partition_of
-from agentshell.mesh import call, errors, ids, paging, telemetry
+from agentshell.log.log import Ack, Log, StoredRecord, partition_of
+from agentshell.mesh import call, errors, paging, telemetry, validation
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.turn import envelope, plan
-from agentshell.turn.records import record_of, stamp
+from agentshell.turn import envelope
+from agentshell.turn.records import event_of, record_of, stamp, turn_id_of
 from agentshell.turn.state import LAST_EVENTS, apply, is_over
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1 import turn_service_pb2 as pb
-from kfm.turn.v1.turn_event_pb2 import TurnCancelRequested, TurnEvent, TurnRequested
-from kfm.turn.v1.turn_pb2 import Turn, TurnState
+from kfm.turn.v1.turn_event_pb2 import InputProvided, TurnCancelRequested, TurnEvent, TurnRequested
+from kfm.turn.v1.turn_pb2 import (
+    PLAN_STRATEGY_DIRECT,
+    PRIORITY_NORMAL,
+    STEP_STATE_SUCCEEDED,
+    ForkPoint,
+    ParentStep,
+    Turn,
+    TurnState,
+)
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceServicer
 
 _READ_RECORDS = 500
@@ -38,12 +50,20 @@ class TurnService(TurnServiceServicer):
     """Serves turns from the log and the index; `partitions` is how many each topic has."""
 
     def __init__(
-        self, log: Log, index: TurnIndex, personality: grpc.aio.Channel, config: RuntimeConfig, partitions: int
+        self,
+        log: Log,
+        index: TurnIndex,
+        backlog: Backlog,
+        personality: grpc.aio.Channel,
+        config: RuntimeConfig,
+        partitions: int,
     ) -> None:
         self._log = log
         self._index = index
+        self._backlog = backlog
         self._packs = PackCache(personality)
         self._floors = Floors(log)
+        self._feeds = Feeds(log)
         self._config = config
         self._partitions = partitions
 
@@ -52,16 +72,14 @@ class TurnService(TurnServiceServicer):
     ) -> AsyncGenerator[pb.RunTurnResponse]:
         row = await self._admit(request.request_id, request.turn)
         reader = self._reader(row, None)
-        yield pb.RunTurnResponse(
-            turn_id=row.turn.turn_id, session_id=row.turn.session_id, cursor=reader.cursor.encode()
-        )
-        async for updates in reader.batches():
-            yield pb.RunTurnResponse(
-                turn_id=row.turn.turn_id,
-                session_id=row.turn.session_id,
-                updates=updates,
-                cursor=reader.cursor.encode(),
-            )
+        async with aclosing(reader.batches()) as batches:  # The first has the turn's first event: it acknowledges.
+            async for updates in batches:
+                yield pb.RunTurnResponse(
+                    turn_id=row.turn.turn_id,
+                    session_id=row.turn.session_id,
+                    updates=updates,
+                    cursor=reader.cursor.encode(),
+                )
 
     async def CreateTurn(
         self,
@@ -84,8 +102,9 @@ class TurnService(TurnServiceServicer):
                 error_pb2.ERROR_REASON_CURSOR_INVALID, str(error), violations=[("cursor", str(error))]
             ) from None
         reader = self._reader(row, resumed)
-        async for updates in reader.batches():
-            yield pb.WatchTurnResponse(updates=updates, cursor=reader.cursor.encode())
+        async with aclosing(reader.batches()) as batches:
+            async for updates in batches:
+                yield pb.WatchTurnResponse(updates=updates, cursor=reader.cursor.encode())
 
     async def GetTurn(
         self, request: pb.GetTurnRequest, context: grpc.aio.ServicerContext[pb.GetTurnRequest, pb.GetTurnResponse]
@@ -162,22 +181,66 @@ class TurnService(TurnServiceServicer):
         request: pb.ProvideInputRequest,
         context: grpc.aio.ServicerContext[pb.ProvideInputRequest, pb.ProvideInputResponse],
     ) -> pb.ProvideInputResponse:
-        raise errors.not_implemented("TurnService.ProvideInput")
+        row = await self._find(request.turn_id)
+        answer = InputProvided(
+            step_id=request.step_id, input=request.input, principal_id=call.current().principal.principal_id
+        )
+        refused, offset = await _refusal(row.turn, answer), row.turns_offset
+        if refused is None:
+            offset = (row.folded_offset or 0) + 1
+            await self._append(_stamped(TurnEvent(input_provided=answer), row.turn.turn_id, row.turn.session_id))
+            await self._catch_up(row)  # What was in the log before may have ended the waiting.
+            refused = await _refusal(row.turn, answer)
+        if not _has_succeeded(row.turn, request.step_id) or await self._answer(row, answer.step_id, offset) != answer:
+            raise _not_taken(answer, refused)
+        return pb.ProvideInputResponse()
 
     async def ForkTurn(
         self, request: pb.ForkTurnRequest, context: grpc.aio.ServicerContext[pb.ForkTurnRequest, pb.ForkTurnResponse]
     ) -> pb.ForkTurnResponse:
-        raise errors.not_implemented("TurnService.ForkTurn")
+        if request.step_id and request.changes.plan.steps:
+            raise errors.invalid("changes.plan", "cannot be given with step_id: the plan is that of the shared past")
+        row = await self._find(request.turn_id)
+        source, past = await self._past(row, request.step_id)
+        if source.fork.step_id and not request.step_id and not (request.changes.plan.steps or request.changes.strategy):
+            raise errors.invalid("step_id", f"turn {request.turn_id} is a fork itself; name a step, or fork its source")
+        event = await self._fork(request, source)
+        if request.step_id:
+            event.turn_requested.plan.CopyFrom(fork.past(past))
+        _check_size(event, "fork from an earlier step")
+        asked = pb.ForkTurnRequest(turn_id=request.turn_id, step_id=request.step_id, changes=request.changes)
+        row = await self._acknowledge(request.request_id, admission.digest(asked), event)
+        return pb.ForkTurnResponse(turn=row.turn)
+
+    async def _fork(self, request: pb.ForkTurnRequest, source: TurnRequested) -> TurnEvent:
+        """Returns the first event of a fork, without the plan that it shares."""
+        spec = fork.spec(source, request.changes)
+        if request.step_id:
+            spec.ClearField("plan")
+        _check_stated(spec, request.changes)
+        _check(spec)
+        event = await self._request(turn_id_of(call.tenant(), request.request_id), spec)
+        requested = event.turn_requested
+        requested.fork.CopyFrom(ForkPoint(turn_id=request.turn_id, step_id=request.step_id))
+        if not request.changes.personality_id:  # A turn is pinned to its pack, and so is what shares its past.
+            requested.personality_digest = source.personality_digest
+            requested.knowledge_namespaces[:] = source.knowledge_namespaces
+        return event
 
     async def _admit(self, request_id: str, spec: pb.TurnSpec) -> IndexedTurn:
         """Returns the turn once it is acknowledged: the one that `request_id` made before, or a new one."""
         _check(spec)
-        tenant_id, digest = call.tenant(), admission.digest(spec)
-        turn_id = ids.digest("turn", tenant_id, request_id) if request_id else ids.ulid()
-        event, turn = await self._request(turn_id, spec), Turn()
+        event = await self._request(turn_id_of(call.tenant(), request_id), spec)
+        _check_size(event, "put large documents into memory (MemoryService.Ingest) and ask about them")
+        return await self._acknowledge(request_id, admission.digest(spec), event)
+
+    async def _acknowledge(self, request_id: str, digest: bytes, event: TurnEvent) -> IndexedTurn:
+        tenant_id, turn_id, turn = call.tenant(), event.turn_id, Turn()
         apply(turn, event)
+        await self._backlog.admit(tenant_id, turn_id, turn.parent.turn_id)
         floors = await self._floors.of(self._partition(tenant_id, turn.session_id))
-        row = await self._index.claim(IndexedTurn(tenant_id, turn, *floors, digest))
+        claim = IndexedTurn(tenant_id, turn, *floors, digest)
+        row = await self._index.claim(claim)
         if row.request_digest not in (None, digest):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
@@ -185,10 +248,17 @@ class TurnService(TurnServiceServicer):
                 metadata={"request_id": request_id, "turn_id": turn_id},
             )
         if row.folded_offset is None:  # New, or claimed by a call that may have been cut off before it appended.
-            row.folded_offset = await self._append(event)
+            ack = await self._append(event)
+            if row is claim and not ack.duplicate:
+                row.turns_offset = row.folded_offset = ack.offset
+            else:  # Another try may be the one that came to be.
+                row.turns_offset = min(row.turns_offset, ack.offset)
+                await self._catch_up(row)
         return row
 
     async def _request(self, turn_id: str, spec: pb.TurnSpec) -> TurnEvent:
+        """Returns the first event of a turn: what is asked for, with what the pack and the configuration say of it."""
+        _check_depth(spec.parent, self._config.max_depth)
         personality = await self._packs.get(call.tenant(), spec.personality_id)
         requested = TurnRequested(
             input=spec.input,
@@ -199,20 +269,43 @@ class TurnService(TurnServiceServicer):
             model=spec.model,
             plan=spec.plan,
             knowledge_namespaces=personality.knowledge_namespaces,
+            strategy=spec.strategy or PLAN_STRATEGY_DIRECT,
+            priority=spec.priority or PRIORITY_NORMAL,
         )
-        event = _stamped(TurnEvent(turn_requested=requested), turn_id, spec.session_id or f"s-{turn_id}")
-        if event.ByteSize() > admission.MAX_REQUEST_BYTES:
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_TOO_LARGE,
-                f"the turn takes {event.ByteSize()} bytes, the limit is {admission.MAX_REQUEST_BYTES}; "
-                "put large documents into memory (MemoryService.Ingest) and ask about them",
-                metadata={"limit_bytes": str(admission.MAX_REQUEST_BYTES)},
-            )
-        return event
+        if spec.HasField("parent"):
+            requested.parent.CopyFrom(spec.parent)
+        admission.bound_waits(requested.plan, self._config)
+        return _stamped(TurnEvent(turn_requested=requested), turn_id, spec.session_id or f"s-{turn_id}")
 
-    async def _append(self, event: TurnEvent) -> int:
+    async def _past(self, row: IndexedTurn, step_id: str) -> tuple[TurnRequested, Turn]:
+        """Returns how a turn began, and the turn when the step succeeded; without a step: when it began."""
+        requested, turn = TurnRequested(), Turn()
+        async for _, event in self._events(row, row.turns_offset):
+            apply(turn, event)
+            if event.HasField("turn_requested"):
+                requested = event.turn_requested
+            if not step_id or _has_succeeded(turn, step_id):
+                break
+        else:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TURN_STATE,
+                f"step {step_id!r} of turn {row.turn.turn_id} has not succeeded; ListTurnEvents says which steps have",
+                metadata={"turn_id": row.turn.turn_id, "step_id": step_id},
+            )
+        if fork.is_undoing(turn, step_id):
+            raise errors.invalid("step_id", f"{step_id!r} undoes what was done; name a step before it")
+        return requested, turn
+
+    async def _answer(self, row: IndexedTurn, step_id: str, offset: int) -> InputProvided | None:
+        """Returns the first answer to a question from `offset` on."""
+        async for _, event in self._events(row, offset):
+            if event.HasField("input_provided") and event.input_provided.step_id == step_id:
+                return event.input_provided
+        return None
+
+    async def _append(self, event: TurnEvent) -> Ack:
         [ack] = await self._log.append(envelope.TURNS, [record_of(event)])
-        return ack.offset
+        return ack
 
     async def _find(self, turn_id: str) -> IndexedTurn:
         """Returns the tenant's turn as it is now: the index may be behind the log, which a caller would notice."""
@@ -227,15 +320,19 @@ class TurnService(TurnServiceServicer):
 
     async def _catch_up(self, row: IndexedTurn) -> bool:
         """Folds what the index has not seen yet. Returns whether there is a turn: a claim may have come to nothing."""
-        if not is_over(row.turn):
-            offset = row.turns_offset if row.folded_offset is None else row.folded_offset + 1
+        if row.folded_offset is None:  # What was claimed may have been another try than the one that came to be.
+            turn, offset = Turn(), row.turns_offset
+        else:
+            turn, offset = row.turn, row.folded_offset + 1
+        if not is_over(turn):
             async for stored, event in self._events(row, offset):
-                apply(row.turn, event)
-                row.folded_offset = stored.offset
+                if apply(turn, event):
+                    row.turn, row.folded_offset = turn, stored.offset
         return row.folded_offset is not None
 
     def _reader(self, row: IndexedTurn, resumed: cursor.Cursor | None) -> TurnReader:
-        return TurnReader(self._log, row, self._partition(row.tenant_id, row.turn.session_id), resumed)
+        partition = self._partition(row.tenant_id, row.turn.session_id)
+        return TurnReader(self._log, self._feeds, row, partition, resumed)
 
     async def _check_session(self, session_id: str) -> None:
         if not await self._index.list(call.tenant(), session_id, [], None, 1):
@@ -254,7 +351,7 @@ class TurnService(TurnServiceServicer):
                 if stored.record.key != key:
                     continue
                 with contextlib.suppress(DecodeError):  # The manager buries what cannot be decoded.
-                    event = TurnEvent.FromString(stored.record.payload)
+                    event = event_of(stored.record)
                     if event.turn_id == row.turn.turn_id:
                         yield stored, event
             offset = records[-1].offset + 1
@@ -271,8 +368,51 @@ def _check(spec: pb.TurnSpec) -> None:
             "; ".join(f"{field}: {description}" for field, description in found),
             violations=found,
         )
-    if missing := plan.unsupported(spec.plan):
-        raise errors.not_implemented(missing)
+
+
+def _check_stated(spec: pb.TurnSpec, changes: pb.TurnSpec) -> None:
+    """Checks what a fork is asked for by the contract's rules: the interceptor leaves that, as changes are no whole."""
+    stated = pb.CreateTurnRequest(turn=spec)
+    stated.turn.limits.CopyFrom(changes.limits)  # The others are the configuration's.
+    validation.check(stated)
+
+
+def _check_size(event: TurnEvent, advice: str) -> None:
+    if (size := event.ByteSize()) > admission.MAX_REQUEST_BYTES:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_TOO_LARGE,
+            f"the turn takes {size} bytes, the limit is {admission.MAX_REQUEST_BYTES}; {advice}",
+            metadata={"limit_bytes": str(admission.MAX_REQUEST_BYTES)},
+        )
+
+
+def _check_depth(parent: ParentStep, limit: int) -> None:
+    if parent.depth > limit:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_DEPTH_LIMIT,
+            f"the turn is {parent.depth} levels below the first, the limit is {limit}; "
+            "have fewer personalities ask one another, or raise 'runtime.max_depth'",
+            metadata={"depth": str(parent.depth), "limit": str(limit), "key": "runtime.max_depth"},
+        )
+
+
+def _has_succeeded(turn: Turn, step_id: str) -> bool:
+    return any(step.step_id == step_id and step.state == STEP_STATE_SUCCEEDED for step in turn.plan.steps)
+
+
+async def _refusal(turn: Turn, answer: InputProvided) -> inputs.Refusal | None:
+    """Checks an answer in a thread: what its schema asks for may take a while."""
+    return await asyncio.to_thread(inputs.refusal, turn, answer, datetime.now(UTC).replace(tzinfo=None))
+
+
+def _not_taken(answer: InputProvided, refused: inputs.Refusal | None) -> AgentShellError:
+    if refused is None:
+        return AgentShellError(
+            error_pb2.ERROR_REASON_LOG_UNAVAILABLE, "the answer is written, and not to be read yet; give it again"
+        )
+    if refused.field:
+        return errors.invalid(refused.field, refused.message)
+    return AgentShellError(refused.reason, refused.message, metadata={"step_id": answer.step_id})
 
 
 def _stamped(event: TurnEvent, turn_id: str, session_id: str) -> TurnEvent:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+from agentshell.db.binary import bigint, smallint, timestamp
 from agentshell.db.database import Database
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
@@ -17,19 +18,29 @@ _NO_WAIT = "set_config('synchronous_commit', 'off', true)"
 
 _CLAIM = f"""
 INSERT INTO gateway.turn
-    (tenant_id, turn_id, session_id, state, create_time, request_digest, turns_offset, outputs_offset, turn)
-SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s FROM {_NO_WAIT}
-ON CONFLICT (tenant_id, turn_id) DO NOTHING
+    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, request_digest, turn)
+SELECT $1::text, $2::text, $3::text, $4::smallint, $5::timestamptz, $6::bigint, $7::bigint, $8::bytea, $9::bytea
+FROM {_NO_WAIT} ON CONFLICT (tenant_id, turn_id) DO NOTHING RETURNING turn_id
 """  # noqa: S608 - a constant
 
+# As far is written again: what is rebuilt replaces what it was folded to before.
 _SAVE = f"""
 INSERT INTO gateway.turn
     (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, folded_offset, turn)
 SELECT changed.* FROM {_NO_WAIT}, unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[]) AS changed
 ON CONFLICT (tenant_id, turn_id) DO UPDATE
-SET state = excluded.state, turn = excluded.turn, folded_offset = excluded.folded_offset
-WHERE coalesce(turn.folded_offset, -1) < excluded.folded_offset
+SET state = excluded.state, create_time = excluded.create_time, turn = excluded.turn,
+    folded_offset = excluded.folded_offset
+WHERE coalesce(turn.folded_offset, -1) <= excluded.folded_offset
+"""  # noqa: S608 - a constant
+
+# One look-up each, however a plan made for another size of the table would join.
+_FIND = f"""
+SELECT found.* FROM unnest(%s::text[], %s::text[]) AS wanted (tenant_id, turn_id) CROSS JOIN LATERAL (
+    SELECT {_COLUMNS} FROM gateway.turn
+    WHERE turn.tenant_id = wanted.tenant_id AND turn.turn_id = wanted.turn_id LIMIT 1
+) AS found
 """  # noqa: S608 - a constant
 
 # A claim that nothing came of within a minute was cut off, and is no turn.
@@ -42,6 +53,8 @@ WHERE tenant_id = %(tenant_id)s
     AND (%(time)s::timestamptz IS NULL OR (create_time, turn_id) < (%(time)s, %(turn_id)s))
 ORDER BY create_time DESC, turn_id DESC LIMIT %(limit)s
 """  # noqa: S608 - the columns are ours
+
+TurnKey = tuple[str, str]  # The tenant and the turn.
 
 
 @dataclass(slots=True)
@@ -56,6 +69,10 @@ class IndexedTurn:
     folded_offset: int | None = None
 
     @property
+    def key(self) -> TurnKey:
+        return self.tenant_id, self.turn.turn_id
+
+    @property
     def create_time(self) -> datetime:
         return self.turn.create_time.ToDatetime(UTC)
 
@@ -65,50 +82,49 @@ class TurnIndex:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claim = database.statement(_CLAIM)
 
     @classmethod
-    async def open(cls, database: Database) -> TurnIndex:
+    async def open(cls, database: Database) -> Self:
         """Returns the index, its table made or migrated."""
         await database.migrate("gateway", "agentshell.gateway.migrations")
         return cls(database)
 
     async def claim(self, row: IndexedTurn) -> IndexedTurn:
         """Claims the id of a turn that is about to be appended. Returns the row that has it: this one or one before."""
-        turn = row.turn
-        values = (row.tenant_id, turn.turn_id, turn.session_id, turn.state, row.create_time, row.request_digest)
-        offsets = (row.turns_offset, row.outputs_offset)
-        async with self._database.connection() as connection:
-            claimed = await connection.execute(_CLAIM, (*values, *offsets, turn.SerializeToString()))
-        return row if claimed.rowcount else await self.find(row.tenant_id, turn.turn_id) or row
+        claimed = await self._claim.run(
+            (
+                *(text.encode() for text in (row.tenant_id, row.turn.turn_id, row.turn.session_id)),
+                smallint(row.turn.state),
+                timestamp(row.create_time),
+                bigint(row.turns_offset),
+                bigint(row.outputs_offset),
+                row.request_digest,
+                row.turn.SerializeToString(),
+            )
+        )
+        return row if claimed.ntuples else await self.find(*row.key) or row
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:
         """Writes what turns have come to. A row that is further already stays."""
-        columns = zip(
-            *(
-                (
-                    row.tenant_id,
-                    row.turn.turn_id,
-                    row.turn.session_id,
-                    row.turn.state,
-                    row.create_time,
-                    row.turns_offset,
-                    row.outputs_offset,
-                    row.folded_offset,
-                    row.turn.SerializeToString(),
-                )
-                for row in rows
-            ),
-            strict=True,
+        parameters = _columns(
+            (*_identity(row), row.turns_offset, row.outputs_offset, row.folded_offset, row.turn.SerializeToString())
+            for row in rows
         )
         async with self._database.connection() as connection:
-            await connection.execute(_SAVE, [list(column) for column in columns])
+            await connection.execute(_SAVE, parameters)
 
     async def find(self, tenant_id: str, turn_id: str) -> IndexedTurn | None:
         """Returns the tenant's turn, or None."""
-        query = f"SELECT {_COLUMNS} FROM gateway.turn WHERE tenant_id = %s AND turn_id = %s"  # noqa: S608 - ours
+        return (await self.find_all([(tenant_id, turn_id)])).get((tenant_id, turn_id))
+
+    async def find_all(self, keys: Sequence[TurnKey]) -> dict[TurnKey, IndexedTurn]:
+        """Returns those of the turns that there are."""
+        if not keys:
+            return {}
         async with self._database.connection() as connection:
-            row = await (await connection.execute(query, (tenant_id, turn_id))).fetchone()
-        return _indexed(row) if row else None
+            rows = await (await connection.execute(_FIND, _columns(keys))).fetchall()
+        return {row.key: row for row in map(_indexed, rows)}
 
     async def list(
         self,
@@ -135,3 +151,12 @@ class TurnIndex:
 def _indexed(row: tuple[Any, ...]) -> IndexedTurn:
     tenant_id, turn, *places = row
     return IndexedTurn(tenant_id, Turn.FromString(turn), *places)
+
+
+def _identity(row: IndexedTurn) -> tuple[object, ...]:
+    return (*row.key, row.turn.session_id, row.turn.state, row.create_time)
+
+
+def _columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
+    """Returns what `unnest` makes the rows of."""
+    return [list(column) for column in zip(*rows, strict=True)]

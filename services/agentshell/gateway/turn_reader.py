@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from google.protobuf.message import DecodeError
 
 from agentshell.gateway.cursor import Cursor
+from agentshell.gateway.feed import Feeds, Follower, is_urgent
 from agentshell.gateway.turn_index import IndexedTurn
 from agentshell.log.log import Log, StoredRecord
 from agentshell.turn import envelope
 from agentshell.turn.merge import Merge
+from agentshell.turn.records import delta_of, event_of
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent, TurnUpdate
 
 _READ_RECORDS = 256
@@ -26,11 +28,12 @@ class TurnReader:
     """Merges `agent.turns` and `agent.outputs` for one reader.
 
     It always folds the turn from its beginning, and shows what the reader's cursor has not passed: so what is shown
-    does not depend on where the reader was cut off.
+    does not depend on where the reader was cut off. It reads the log up to its end, then follows the feed.
     """
 
-    def __init__(self, log: Log, row: IndexedTurn, partition: int, cursor: Cursor | None) -> None:
+    def __init__(self, log: Log, feeds: Feeds, row: IndexedTurn, partition: int, cursor: Cursor | None) -> None:
         self._log = log
+        self._feeds = feeds
         self._partition = partition
         self._key = envelope.session_key(row.tenant_id, row.turn.session_id)
         self._turn_id = row.turn.turn_id
@@ -39,8 +42,11 @@ class TurnReader:
         self._outputs_offset = row.outputs_offset
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
         self._outputs: deque[StoredRecord] = deque()
+        self._follower: Follower | None = None
         self._updates: list[TurnUpdate] = []
         self._bytes = 0
+        self._is_urgent = False
+        self._pace_until = 0.0
 
     @property
     def cursor(self) -> Cursor:
@@ -54,37 +60,44 @@ class TurnReader:
 
     async def batches(self) -> AsyncGenerator[list[TurnUpdate]]:
         """Yields what happens, in order, whatever has come since the last time together; ends with the turn."""
-        while True:
-            for stored in await self._read(envelope.TURNS, self._turns_offset):
-                event = self._event(stored)
-                if event is not None and not event.HasField("step_scheduled"):
-                    async for full in self._feed_outputs():  # What an attempt said comes before its end.
-                        yield full
-                self._turns_offset = stored.offset + 1
-                if event and self._merge.sees_event(event) and stored.offset >= self._seen.turns_offset:
-                    self._add(TurnUpdate(event=event))
-                if self._is_full:
+        try:
+            while not self._merge.is_over:
+                events = await self._next_events()
+                for stored in events:
+                    event = self._event(stored)
+                    if event is not None and not event.HasField("step_scheduled"):
+                        async for full in self._feed_outputs():  # What an attempt said comes before its end.
+                            yield full
+                    self._turns_offset = stored.offset + 1
+                    if event and self._merge.sees_event(event) and stored.offset >= self._seen.turns_offset:
+                        self._add(TurnUpdate(event=event), stored)
+                    if self._is_full:
+                        yield self._take()
+                async for full in self._feed_outputs():
+                    yield full
+                if self._updates and (self._is_due or self._merge.is_over):
                     yield self._take()
-            async for full in self._feed_outputs():
-                yield full
-            if self._updates:
-                yield self._take()
-            if self._merge.is_over:
-                return
-            await self._wait()
+                elif self._follower or not events:
+                    await self._wait()
+        finally:
+            self._unfollow()
+
+    async def _next_events(self) -> list[StoredRecord]:
+        """Returns more of the session's events, or of the partition's while it reads the log itself."""
+        if self._follower is not None:
+            events, outputs = self._follower.take()
+            self._hold(outputs)
+            if events or not self._follower.cut:
+                return [stored for stored in events if stored.offset >= self._turns_offset]
+            self._unfollow()
+        return await self._log.read(envelope.TURNS, self._partition, self._turns_offset, _READ_RECORDS, 0.0)
 
     async def _feed_outputs(self) -> AsyncGenerator[list[TurnUpdate]]:
         """Feeds the text that is there, in the log's order, up to what an event still to be read must announce.
 
         Yields what is to be shown whenever that is enough for one response.
         """
-        while True:
-            if not self._outputs:
-                records = await self._read(envelope.OUTPUTS, self._outputs_offset)
-                if not records:
-                    return
-                self._outputs.extend(records)
-                self._outputs_offset = records[-1].offset + 1
+        while self._outputs or await self._has_more_outputs():
             while self._outputs:
                 stored = self._outputs[0]
                 delta = self._delta(stored)
@@ -92,15 +105,29 @@ class TurnReader:
                     return
                 self._outputs.popleft()
                 if delta and self._merge.sees_delta(delta) and stored.offset >= self._seen.outputs_offset:
-                    self._add(TurnUpdate(delta=delta))
+                    self._add(TurnUpdate(delta=delta), stored)
                 if self._is_full:
                     yield self._take()
+
+    async def _has_more_outputs(self) -> bool:
+        """Holds more of what the log has, unless the feed brings that."""
+        if self._follower is not None:
+            return False
+        records = await self._log.read(envelope.OUTPUTS, self._partition, self._outputs_offset, _READ_RECORDS, 0.0)
+        self._hold(records)
+        return bool(records)
+
+    def _hold(self, outputs: Sequence[StoredRecord]) -> None:
+        for stored in outputs:
+            if stored.offset >= self._outputs_offset:  # The feed may bring again what was read.
+                self._outputs.append(stored)
+                self._outputs_offset = stored.offset + 1
 
     def _event(self, stored: StoredRecord) -> TurnEvent | None:
         if stored.record.key != self._key:
             return None
         try:
-            event = TurnEvent.FromString(stored.record.payload)
+            event = event_of(stored.record)
         except DecodeError:
             return None  # The manager buries it.
         return event if event.turn_id == self._turn_id else None
@@ -109,36 +136,41 @@ class TurnReader:
         if stored.record.key != self._key:
             return None
         try:
-            return OutputDelta.FromString(stored.record.payload)
+            return delta_of(stored.record)
         except DecodeError:
             return None
+
+    @property
+    def _is_due(self) -> bool:
+        return self._is_urgent or time.monotonic() >= self._pace_until
 
     @property
     def _is_full(self) -> bool:
         return len(self._updates) >= _BATCH_UPDATES or self._bytes >= _BATCH_BYTES
 
-    def _add(self, update: TurnUpdate) -> None:
+    def _add(self, update: TurnUpdate, stored: StoredRecord) -> None:
         self._updates.append(update)
         self._bytes += update.ByteSize()
+        self._is_urgent = self._is_urgent or is_urgent(stored)
 
     def _take(self) -> list[TurnUpdate]:
-        updates, self._updates, self._bytes = self._updates, [], 0
+        updates, self._updates, self._bytes, self._is_urgent = self._updates, [], 0, False
+        self._pace_until = time.monotonic() + self._feeds.pace_seconds
         return updates
 
-    async def _read(self, topic: str, offset: int, wait: float = 0.0) -> list[StoredRecord]:
-        return await self._log.read(topic, self._partition, offset, _READ_RECORDS, wait)
-
     async def _wait(self) -> None:
-        """Returns when either topic has more."""
-        reads = [
-            asyncio.ensure_future(self._read(envelope.TURNS, self._turns_offset, _WAIT_SECONDS)),
-            asyncio.ensure_future(self._read(envelope.OUTPUTS, self._outputs_offset, _WAIT_SECONDS)),
-        ]
-        try:
-            done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
-            for read in done:
-                read.result()
-        finally:
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
+        """Returns when there may be something to show; at the log's end it begins to follow."""
+        if self._follower is None:
+            offsets = (self._turns_offset, self._outputs_offset)
+            self._follower = self._feeds.follow(self._partition, self._key, offsets)
+            if self._follower is None:  # The log went on while we read.
+                await self._has_more_outputs()
+        else:
+            pace_seconds = self._pace_until - time.monotonic()
+            is_paced = pace_seconds > 0
+            await self._follower.wait(pace_seconds if is_paced else _WAIT_SECONDS, patient=is_paced)
+
+    def _unfollow(self) -> None:
+        if self._follower is not None:
+            self._feeds.unfollow(self._follower)
+            self._follower = None

@@ -1,21 +1,183 @@
-"""Where records go that cannot be handled: `<topic>.dlq`, whole, with what happened to them. They block nobody."""
+"""Where records go that cannot be handled: `<topic>.dlq`, whole, with what happened to them. They block nobody.
+
+A log takes nothing back, so a dead letter is settled by a further record, which has its key and so its partition, and
+names it. What waits to be settled is a fold of the topic.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from agentshell.log.log import MAX_HEADER_BYTES, MAX_HEADERS, Log, Record, StoredRecord
+from agentshell.mesh import ids
+from agentshell.mesh.errors import AgentShellError
+from kfm.admin.v1.admin_service_pb2 import (
+    SETTLEMENT_PENDING,
+    SETTLEMENT_REPLAYED,
+    DeadLetter,
+    Settlement,
+)
+from kfm.error.v1 import error_pb2
 
 SUFFIX = ".dlq"
 
+_OURS = "dlq-"  # begins the names of the headers that a record has as a dead letter alone
+_OUR_HEADERS = 7
+_SETTLES = "dlq-settles"
+_SETTLEMENT = "dlq-settlement"
+_READ_RECORDS = 32  # of up to 1 MiB each
+_WINDOW_LETTERS = 1000
 
-async def bury(log: Log, topic: str, group: str, stored: StoredRecord, reason: str) -> None:
-    """Appends the record to the dead letters of its topic; once, however often it is called for the record."""
+
+async def bury(
+    log: Log, topic: str, group: str, stored: StoredRecord, reason: str, *, stack: str = "", attempts: int = 1
+) -> None:
+    """Appends the record to the dead letters of its topic; once, however often it is called for the record.
+
+    Of `reason` the first 255 bytes are kept, of `stack` the last lines that fit into as many.
+    """
     headers = {
-        **dict(list(stored.record.headers.items())[: MAX_HEADERS - 5]),
+        **dict(list(stored.record.headers.items())[: MAX_HEADERS - _OUR_HEADERS]),
         "dlq-topic": topic,
         "dlq-partition": str(stored.partition),
         "dlq-offset": str(stored.offset),
         "dlq-group": group,
-        "dlq-reason": (reason or "unknown").encode()[:MAX_HEADER_BYTES].decode(errors="ignore"),
+        "dlq-reason": _first(reason) or "unknown",
+        "dlq-attempts": str(attempts),
     }
+    if lines := _last_lines(stack):
+        headers["dlq-stack"] = lines
     dead = Record(stored.record.key, stored.record.record_id, stored.record.payload, headers)
     await log.append(topic + SUFFIX, [dead])
+
+
+def fold(letters: dict[bytes, DeadLetter], stored: StoredRecord, limit: int) -> None:
+    """Takes the next record of a `.dlq` topic into its first `limit` dead letters, each under its record's id.
+
+    It is one of them, or it settles one; the first settlement is the one that counts.
+    """
+    headers = stored.record.headers
+    if settled_id := headers.get(_SETTLES):
+        letter = letters.get(bytes.fromhex(settled_id))
+        if letter is not None and letter.settlement == SETTLEMENT_PENDING:
+            letter.settlement = Settlement.Value(f"SETTLEMENT_{headers[_SETTLEMENT].upper()}")
+    elif "dlq-topic" in headers and len(letters) < limit:
+        letters.setdefault(stored.record.record_id, _letter(stored))
+
+
+async def pending(log: Log, topic: str, partition: int, offset: int) -> AsyncGenerator[DeadLetter]:
+    """Yields the unsettled dead letters of a topic's partition from `offset` of its `.dlq` on, without their payloads.
+
+    It holds a thousand at a time, and reads the partition once for each thousand.
+    """
+    next_offset: int | None = offset
+    while next_offset is not None:
+        letters, next_offset = await _read(log, topic, partition, next_offset, _WINDOW_LETTERS)
+        for letter in letters:
+            if letter.settlement == SETTLEMENT_PENDING:
+                yield letter
+
+
+async def find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record]:
+    """Returns a dead letter, and the record that was buried, as it was. Raises DEAD_LETTER_NOT_FOUND."""
+    topic, partition, offset = place(dead_letter_id)
+    letters, _ = await _read(log, topic, partition, offset, 1)
+    if not letters or letters[0].dead_letter_id != dead_letter_id:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_DEAD_LETTER_NOT_FOUND,
+            f"there is no dead letter {dead_letter_id!r}; ListDeadLetters lists those there are",
+            metadata={"dead_letter_id": dead_letter_id},
+        )
+    [stored] = await log.read(topic + SUFFIX, partition, offset, 1, 0.0)
+    buried = stored.record
+    headers = {name: value for name, value in buried.headers.items() if not name.startswith(_OURS)}
+    return letters[0], Record(buried.key, buried.record_id, buried.payload, headers)
+
+
+async def settle(log: Log, dead_letter_id: str, settlement: Settlement.ValueType) -> Settlement.ValueType:
+    """Settles a dead letter, and returns how it is settled: by whoever did so first. Raises DEAD_LETTER_NOT_FOUND.
+
+    To replay puts the record back at the end of its topic, in one step with the settlement where the log has such; its
+    id is a new one that is the same each time. After LOG_UNAVAILABLE settle again.
+    """
+    letter, record = await find(log, dead_letter_id)
+    if letter.settlement != SETTLEMENT_PENDING:
+        return letter.settlement
+    name, letter_id = Settlement.Name(settlement).removeprefix("SETTLEMENT_").lower(), record.record_id.hex()
+    mark = Record(
+        record.key,
+        ids.record_id(f"settles {letter_id}"),
+        b"\x00",  # A log takes no empty payload.
+        {_SETTLES: letter_id, _SETTLEMENT: name},
+    )
+    batches = [(letter.topic + SUFFIX, [mark])]
+    if settlement == SETTLEMENT_REPLAYED:
+        replay = Record(record.key, ids.record_id(f"replays {letter_id}"), record.payload, record.headers)
+        batches.insert(0, (letter.topic, [replay]))
+    await log.append_all(batches)
+    return (await find(log, dead_letter_id))[0].settlement
+
+
+def place(dead_letter_id: str) -> tuple[str, int, int]:
+    """Returns the topic, and the partition and offset in its `.dlq`, that make the id of a dead letter."""
+    topic, partition, offset = dead_letter_id.rsplit("/", 2)
+    return topic, int(partition), int(offset)
+
+
+async def _read(log: Log, topic: str, partition: int, offset: int, limit: int) -> tuple[list[DeadLetter], int | None]:
+    """Returns the first dead letters from `offset` on, as they now are, and where the next begin; None: nowhere."""
+    letters: dict[bytes, DeadLetter] = {}
+    async for stored in _records(log, topic, partition, offset):
+        fold(letters, stored, limit)
+    if not letters:
+        return [], None
+    next_offset = place(list(letters.values())[-1].dead_letter_id)[2] + 1
+    async for stored in _records(log, topic, partition, 0):
+        if stored.offset >= offset:
+            break
+        letters.pop(stored.record.record_id, None)  # Buried again, in a log that drops no repeated id.
+    return list(letters.values()), next_offset
+
+
+async def _records(log: Log, topic: str, partition: int, offset: int) -> AsyncGenerator[StoredRecord]:
+    while records := await log.read(topic + SUFFIX, partition, offset, _READ_RECORDS, 0.0):
+        for stored in records:
+            yield stored
+        offset = records[-1].offset + 1
+
+
+def _letter(stored: StoredRecord) -> DeadLetter:
+    record, headers = stored.record, stored.record.headers
+    letter = DeadLetter(
+        dead_letter_id=f"{headers['dlq-topic']}/{stored.partition}/{stored.offset}",
+        topic=headers["dlq-topic"],
+        partition=int(headers["dlq-partition"]),
+        offset=int(headers["dlq-offset"]),
+        group=headers["dlq-group"],
+        reason=headers["dlq-reason"],
+        stack=headers.get("dlq-stack", ""),
+        attempts=int(headers.get("dlq-attempts", "1")),  # Earlier releases did not count.
+        key=record.key,
+        type=headers.get("type", ""),
+        traceparent=headers.get("traceparent", ""),
+        settlement=SETTLEMENT_PENDING,
+    )
+    letter.bury_time.FromDatetime(stored.append_time)
+    return letter
+
+
+def _first(text: str) -> str:
+    return _packed(text)[:MAX_HEADER_BYTES].decode(errors="ignore")
+
+
+def _last_lines(text: str) -> str:
+    packed = _packed(text.strip())
+    if len(packed) <= MAX_HEADER_BYTES:
+        return packed.decode()
+    end = packed[-MAX_HEADER_BYTES:].decode(errors="ignore")
+    return end.partition("\n")[2] or end  # Not half a line, unless it is all there is.
+
+
+def _packed(text: str) -> bytes:
+    """Returns a text of anybody's making as a header may have it: to bury must not fail."""
+    return text.replace("\0", "").encode(errors="replace")

@@ -2,6 +2,11 @@
 
 It does not drop duplicates (`Ack.duplicate` is always False), and has no transactions: `append_all` appends in the
 order given, and an append whose records are of several partitions may be there in part after LOG_UNAVAILABLE.
+
+Nor does its server fence appends: commits are fenced exactly, appends under a lease as well as this process can know.
+Such an append is refused once the lease is over by what was heard or by this process' clock, also while it waits for
+its turn. What had been sent by then (in at most `CALL_SECONDS`) may still land after the next owner's first records.
+Therefore decisions have ids that follow from what they decide, and folds pass over a repeated or late one.
 """
 
 from __future__ import annotations
@@ -13,18 +18,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from agentshell.log import limits
 from agentshell.log.iggy_groups import IggyGroups
 from agentshell.log.iggy_lane import Lane
+from agentshell.log.iggy_watch import Watch
 from agentshell.log.iggy_wire import IggyTopic, Wire, unavailable
 from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
-from agentshell.log.membership import Membership, fenced
+from agentshell.log.membership import Membership
 from agentshell.log.tail import Bell
 from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2
 
 MAX_READ_RECORDS = 1000
 APPEND_CONNECTIONS = 4  # A connection waits for one answer at a time, and an answer for the disk.
-# How long a reader rests that has found nothing: twice as long each time. It is woken for records of its own process.
-_REST_SECONDS = 0.005
-_MAX_REST_SECONDS = 0.25
+_REST_SECONDS = 5.0  # How long a reader at the end rests that is not woken: nothing should need it.
+_RETRY_SECONDS = 0.25
 
 
 class IggyLog:
@@ -35,10 +40,11 @@ class IggyLog:
 
     def __init__(self, url: str, stream: str, lease_seconds: float) -> None:
         self._appending = [Wire(url, stream) for _ in range(APPEND_CONNECTIONS)]
-        self._reading = Wire(url, stream, lost=self._lost)
+        self._reading = Wire(url, stream)
         self._grouping = Wire(url, f"{stream}.groups", lost=self._lost)
         self._groups = IggyGroups(self._grouping, lease_seconds)
         self._lanes: dict[str, Sequence[Lane]] = {}
+        self._watch = Watch(self._reading, self._lanes)
         self._closing = Bell()
         self._closed = False
 
@@ -63,7 +69,7 @@ class IggyLog:
         self._closed = True
         self._closing.ring()
         await asyncio.gather(*(lane.close() for lanes in self._lanes.values() for lane in lanes))
-        await self._groups.close()
+        await asyncio.gather(self._watch.close(), self._groups.close())
         await asyncio.gather(*(wire.close() for wire in (*self._appending, self._reading, self._grouping)))
 
     async def health(self) -> None:
@@ -85,25 +91,38 @@ class IggyLog:
 
     # Appending
 
-    async def append(self, topic: str, records: Sequence[Record]) -> list[Ack]:
-        """Appends records: those of one partition in one durable step, the partitions side by side."""
+    async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
+        """Appends records: those of one partition in one durable step, the partitions side by side.
+
+        As the holder of `lease`, where it is given. Raises FENCED when that is over.
+        """
         limits.check([(topic, records)])
-        return await self._append(await self._open_lanes(topic), records)
+        holder = self._groups.membership(lease) if lease else None
+        return await self._append(await self._open_lanes(topic), records, holder)
 
-    async def append_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> list[list[Ack]]:
-        """Appends to one topic after the other, in the order given, and stops at the first that fails."""
+    async def append_all(
+        self, batches: Sequence[tuple[str, Sequence[Record]]], lease: Lease | None = None
+    ) -> list[list[Ack]]:
+        """Appends to one topic after the other, in the order given, and stops at the first that fails.
+
+        As the holder of `lease`, where it is given. Raises FENCED when that is over.
+        """
         limits.check(batches)
+        holder = self._groups.membership(lease) if lease else None
         opened = [(await self._open_lanes(topic), records) for topic, records in batches]
-        return [await self._append(lanes, records) for lanes, records in opened]
+        return [await self._append(lanes, records, holder) for lanes, records in opened]
 
-    async def _append(self, lanes: Sequence[Lane], records: Sequence[Record]) -> list[Ack]:
+    async def _append(self, lanes: Sequence[Lane], records: Sequence[Record], holder: Membership | None) -> list[Ack]:
         if self._closed:
             raise unavailable("append: it is closed in this process")
         shares: dict[int, list[int]] = {}
         for index, record in enumerate(records):
             shares.setdefault(partition_of(record.key, len(lanes)), []).append(index)
         sent = await asyncio.gather(
-            *(lanes[partition].append([records[index] for index in share]) for partition, share in shares.items()),
+            *(
+                lanes[partition].append([records[index] for index in share], holder)
+                for partition, share in shares.items()
+            ),
             return_exceptions=True,  # Only when all have ended is it known what became of them.
         )
         acks: dict[int, Ack] = {}
@@ -120,17 +139,16 @@ class IggyLog:
         _check_limit(limit)
         lane = _lane(topic, await self._open_lanes(topic), partition)
         deadline = asyncio.get_running_loop().time() + wait
-        rest = _REST_SECONDS
         while True:
+            end = lane.end
             records = await self._reading.poll(topic, partition, offset, min(limit, MAX_READ_RECORDS))
             if offset != lane.seen and (not records or records[0].offset > offset):
                 await self._check_retained(topic, lane, offset)
             if records:
                 lane.seen = records[-1].offset + 1
                 return records
-            if not await self._rest([lane.bell], rest, deadline):
+            if not await self._rest([lane.bell], _REST_SECONDS if lane.end == end else 0, deadline):
                 return []
-            rest = min(2 * rest, _MAX_REST_SECONDS)
 
     async def end_offsets(self, topic: str) -> list[int]:
         """Returns each partition's next offset."""
@@ -153,6 +171,8 @@ class IggyLog:
         """Rests, until a bell rings at the most; False after the deadline. Raises LOG_UNAVAILABLE when we close."""
         remaining = deadline - asyncio.get_running_loop().time()
         if not self._closed:
+            if remaining > 0:
+                self._watch.start()
             await Bell.first([self._closing, *bells], min(seconds, remaining))
         if self._closed:
             raise unavailable("be read: it is closed in this process")
@@ -169,24 +189,26 @@ class IggyLog:
         _check_limit(limit)
         lanes = await self._open_lanes(lease.topic)
         membership = self._groups.membership(lease)
-        bells = [membership.bell, *(lanes[partition].bell for partition in lease.partitions)]
+        held = [lanes[partition] for partition in lease.partitions]
+        bells = [membership.bell, *(lane.bell for lane in held)]
         deadline = asyncio.get_running_loop().time() + wait
-        rest = _REST_SECONDS
         async with membership.polling:
             while True:
+                ends = [lane.end for lane in held]
                 try:
                     records = await self._gather(membership, limit)
-                except AgentShellError as error:
-                    if membership.over:
-                        raise fenced(lease) from error
-                    raise
-                if membership.over:
-                    raise fenced(lease)
+                except AgentShellError:
+                    self._groups.membership(lease)
+                    # The lease does not hang by the connection for reading: another one may do.
+                    if not await self._rest([membership.bell], _RETRY_SECONDS, deadline):
+                        raise
+                    continue
+                self._groups.membership(lease)
+                rest = _REST_SECONDS if ends == [lane.end for lane in held] else 0
                 if records or not await self._rest(bells, rest, deadline):
                     # Only now, with nothing left to wait for: a poll that is cancelled has given nothing.
                     membership.give(records)
                     return records
-                rest = min(2 * rest, _MAX_REST_SECONDS)
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
         """Commits the next offset of partitions of the lease, durably."""

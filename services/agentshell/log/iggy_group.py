@@ -7,7 +7,7 @@ clock: so all agree on who is a member, and whether a commit came in time, witho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ def leave(process: str, members: Iterable[str]) -> bytes:
 def renew(process: str, members: Iterable[str]) -> bytes:
     """The entry by which a process says that members are alive. Any entry, even for none, expels those who are not."""
     return _entry("renew", process, members=list(members))
+
+
+def gone(process: str, others: Iterable[str]) -> bytes:
+    """The entry by which a process says that others have ended, and all their members with them."""
+    return _entry("gone", process, processes=list(others))
 
 
 def commit(process: str, member: str, generation: int, offsets: Mapping[int, int]) -> bytes:
@@ -72,6 +77,11 @@ class Group:
         self.members: dict[str, Member] = {}
         self.committed: dict[int, int] = {}
 
+    @property
+    def processes(self) -> set[str]:
+        """Those that have members."""
+        return {member.process for member in self.members.values()}
+
     def restore(self, entries: Iterable[bytes]) -> bool:
         """Takes over the last snapshot among the entries. Returns False where there is none."""
         snapshots = [said for entry in entries if (said := json.loads(entry))["entry"] == "snapshot"]
@@ -102,10 +112,11 @@ class Group:
                 changed |= self._join(said, at)
                 effect = True
             case "leave":
-                leaving = {name for name in said["members"] if self._is_of(name, said)}
-                for name in leaving:
-                    del self.members[name]
-                effect = bool(leaving)
+                effect = self._remove({name for name in said["members"] if self._is_of(name, said)})
+                changed |= effect
+            case "gone":
+                ended = set(said["processes"])
+                effect = self._remove({name for name, member in self.members.items() if member.process in ended})
                 changed |= effect
             case "renew":
                 for name in said["members"]:
@@ -134,14 +145,18 @@ class Group:
         return True
 
     def _expel_silent(self, at: float, joining: str | None) -> bool:
-        silent = [
-            name
-            for name, member in self.members.items()
-            if name != joining and at - member.seen_at > member.lease_seconds
-        ]
-        for name in silent:
+        return self._remove(
+            {
+                name
+                for name, member in self.members.items()
+                if name != joining and at - member.seen_at > member.lease_seconds
+            }
+        )
+
+    def _remove(self, names: Collection[str]) -> bool:
+        for name in names:
             del self.members[name]
-        return bool(silent)
+        return bool(names)
 
     def _is_of(self, name: str, said: Mapping[str, Any]) -> bool:
         member = self.members.get(name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from agentshell.log.iggy_wire import Wire
 from agentshell.log.log import Record
+from agentshell.log.membership import Membership, fenced
 from agentshell.log.tail import Bell
 
 MAX_BATCH_RECORDS = 1000
@@ -20,18 +21,21 @@ MAX_WAITING_APPENDS = 1024
 class _Append:
     records: Sequence[Record]
     size_bytes: int
+    holder: Membership | None
     done: asyncio.Future[int]
 
 
 class Lane:
     """Appends in the order of the calls. There is no timer: what arrives while a batch is under way is the next one.
 
-    `bell` rings when the partition has grown. `seen` is an offset that was not below what is retained.
+    `bell` rings when the partition has grown, and `end` is its next offset, as far as this process has heard. `seen` is
+    an offset that was not below what is retained.
     """
 
     def __init__(self, wire: Wire, topic: str, partition: int) -> None:
         self.partition = partition
         self.bell = Bell()
+        self.end = 0
         self.seen = -1
         self._wire = wire
         self._topic = topic
@@ -39,15 +43,24 @@ class Lane:
         self._waiting: deque[_Append] = deque()
         self._sending: asyncio.Task[None] | None = None
 
-    async def append(self, records: Sequence[Record]) -> int:
-        """Returns the offset of the first record, once all are stored; the others follow it. Raises LOG_UNAVAILABLE."""
+    async def append(self, records: Sequence[Record], holder: Membership | None) -> int:
+        """Returns the offset of the first record, once all are stored; the others follow it.
+
+        Raises LOG_UNAVAILABLE, and FENCED when the membership of `holder` is over before they are sent.
+        """
         async with self._room:
             size_bytes = sum(len(record.payload) for record in records)
-            append = _Append(records, size_bytes, asyncio.get_running_loop().create_future())
+            append = _Append(records, size_bytes, holder, asyncio.get_running_loop().create_future())
             self._waiting.append(append)
             if self._sending is None or self._sending.done():
                 self._sending = asyncio.create_task(self._send(), name="log lane")
             return await append.done
+
+    def grow(self, end: int) -> None:
+        """Notes where the partition ends, and wakes who waits for it to grow."""
+        if end > self.end:
+            self.end = end
+            self.bell.ring()
 
     async def close(self) -> None:
         """Writes what waits, then ends."""
@@ -59,16 +72,18 @@ class Lane:
             try:
                 offset = await self._wire.send(self._topic, self.partition, [r for a in batch for r in a.records])
             except Exception as error:  # Whatever it is, those who wait must hear of it.
-                for append in batch:
+                # Those behind it as well: else they would wait for one time limit after the other, or overtake it.
+                for append in (*batch, *self._waiting):
                     if not append.done.done():
                         append.done.set_exception(error)
+                self._waiting.clear()
                 continue
             for append in batch:
                 if not append.done.done():
                     append.done.set_result(offset)
                 offset += len(append.records)
             self.seen = max(self.seen, offset)
-            self.bell.ring()
+            self.grow(offset)
 
     def _take(self) -> list[_Append]:
         """Takes what goes together, in order, without what was given up. An append larger than a batch goes alone."""
@@ -76,6 +91,8 @@ class Lane:
         records = size_bytes = 0
         while self._waiting:
             append = self._waiting[0]
+            if append.holder and append.holder.expired and not append.done.done():
+                append.done.set_exception(fenced(append.holder.lease))
             if not append.done.done():
                 records += len(append.records)
                 size_bytes += append.size_bytes

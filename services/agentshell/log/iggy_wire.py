@@ -40,10 +40,11 @@ T = TypeVar("T")
 CALL_SECONDS = 5.0
 MAX_NAME_BYTES = 255
 SERVER_SERIES = "0.9."  # Neither clients nor data directories go from one minor release to another.
+_SCHEMES = ("iggy", "iggy+tcp")
 _RETRY_DELAY = timedelta(seconds=1)
 _EPOCH = datetime.fromtimestamp(0, UTC)
 # Where trying again does not help. There are no codes to tell it by.
-_REFUSALS = ("invalid credentials", "invalid personal access token", "unauthenticated", "incompatible")
+_REFUSALS = ("invalid credentials", "invalid personal access token", "unauthenticated", "incompatible", "invalid tls")
 # Of another kind than the headers of a record, which are strings: their names cannot meet.
 _KEY, _ID = HeaderKey.Raw(b"key"), HeaderKey.Raw(b"id")
 _CONSUMER = Consumer.Single("agentshell")  # It stores no offsets.
@@ -61,7 +62,7 @@ class IggyTopic:
 
 def unavailable(what: str, cause: BaseException | None = None) -> AgentShellError:
     """The error of a log that cannot be reached."""
-    detail = f" ({type(cause).__name__}: {cause})" if cause else ""
+    detail = f" ({str(cause) or type(cause).__name__})" if cause else ""
     return AgentShellError(
         error_pb2.ERROR_REASON_LOG_UNAVAILABLE,
         f"the log could not {what}{detail}: see that its Iggy server runs and takes connections, then try again",
@@ -71,7 +72,10 @@ def unavailable(what: str, cause: BaseException | None = None) -> AgentShellErro
 
 
 def tcp_config(url: str) -> TcpConfig:
-    """Reads `iggy://USER:PASSWORD@HOST:PORT`, or `iggy://TOKEN@HOST:PORT`; `?tls=true&tls_ca_file=FILE` for TLS.
+    """Reads `iggy://USER:PASSWORD@HOST:PORT`, or `iggy://TOKEN@HOST:PORT`; `iggy+tcp` is the same.
+
+    `?tls=true&tls_domain=NAME&tls_ca_file=FILE` for TLS, where the server's certificate must be of that name (HOST when
+    there is none) and of that authority (one of the public ones).
 
     Raises CONFIG_INVALID, which does not repeat the URL: it has a secret.
     """
@@ -80,8 +84,11 @@ def tcp_config(url: str) -> TcpConfig:
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = parts = None
-    if parts is None or parts.scheme != "iggy" or not host or not port or not parts.username:
-        raise _misconfigured("the URL of the log is not of the form iggy://USER:PASSWORD@HOST:PORT; correct it")
+    if parts is None or parts.scheme not in _SCHEMES or not host or not port or not parts.username:
+        raise _misconfigured(
+            "the URL of the log is not of the form iggy://USER:PASSWORD@HOST:PORT or iggy://TOKEN@HOST:PORT; correct "
+            "it, and write / in a password or token as %2F"
+        )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     if strange := options.keys() - {"tls", "tls_domain", "tls_ca_file"}:
         raise _misconfigured(f"the URL of the log has unknown options {sorted(strange)}; remove them")
@@ -140,6 +147,11 @@ class Wire:
         details = await self._call("find a topic", lambda client: client.get_topic(self._stream, name))
         return _topic(details) if details else None
 
+    async def counts(self) -> dict[str, int]:
+        """Returns how many records each topic retains."""
+        topics = await self._call("look at its topics", lambda client: client.get_topics(self._stream))
+        return {topic.name: topic.messages_count for topic in topics}
+
     async def make_topic(self, topic: Topic, *, segment_bytes: int | None = None, max_bytes: int | None = None) -> None:
         """Makes the topic, unless it is there. Its oldest segments go when it is larger than `max_bytes`."""
 
@@ -166,6 +178,29 @@ class Wire:
                 self._stream, name, name, message_expiry=_expiry(retention), max_topic_size=MaxTopicSize.Unlimited()
             ),
         )
+
+    async def enter(self, topic: str, group: str) -> None:
+        """Makes this connection a member of a consumer group of Iggy's own, and the group where there is none."""
+
+        async def enter(client: IggyClient) -> None:
+            await _unless_there(client.create_consumer_group(self._stream, topic, group))
+            await client.join_consumer_group(self._stream, topic, group)
+
+        await self._call("enter a group", enter)
+
+    async def groups(self, topic: str) -> dict[str, int]:
+        """Returns how many connections each of Iggy's own consumer groups of a topic has."""
+        groups = await self._call("look at groups", lambda client: client.get_consumer_groups(self._stream, topic))
+        return {group.name: group.members_count for group in groups}
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Removes one of Iggy's own consumer groups, where it is there."""
+
+        async def remove(client: IggyClient) -> None:
+            if await client.get_consumer_group(self._stream, topic, group) is not None:
+                await client.delete_consumer_group(self._stream, topic, group)
+
+        await self._call("remove a group", remove)
 
     async def send(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         """Appends records, durably, and returns the offset of the first; the others follow it."""
@@ -231,7 +266,10 @@ class Wire:
                     await client.connect()
                 except RuntimeError as error:
                     if any(text in str(error).lower() for text in _REFUSALS):
-                        raise _misconfigured(f"the Iggy server refuses the connection: {error}") from error
+                        raise _misconfigured(
+                            f"there is no connection to the Iggy server: {error}; give the secret, the certificate and "
+                            f"the version of the server that this driver speaks to, {SERVER_SERIES}x"
+                        ) from error
                     raise
                 await _check_version(client)
                 self._client = client

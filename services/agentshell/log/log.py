@@ -87,15 +87,19 @@ class Log(Protocol):
         """Makes the topic, or checks that it is so. Raises TOPIC_MISMATCH where partitions or durability differ."""
         ...
 
-    async def append(self, topic: str, records: Sequence[Record]) -> list[Ack]:
+    async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
         """Appends records, in order within each partition, and returns once all are durable: all of them or none.
+
+        As the holder of `lease`, where it is given: raises FENCED where that is over, as far as this process knows.
 
         Raises TOO_LARGE or INVALID_REQUEST for a record over the limits, before anything is written. After
         LOG_UNAVAILABLE the records may or may not be there: append again with the same ids.
         """
         ...
 
-    async def append_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> list[list[Ack]]:
+    async def append_all(
+        self, batches: Sequence[tuple[str, Sequence[Record]]], lease: Lease | None = None
+    ) -> list[list[Ack]]:
         """Appends to several topics in one durable step, and returns the acks in the order given.
 
         As `append`, all or none, where the driver has transactions over topics. One that has none (Iggy) appends

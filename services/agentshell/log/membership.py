@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,9 +25,15 @@ class Membership:
     lease: Lease
     positions: dict[int, int]  # Partition -> the next offset to give.
     active_at: float = field(default_factory=clock)
+    until: float = math.inf  # When it is over by this process' clock, unless it is renewed.
     over: bool = False
     bell: Bell = field(default_factory=Bell)  # Rings when it is over.
     polling: asyncio.Lock = field(default_factory=asyncio.Lock)  # Polls of one lease take turns.
+
+    @property
+    def expired(self) -> bool:
+        """Whether it is over, or should be by now: its process may have stood still."""
+        return self.over or clock() > self.until
 
     def touch(self) -> None:
         """Notes that the holder is active."""

@@ -80,13 +80,17 @@ class PostgresLog:
 
     # Appending
 
-    async def append(self, topic: str, records: Sequence[Record]) -> list[Ack]:
+    async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
         """Appends records in one durable step."""
-        return (await self.append_all([(topic, records)]))[0]
+        return (await self.append_all([(topic, records)], lease))[0]
 
-    async def append_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> list[list[Ack]]:
+    async def append_all(
+        self, batches: Sequence[tuple[str, Sequence[Record]]], lease: Lease | None = None
+    ) -> list[list[Ack]]:
         """Appends to several topics in one durable step; without the disk's when all the topics are relaxed."""
         limits.check(batches)
+        if lease is not None:
+            self._groups.check(lease)
         rows: list[Row] = []
         relaxed = True
         for name, records in batches:

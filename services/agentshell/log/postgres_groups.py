@@ -64,6 +64,12 @@ class PostgresGroups:
         membership.touch()
         return membership
 
+    def check(self, lease: Lease) -> None:
+        """Raises FENCED where a lease is over, by what this process has heard."""
+        membership = self._memberships.get(lease)
+        if membership is None or membership.over:
+            raise fenced(lease)
+
     async def join(self, topic: OpenTopic, group: str, member: str) -> Lease:
         """Makes the member one of the group, unless it is, and returns its lease."""
         async with reach("join a group"):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import select
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from psycopg.rows import args_row
-
-from agentshell.db.database import Connection, Database
+from agentshell.db.binary import blobs, documents, integers, texts, time_of
+from agentshell.db.database import Database
 from agentshell.log.log import Record
-from agentshell.log.postgres_array import PostgresArray, PostgresArrayDumper, blobs, documents, integers, texts
 from agentshell.log.reach import reach, unavailable
 from agentshell.log.tail import Tail
 
@@ -25,7 +22,7 @@ MAX_WAITING_RECORDS = 10_000
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 APPEND_SECONDS = 10.0
 
-_APPEND = "SELECT * FROM log.append(%s::boolean, %s::integer[], %s::text[], %s::bytea[], %s::jsonb[], %s::bytea[])"
+_APPEND = "SELECT * FROM log.append($1::boolean, $2::integer[], $3::text[], $4::bytea[], $5::jsonb[], $6::bytea[])"
 
 
 class Row(NamedTuple):
@@ -54,16 +51,15 @@ class PostgresWriter:
     """Appends for the whole process, on a connection of its own, one batch after the other.
 
     There is no timer: what arrives while a batch is under way is the next one. `relaxed` does not wait for the disk.
-    `stored` is called with what each batch wrote, before those who wait for it go on.
+    `stored` is called with what each batch wrote, before those who wait for it have gone on.
     """
 
     def __init__(
         self, database: Database, stored: Callable[[Sequence[Row], Sequence[Place]], None], *, relaxed: bool
     ) -> None:
-        self._database = database
+        self._statement = database.statement(_APPEND)
         self._stored = stored
         self._relaxed = relaxed
-        self._connection: Connection | None = None
         self._waiting: deque[_Append] = deque()
         self._waiting_records = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
@@ -94,7 +90,7 @@ class PostgresWriter:
         self._closed = True
         self._arrived.set()
         await self._task
-        await self._disconnect()
+        await self._statement.close()
 
     async def _run(self) -> None:
         while self._waiting or not self._closed:
@@ -131,12 +127,10 @@ class PostgresWriter:
             async with reach("confirm an append", APPEND_SECONDS):
                 stored = await self._send(list(rows.values()))
         except Exception as error:
-            await self._disconnect()
             for append in batch:
                 if not append.done.done():
                     append.done.set_exception(error)
             return
-        self._stored(list(rows.values()), stored)
         places = dict(zip(rows, stored, strict=True))
         for append in batch:
             answer: list[Place] = []
@@ -147,46 +141,25 @@ class PostgresWriter:
                     places[_identity(row)] = Place(place.offset, place.append_time, duplicate=True)
             if not append.done.done():
                 append.done.set_result(answer)
+        self._stored(list(rows.values()), stored)  # Who appended goes on first, and already finds the records.
 
-    async def _send(self, rows: Sequence[Row]) -> list[Place]:
-        connection = await self._connected()
-        cursor = connection.cursor(binary=True, row_factory=args_row(Place))
-        await cursor.execute(
-            _APPEND,
+    async def _send(self, rows: list[Row]) -> list[Place]:
+        result = await self._statement.run(
             (
-                self._relaxed,
+                bytes([self._relaxed]),
                 integers([tail.partition_id for tail, _ in rows]),
                 texts([record.key for _, record in rows]),
                 blobs([record.record_id for _, record in rows]),
                 documents([json.dumps(dict(record.headers)) if record.headers else None for _, record in rows]),
                 blobs([record.payload for _, record in rows]),
-            ),
-            prepare=True,
+            )
         )
-        return await cursor.fetchall()
+        return [_place(*(result.get_value(row, column) or b"" for column in range(3))) for row in range(result.ntuples)]
 
-    async def _connected(self) -> Connection:
-        if self._connection is not None and _has_ended(self._connection):
-            await self._disconnect()
-        if self._connection is None:
-            self._connection = await self._database.dedicated()
-            self._connection.adapters.register_dumper(PostgresArray, PostgresArrayDumper)
-        return self._connection
 
-    async def _disconnect(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            await connection.close()
+def _place(offset: bytes, append_time: bytes, duplicate: bytes) -> Place:
+    return Place(int.from_bytes(offset), time_of(append_time), bool(duplicate[0]))
 
 
 def _identity(row: Row) -> tuple[int, bytes]:
     return row.tail.partition_id, row.record.record_id
-
-
-def _has_ended(connection: Connection) -> bool:
-    """Tells whether the server has hung up on an idle connection: then, and only then, has it anything to read."""
-    if connection.closed:
-        return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

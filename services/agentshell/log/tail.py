@@ -16,7 +16,7 @@ class Bell:
     """Wakes all who wait for it, each time it rings."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[bool]] = set()
 
     @property
     def awaited(self) -> bool:
@@ -26,28 +26,24 @@ class Bell:
     def ring(self) -> None:
         """Wakes those who wait now."""
         for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+            _answer(waiter, True)
 
     @staticmethod
     async def first(bells: Iterable[Bell], wait_seconds: float) -> bool:
         """Waits until one of the bells rings. Returns False when none has within `wait_seconds`."""
         if wait_seconds <= 0:
-            await asyncio.sleep(0)  # Who asks again and again lets others run in between.
             return False
-        bells = tuple(bells)
-        waiter = asyncio.get_running_loop().create_future()
+        bells, loop = tuple(bells), asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(wait_seconds, _answer, waiter, False)
         for bell in bells:
             bell._waiting.add(waiter)
         try:
-            async with asyncio.timeout(wait_seconds):
-                await waiter
-        except TimeoutError:
-            return False
+            return await waiter
         finally:
+            timer.cancel()
             for bell in bells:
                 bell._waiting.discard(waiter)
-        return True
 
 
 class Tail:
@@ -118,3 +114,8 @@ class Tail:
 
 def _offset(stored: StoredRecord) -> int:
     return stored.offset
+
+
+def _answer(waiter: asyncio.Future[bool], rung: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(rung)

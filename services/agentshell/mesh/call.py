@@ -24,6 +24,10 @@ class Principal:
     principal_id: str
 
 
+# Who runs the mesh: whoever has its own secret. As for `SHARED_TENANT`, no API key can be made for it.
+OPERATOR = Principal("@operator", "operator")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call: whose, and its deadline on the clock of `time.monotonic` (None: it has none)."""
@@ -50,6 +54,16 @@ def current() -> Call:
 def tenant() -> str:
     """Returns the tenant of the call being served: what every query and key must carry."""
     return current().principal.tenant_id
+
+
+def require_operator() -> None:
+    """Returns where an operator calls. Raises PERMISSION_DENIED where it is anybody else, on whoever's behalf."""
+    if current().principal != OPERATOR:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_PERMISSION_DENIED,
+            "this is for the operators of the mesh, and a credential of a tenant does not open it: use the command "
+            "`agentshell` with the mesh's data directory, whose mesh.key it signs with",
+        )
 
 
 def enter(principal: Principal, timeout: float | None) -> Call:

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -93,6 +93,24 @@ class RuntimeConfig(_Section):
     """Turns under way in a manager; the others wait in the log."""
     max_active_steps: PositiveInt = 64
     """Steps under way in a worker; the others wait in the log."""
+    max_context_tokens: PositiveInt = 100_000
+    """Tokens that a model is shown, by estimate."""
+    max_turn_tokens: PositiveInt | None = None
+    """Tokens read and written by the models of a turn; absent: no limit."""
+    max_turn_cost_usd: PositiveFloat | None = None
+    """What a turn may cost; absent: no limit."""
+    approval_wait_seconds: PositiveFloat = 7 * 24 * 3600.0
+    """How long a turn waits for somebody's answer."""
+    max_open_turns: PositiveInt = 10_000
+    """Turns that are not over and do not wait for somebody; more are refused."""
+    max_open_turns_per_tenant: PositiveInt = 1_000
+    """The same, of one tenant."""
+    max_depth: int = Field(default=4, ge=1, le=16)
+    """Turns below a turn that agent steps ask for."""
+    http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
+    """Hosts that HTTP steps may call: `host`, or `host:port`."""
+    max_http_bytes: PositiveInt = 256 * 1024
+    """The largest answer that an HTTP step takes."""
 
 
 class VendorConfig(_Section):

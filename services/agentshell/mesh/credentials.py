@@ -117,6 +117,10 @@ class Keyring:
             claims = jwt.decode(
                 credential, self._mesh_key, ["HS256"], audience=_AUDIENCE, options={"require": ["exp", "sub", "tenant"]}
             )
+        except jwt.ExpiredSignatureError:  # Within a call: the clock has jumped. The caller's next token is a new one.
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the mesh token has expired on its way; call again"
+            ) from None
         except jwt.InvalidTokenError as error:
             raise _invalid(f"the token is neither an API key nor a token of this mesh: {error}") from None
         principal = Principal(str(claims["tenant"]), str(claims["sub"]))

@@ -34,6 +34,8 @@ def decode(request: Message, token: str, *kinds: type[str | int]) -> list[Any] |
         return None
     try:
         sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        if base64.urlsafe_b64encode(sealed).decode().rstrip("=") != token:
+            raise ValueError(_PROBLEM)  # Another way to write the same bytes: altered all the same.
         digest, packed = sealed[:_DIGEST_BYTES], sealed[_DIGEST_BYTES:]
         if digest != _digest(request, packed):
             raise ValueError(_PROBLEM)

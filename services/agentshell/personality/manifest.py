@@ -9,10 +9,21 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 FILE = "manifest.yaml"
 MAX_MANIFEST_BYTES = 64 * 1024
+# What `agentshell.tool` has, which this may not import; a test keeps the two the same.
+BUILT_IN_TOOLS = ("calculator", "clock", "memory_search", "memory_write")
 _MAX_DEPTH = 16
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -114,19 +125,43 @@ class SystemPrompt(_Section):
 
 
 class Tools(_Section):
-    """Reserved: sandboxed tools are not in this release."""
+    """The tools that the model may ask for: built-in ones, since a pack's own need sandboxes."""
 
     enabled: bool = False
-    """Must be false in this release."""
+    """Whether they are used."""
     module: str = ""
-    """The Python module of the tools."""
+    """Reserved for the pack's own tools: must be empty in this release where tools are enabled."""
     exposed_tools: tuple[str, ...] = ()
-    """The tools that the model may ask for."""
+    """Their names."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tools that the personality has."""
+        return self.exposed_tools if self.enabled else ()
+
+    @field_validator("module")
+    @classmethod
+    def _check_module(cls, module: str, info: ValidationInfo) -> str:
+        if module and info.data.get("enabled"):
+            raise ValueError(f"{module!r} needs a sandbox, which is not in this release; remove it")
+        return module
+
+    @field_validator("exposed_tools")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not info.data.get("enabled"):
+            return names
+        built_in = ", ".join(BUILT_IN_TOOLS)
+        if unknown := [name for name in names if name not in BUILT_IN_TOOLS]:
+            raise ValueError(f"{unknown[0]!r} is no built-in tool, and others are not in this release; name {built_in}")
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice; remove one")
+        return names
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.enabled:
-            raise ValueError("tools are not in this release; set tools.enabled to false")
+        if self.enabled and not self.exposed_tools:
+            raise ValueError("names no exposed_tools; name one, or set tools.enabled to false")
         return self
 
 

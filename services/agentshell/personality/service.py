@@ -42,6 +42,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
         self._reloading = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self._loaded = asyncio.Event()
 
     async def start(self) -> None:
         """Loads the packs, and from now on each change of them. A malformed pack is logged and skipped.
@@ -52,6 +53,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._watching = asyncio.create_task(self._follow())
         await asyncio.sleep(0)  # The watch is set before the packs are read: no change falls between the two.
         await self._reload()
+        self._loaded.set()
         if self._registry.newest(self._default_id) is None:
             _log.warning("the default personality is not loaded", personality_id=self._default_id)
 
@@ -83,7 +85,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     async def Get(
         self, request: pb.GetRequest, context: grpc.aio.ServicerContext[pb.GetRequest, pb.GetResponse]
     ) -> pb.GetResponse:
-        """Returns a personality. Raises PERSONALITY_NOT_FOUND."""
+        """Returns a personality, once the packs are loaded. Raises PERSONALITY_NOT_FOUND."""
+        await self._loaded.wait()
         personality_id = request.personality_id or self._default_id
         if request.digest:
             found = self._registry.version(personality_id, request.digest)
@@ -198,6 +201,7 @@ def _describe(pack: Pack) -> pb.Personality:
         author=manifest.author,
         digest=pack.digest,
         system_prompt=pack.system_prompt,
+        tools=manifest.tools.names,
         knowledge_namespaces=[namespace(manifest.id)] if pack.documents else [],
     )
     personality.model.provider = manifest.provider_settings.default_provider

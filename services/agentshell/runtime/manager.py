@@ -7,13 +7,10 @@ import contextlib
 
 import structlog
 
-from agentshell.log.log import Lease, Log
+from agentshell.log.log import Lease
 from agentshell.mesh import ids
-from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.runtime.history import History
-from agentshell.runtime.owner import Owner
-from agentshell.runtime.worker import Worker
+from agentshell.runtime.owner import Means, Owner
 from agentshell.turn import envelope
 from kfm.error.v1 import error_pb2
 
@@ -26,11 +23,10 @@ _RETRY_SECONDS = 0.5
 class Manager:
     """Owns partitions for as long as it runs, under one lease after another."""
 
-    def __init__(self, log: Log, worker: Worker, history: History, config: RuntimeConfig) -> None:
-        self._log = log
-        self._worker = worker
-        self._history = history
-        self._config = config
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._log = means.log
+        self._defects: dict[tuple[int, int], int] = {}
         self._member = f"manager-{ids.ulid()}"
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
@@ -40,9 +36,8 @@ class Manager:
         self._lease = await self._log.join(envelope.TURNS, GROUP, self._member)
         self._task = asyncio.create_task(self._run(self._lease), name="manager")
 
-    async def stop(self, timeout: float) -> None:
-        """Gives the steps under way `timeout` seconds, then leaves: what is not over goes on with the next owner."""
-        await self._worker.drain(timeout)
+    async def stop(self) -> None:
+        """Leaves: what is not over goes on with the next owner."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -54,7 +49,7 @@ class Manager:
     async def _run(self, lease: Lease) -> None:
         while True:
             try:
-                await Owner(self._log, lease, self._worker, self._history, self._config).run()
+                await Owner(self._means, lease, self._defects).run()
             except AgentShellError as error:
                 level = "info" if error.reason == error_pb2.ERROR_REASON_FENCED else "warning"
                 getattr(_log, level)("lease over", reason=error.name, message=error.message)
@@ -62,6 +57,8 @@ class Manager:
                 # A defect. To fold anew from the log is the one state that is known to be right.
                 _log.exception("owner failed")
                 await asyncio.sleep(_RETRY_SECONDS)
+            with contextlib.suppress(AgentShellError):
+                await self._log.leave(lease)  # The next lease gives again what this one was given and did not commit.
             lease = self._lease = await self._join()
 
     async def _join(self) -> Lease:

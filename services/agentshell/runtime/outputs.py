@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 
-from agentshell.log.log import Log
+from agentshell.log.log import Ack, Log
 from agentshell.mesh import ids
 from agentshell.turn import envelope
 from agentshell.turn.records import record_of
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, StepRequest
+
+_MAX_UNDER_WAY = 16
 
 
 class Outputs:
@@ -17,12 +21,14 @@ class Outputs:
     def __init__(self, log: Log, request: StepRequest) -> None:
         self._log = log
         self._request = request
-        self._run_id = ids.ulid()
+        self._run_id = ""
+        self._under_way: deque[asyncio.Task[list[Ack]]] = deque()
         self.count = 0
 
     async def emit(self, texts: Sequence[str]) -> None:
-        """Publishes texts in order; returns once the log has them."""
+        """Publishes texts, in order. Returns while the log still takes them, unless that is far behind."""
         request = self._request
+        self._run_id = self._run_id or ids.ulid()
         delta = OutputDelta(
             turn_id=request.turn_id,
             step_id=request.step.step_id,
@@ -34,4 +40,18 @@ class Outputs:
         envelope.follow(delta.header, request.header)
         envelope.begin(delta.header, ids.digest(self._run_id, self.count), OutputDelta.DESCRIPTOR.full_name)
         self.count += len(texts)
-        await self._log.append(envelope.OUTPUTS, [record_of(delta)])
+        append = asyncio.create_task(self._log.append(envelope.OUTPUTS, [record_of(delta)]))
+        append.add_done_callback(lambda append: append.cancelled() or append.exception())  # Told by `flush`, if at all.
+        self._under_way.append(append)
+        if len(self._under_way) > _MAX_UNDER_WAY:
+            await self._under_way.popleft()
+
+    async def flush(self) -> None:
+        """Returns once the log has all of it: a result must not come before its text."""
+        while self._under_way:
+            await self._under_way.popleft()
+
+    def close(self) -> None:
+        """Gives up what the log has not taken yet."""
+        for task in self._under_way:
+            task.cancel()

@@ -1,38 +1,44 @@
 """The owner of some partitions: folds their turns, decides, has steps run, and writes down what came of it.
 
 One loop, fed by one inbox: records of the log, results of steps, timers. It handles all that waits at once and writes
-it with the decisions that follow in one append, so that a step costs one durable commit; what is written then begins.
+it with the decisions that follow in one append, so that a step costs one durable commit. An attempt begins while its
+scheduling is being written: what a crash then forgets is decided again, and done again under the same key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 from google.protobuf.message import DecodeError
+from google.rpc import code_pb2
 
 from agentshell.log.dead_letter import bury
 from agentshell.log.log import Ack, Lease, Log, Record, StoredRecord
-from agentshell.mesh import telemetry
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.telemetry import TURN_SECONDS, TURNS_ACTIVE
-from agentshell.runtime.history import History
+from agentshell.mesh.telemetry import TURNS_ACTIVE
+from agentshell.runtime import conclusion
+from agentshell.runtime.conclusion import Conclusion
+from agentshell.runtime.dispatch import Dispatch
+from agentshell.runtime.open_turn import OpenTurn
+from agentshell.runtime.parking import Parking
+from agentshell.runtime.progress import Progress
 from agentshell.runtime.request import step_request
 from agentshell.runtime.schedule import Schedule
-from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
-from agentshell.turn.decision import decide, expire, restart
-from agentshell.turn.records import record_of, stamp
-from agentshell.turn.state import apply, is_over
-from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
+from agentshell.turn.decision import decide, expire, expire_inputs, restart
+from agentshell.turn.records import event_of, record_of, stamp
+from agentshell.turn.state import is_over
 from kfm.error.v1 import error_pb2
-from kfm.event.v1.event_pb2 import EventHeader
-from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnRequested
-from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_REQUESTED, Turn, TurnState
+from kfm.error.v1.error_pb2 import Failure
+from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnFailed
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, TURN_STATE_REQUESTED, TURN_STATE_WAITING, Turn
 
 _log = structlog.get_logger("agentshell.manager")
 
@@ -41,66 +47,75 @@ _POLL_SECONDS = 30.0
 _BATCHES_AHEAD = 2
 _COMMIT_SECONDS = 1.0
 _APPEND_DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
-
-
-@dataclass(slots=True)
-class _OpenTurn:
-    """A turn that is not over, or over and not yet in its session's history."""
-
-    partition: int
-    offset: int
-    requested: TurnRequested
-    header: EventHeader  # of its newest event
-    deadline: float
-    turn: Turn = field(default_factory=Turn)
-    timer: asyncio.TimerHandle | None = None
-    interrupted: bool = False  # Its steps under way are nobody's: another owner began them.
-    concluded: bool = False
+_LONGEST_TIMER_SECONDS = 24 * 3600.0
+_MAX_DEFECTS = 3  # of a record or a turn, before the others go on without it
 
 
 @dataclass(frozen=True, slots=True)
-class _Expired:
+class _Due:
+    """Some time of the turn is up."""
+
     turn_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Concluded:
     turn_id: str
 
 
-_Item = list[StoredRecord] | TurnEvent | _Expired | _Remembered | Exception
-_News = list[tuple[_OpenTurn, TurnEvent]]
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    turn_id: str
+    folded_offset: int
+    wake_time: datetime
+
+
+_Item = list[StoredRecord] | TurnEvent | _Due | _Concluded | _Parked | Exception
+_News = list[tuple[OpenTurn, TurnEvent]]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What owners work with, one after another."""
+
+    log: Log
+    dispatch: Dispatch
+    parking: Parking
+    conclusion: Conclusion
+    config: RuntimeConfig
 
 
 class Owner:
-    """Owns the partitions of `lease` until that is over. `run` raises what ends it; the next owner folds them anew."""
+    """Owns the partitions of `lease` until that is over. `run` raises what ends it; the next owner folds them anew.
 
-    def __init__(self, log: Log, lease: Lease, worker: Worker, history: History, config: RuntimeConfig) -> None:
-        self._log = log
+    `defects` counts the failures to handle a record, by its place; owners of one process share it.
+    """
+
+    def __init__(self, means: Means, lease: Lease, defects: dict[tuple[int, int], int]) -> None:
+        self._means = means
+        self._log = means.log
         self._lease = lease
-        self._worker = worker
-        self._history = history
-        self._config = config
+        self._defects = defects
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
         self._ahead = asyncio.Semaphore(_BATCHES_AHEAD)
-        self._turns: dict[str, _OpenTurn] = {}
-        self._schedule = Schedule(config.max_active_turns)
-        self._touched: dict[str, _OpenTurn] = {}
-        self._written: set[tuple[int, int]] = set()  # our own records: known already when they are read
-        self._positions: dict[int, int] = {}
-        self._replaying: dict[int, int] = {}  # partition -> where what was there at the start ends
-        self._committed: dict[int, int] = {}
+        self._turns: dict[str, OpenTurn] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._parked: set[str] = set()  # turns that may be in the parking place; those that go on are in `_turns` too
+        self._schedule = Schedule(means.config.max_active_turns)
+        self._touched: dict[str, OpenTurn] = {}  # to be decided about
+        self._unsettled: dict[str, OpenTurn] = {}  # to be seen to once their newest events are in the log
+        self._repeated: _News = []  # attempts to be asked for again
+        self._progress = Progress((), {}, ())
         self._commit_time = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Folds what is there, goes on with it, and serves what comes. Raises FENCED and LOG_UNAVAILABLE."""
-        self._committed = await self._log.committed(envelope.TURNS, self._lease.group)
-        ends = await self._log.end_offsets(envelope.TURNS)
-        for partition in self._lease.partitions:
-            self._positions[partition] = self._committed.get(partition, 0)
-            if self._positions[partition] < ends[partition]:
-                self._replaying[partition] = ends[partition]
+        committed = await self._log.committed(envelope.TURNS, self._lease.group)
+        self._progress = Progress(self._lease.partitions, committed, await self._log.end_offsets(envelope.TURNS))
+        for turn_id, wake_time in (await self._means.parking.list(self._lease.partitions)).items():
+            self._parked.add(turn_id)
+            self._set_wake(turn_id, wake_time.timestamp())
         self._spawn(self._feed())
         try:
             while True:
@@ -111,16 +126,13 @@ class Owner:
             self._close()
 
     async def _feed(self) -> None:
-        try:
-            while True:
-                await self._ahead.acquire()
-                self._inbox.put_nowait(await self._log.poll(self._lease, _POLL_RECORDS, _POLL_SECONDS))
-        except Exception as error:
-            self._inbox.put_nowait(error)
+        while True:
+            await self._ahead.acquire()
+            self._inbox.put_nowait(await self._log.poll(self._lease, _POLL_RECORDS, _POLL_SECONDS))
 
     async def _take(self) -> list[_Item]:
         items: list[_Item] = []
-        if self._inbox.empty() and self._progress():
+        if self._inbox.empty() and self._to_commit():
             try:
                 async with asyncio.timeout(_COMMIT_SECONDS):
                     items.append(await self._inbox.get())
@@ -144,175 +156,330 @@ class Owner:
                 case TurnEvent():
                     if open_turn := self._turns.get(item.turn_id):
                         self._add(open_turn, item, news)
-                case _Expired():
-                    self._touch(item.turn_id)
-                case _Remembered():
+                case _Due():
+                    await self._wake(item.turn_id)
+                case _Concluded():
+                    self._parked.discard(item.turn_id)
                     self._release(item.turn_id)
-        while self._touched:
+                case _Parked():
+                    self._leave(item)
+        while self._touched or self._begin():
             _, open_turn = self._touched.popitem()
-            self._decide(open_turn, news)
-        if news:
+            self._guarded(open_turn, news)
+        if news or self._repeated:
             await self._write(news)
-        for open_turn, event in news:
-            self._act(open_turn, event)
+        while self._unsettled:
+            _, open_turn = self._unsettled.popitem()
+            self._settle(open_turn)
+        TURNS_ACTIVE.set(self._schedule.active_count)
+
+    # What the log says.
 
     async def _fold(self, records: list[StoredRecord]) -> None:
         for stored in records:
-            place = (stored.partition, stored.offset)
-            self._positions[stored.partition] = stored.offset + 1
-            if place in self._written:
-                self._written.discard(place)
-            else:
+            if own_turn_id := self._progress.read(stored.partition, stored.offset):
+                self._confirm(own_turn_id, stored.offset)
+                continue
+            try:
                 await self._fold_event(stored)
-        for partition, end in list(self._replaying.items()):
-            if self._positions[partition] >= end or not records:  # No records: there is nothing more to wait for.
-                self._end_replay(partition)
+            except AgentShellError:
+                raise
+            except Exception as error:
+                await self._blame(stored, error)
+        for partition in self._progress.end_replays(all_read=not records):
+            self._end_replay(partition)
 
     async def _fold_event(self, stored: StoredRecord) -> None:
-        try:
-            event = TurnEvent.FromString(stored.record.payload)
-        except DecodeError as error:
-            _log.error("undecodable record", partition=stored.partition, offset=stored.offset)
-            await bury(self._log, envelope.TURNS, self._lease.group, stored, f"undecodable: {error}")
-            return
+        event = event_of(stored.record)
         open_turn = self._turns.get(event.turn_id)
         if open_turn is None and event.HasField("turn_requested"):
-            open_turn = self._open(stored, event)
-        if open_turn is not None and apply(open_turn.turn, event):
-            open_turn.header = event.header
+            open_turn = OpenTurn(stored.partition, stored.offset, event.turn_requested, event.header)
+            self._open(event.turn_id, open_turn)
+        elif open_turn is None and event.turn_id in self._parked:
+            open_turn = await self._unpark(event.turn_id, stored.offset)
             self._touch(event.turn_id)
+        if open_turn is None or stored.offset <= open_turn.folded_offset:
+            return
+        if stored.offset < open_turn.written_offset:
+            await self._fold_anew(open_turn)
+            self._touch(event.turn_id)
+            return
+        open_turn.folded_offset = stored.offset
+        open_turn.place(event, stored.offset)
+        if open_turn.apply(event):
+            # Another owner's, which has not heard yet that it is none: nobody makes that attempt.
+            open_turn.interrupted |= event.HasField("step_scheduled")
+            self._touch(event.turn_id)
+        if event.HasField("turn_requested"):
+            self._set_timer(open_turn)
 
-    def _open(self, stored: StoredRecord, event: TurnEvent) -> _OpenTurn:
-        requested = event.turn_requested
-        seconds = requested.limits.max_duration.ToTimedelta().total_seconds()
-        deadline = event.header.time.ToNanoseconds() / 1e9 + seconds
-        open_turn = _OpenTurn(stored.partition, stored.offset, requested, event.header, deadline)
-        open_turn.timer = asyncio.get_running_loop().call_later(
-            max(0.0, deadline - time.time()), self._inbox.put_nowait, _Expired(event.turn_id)
-        )
-        self._turns[event.turn_id] = open_turn
-        session = envelope.session_key(event.header.tenant_id, event.header.session_id)
-        self._schedule.add(event.turn_id, session)
-        return open_turn
+    def _confirm(self, turn_id: str, offset: int) -> None:
+        """Says that a record of our own is where the log has it."""
+        if open_turn := self._turns.get(turn_id):
+            open_turn.folded_offset = offset
+            turn = open_turn.turn
+            if open_turn.is_confirmed and (open_turn.holds or is_over(turn) or turn.state == TURN_STATE_WAITING):
+                open_turn.holds = False
+                self._touch(turn_id)
+
+    async def _fold_anew(self, open_turn: OpenTurn) -> None:
+        """Folds a turn in the log's order, where another's record has come before what we have written."""
+        turn_id, last = open_turn.turn.turn_id, open_turn.written_offset
+        parked = await self._means.parking.load(turn_id) if turn_id in self._parked else None
+        open_turn.turn.CopyFrom(parked.turn if parked else Turn())
+        offset = parked.folded_offset + 1 if parked else open_turn.offset
+        while offset <= last:
+            records = await self._log.read(envelope.TURNS, open_turn.partition, offset, _POLL_RECORDS, 0.0)
+            for stored in records:
+                event = event_of(stored.record)
+                if event.turn_id == turn_id and stored.offset <= last:
+                    open_turn.place(event, stored.offset)
+                    open_turn.interrupted |= open_turn.apply(event) and event.HasField("step_scheduled")
+            offset = records[-1].offset + 1 if records else last + 1
+        open_turn.folded_offset = last
+
+    async def _blame(self, stored: StoredRecord, error: Exception) -> None:
+        """Buries a record that cannot be decoded, or handled for the third time; else the owner fails with it."""
+        place = (stored.partition, stored.offset)
+        attempts = self._defects[place] = self._defects.get(place, 0) + 1
+        if not isinstance(error, DecodeError) and attempts < _MAX_DEFECTS:
+            raise error
+        _log.error("record buried", partition=stored.partition, offset=stored.offset, exc_info=error)
+        reason = f"{'undecodable' if isinstance(error, DecodeError) else type(error).__name__}: {error}"
+        stack = "".join(traceback.format_exception(error))
+        await bury(self._log, envelope.TURNS, self._lease.group, stored, reason, stack=stack, attempts=attempts)
+        del self._defects[place]
+
+    def _open(self, turn_id: str, open_turn: OpenTurn) -> None:
+        header = open_turn.header
+        self._turns[turn_id] = open_turn
+        session = envelope.session_key(header.tenant_id, header.session_id)
+        self._schedule.add(turn_id, header.tenant_id, session, open_turn.requested.priority)
 
     def _end_replay(self, partition: int) -> None:
-        del self._replaying[partition]
         for turn_id, open_turn in self._turns.items():
             if open_turn.partition == partition:
                 open_turn.interrupted = True
                 self._touch(turn_id)
 
+    # What follows from it.
+
     def _touch(self, turn_id: str) -> None:
         if open_turn := self._turns.get(turn_id):
             self._touched[turn_id] = open_turn
 
-    def _decide(self, open_turn: _OpenTurn, news: _News) -> None:
+    def _begin(self) -> bool:
+        """Begins the turns that there is room for, and returns whether there is anything to decide."""
+        for turn_id in self._schedule.begin():
+            self._touch(turn_id)
+        return bool(self._touched)
+
+    def _guarded(self, open_turn: OpenTurn, news: _News) -> None:
+        """Decides about a turn. One that cannot be decided about, for the third time, fails; the others go on."""
+        turn_id = open_turn.turn.turn_id
+        try:
+            self._decide(open_turn, news)
+        except Exception as error:
+            open_turn.defects += 1
+            _log.exception("cannot decide", turn_id=turn_id, defects=open_turn.defects)
+            if open_turn.defects < _MAX_DEFECTS:
+                self._touch(turn_id)
+                return
+            message = f"a defect of the engine ({type(error).__name__}); the manager's log has it under turn {turn_id}"
+            failure = Failure(code=code_pb2.INTERNAL, reason=error_pb2.ERROR_REASON_INTERNAL, message=message)
+            self._add_all(open_turn, [TurnEvent(turn_failed=TurnFailed(failure=failure))], news)
+
+    def _decide(self, open_turn: OpenTurn, news: _News) -> None:
         turn = open_turn.turn
-        if open_turn.partition in self._replaying:
-            return
-        if is_over(turn):
-            self._conclude(open_turn)
+        if self._progress.is_replaying(open_turn.partition) or open_turn.holds:
             return
         if open_turn.interrupted:
             open_turn.interrupted = False
-            for event in restart(turn):
-                self._add(open_turn, stamp(event, turn.turn_id, open_turn.header), news)
-        if time.time() >= open_turn.deadline and turn.state != TURN_STATE_CANCELLING:
-            self._add(open_turn, stamp(expire(turn), turn.turn_id, open_turn.header), news)
-            return
-        if turn.state == TURN_STATE_REQUESTED and not self._schedule.begin(turn.turn_id):
-            return
-        TURNS_ACTIVE.set(self._schedule.active_count)
-        for event in decide(turn, open_turn.requested):
-            self._add(open_turn, stamp(event, turn.turn_id, open_turn.header), news)
+            self._take_over(open_turn, news)
+        if open_turn.due:
+            open_turn.due = False
+            expired = expire_inputs(turn, datetime.now(UTC).replace(tzinfo=None))
+            self._add_all(open_turn, expired, news)
+            self._set_timer(open_turn)
+            if expired:
+                open_turn.holds = True
+                return
+        if is_over(turn) or turn.state == TURN_STATE_WAITING:
+            self._unsettled[turn.turn_id] = open_turn
+        elif open_turn.is_late(time.time()):
+            self._add_all(open_turn, [expire(turn)], news)
+        elif self._schedule.has_begun(turn.turn_id):
+            self._add_all(open_turn, decide(turn, open_turn.requested), news)
 
-    def _add(self, open_turn: _OpenTurn, event: TurnEvent, news: _News) -> None:
-        if apply(open_turn.turn, event):
-            open_turn.header = event.header
+    def _take_over(self, open_turn: OpenTurn, news: _News) -> None:
+        """Goes on with a turn that another owner began."""
+        turn = open_turn.turn
+        if turn.state != TURN_STATE_REQUESTED:
+            self._schedule.resume(turn.turn_id)
+        self._set_timer(open_turn)
+        events = [] if is_over(turn) else restart(turn)
+        if not self._means.dispatch.outlives_owner:
+            self._add_all(open_turn, events, news)
+            return
+        for event in events:  # Asked for again as they were: what a worker has or had already changes nothing.
+            event.step_scheduled.attempt -= 1
+            self._repeated.append((open_turn, stamp(event, turn.turn_id, open_turn.header)))
+
+    def _add_all(self, open_turn: OpenTurn, events: Iterable[TurnEvent], news: _News) -> None:
+        for event in events:
+            self._add(open_turn, stamp(event, open_turn.turn.turn_id, open_turn.header), news)
+
+    def _add(self, open_turn: OpenTurn, event: TurnEvent, news: _News) -> None:
+        if open_turn.apply(event):
             news.append((open_turn, event))
-            if not is_over(open_turn.turn):
-                self._touch(event.turn_id)  # What changed is decided about again, until nothing follows.
+            self._touch(event.turn_id)  # What changed is decided about again, until nothing follows.
+
+    # What is written, and done.
 
     async def _write(self, news: _News) -> None:
-        acks = await self._append([record_of(event) for _, event in news])
+        commands = [record for each in (*news, *self._repeated) for record in self._command(*each)]
+        self._repeated.clear()
+        acks = await self._append([record_of(event) for _, event in news], commands)
         if any(ack.duplicate for ack in acks):
             raise AgentShellError(error_pb2.ERROR_REASON_FENCED, "another owner of the partition decided before us")
-        self._written.update((ack.partition, ack.offset) for ack in acks)
+        for (open_turn, event), ack in zip(news, acks, strict=True):
+            self._progress.wrote(event.turn_id, ack)
+            open_turn.written_offset = ack.offset
+            open_turn.place(event, ack.offset)
 
-    async def _append(self, records: list[Record]) -> list[Ack]:
+    def _command(self, open_turn: OpenTurn, event: TurnEvent) -> list[Record]:
+        """Has done what an event asks for, and returns what the workers' topic is to be told of it."""
+        dispatch, turn = self._means.dispatch, open_turn.turn
+        match event.WhichOneof("event"):
+            case "step_scheduled" if not is_over(turn):
+                if open_turn.step(event.step_scheduled.step_id).HasField("approval"):
+                    self._set_timer(open_turn)
+                    return []
+                request = step_request(turn, event, self._means.config)
+                return dispatch.begin(open_turn, request, self._inbox.put_nowait)
+            case "step_skipped" if open_turn.step(event.step_skipped.step_id).attempt:
+                return dispatch.stop(open_turn, event.step_skipped.step_id)
+            case "turn_completed" | "turn_failed" | "turn_cancelled":
+                if any(step.state == STEP_STATE_SCHEDULED for step in turn.plan.steps):
+                    return dispatch.stop(open_turn)
+            case _:
+                pass
+        return []
+
+    async def _append(self, records: list[Record], commands: list[Record]) -> list[Ack]:
         """Appends, and once more with the same ids where that is not confirmed: what is there is not written twice."""
-        for delay in _APPEND_DELAYS_SECONDS:
+        for delay in (*_APPEND_DELAYS_SECONDS, None):
             try:
-                return await self._log.append(envelope.TURNS, records)
+                if not commands:
+                    return await self._log.append(envelope.TURNS, records, self._lease)
+                batches = [(envelope.TURNS, records), (envelope.STEPS, commands)]
+                acks, _ = await self._log.append_all(batches, self._lease)
+                return acks
             except AgentShellError as error:
-                if error.reason != error_pb2.ERROR_REASON_LOG_UNAVAILABLE:
+                if delay is None or error.reason != error_pb2.ERROR_REASON_LOG_UNAVAILABLE:
                     raise
             await asyncio.sleep(delay)
-        return await self._log.append(envelope.TURNS, records)
+        raise AssertionError
 
-    def _act(self, open_turn: _OpenTurn, event: TurnEvent) -> None:
-        if event.HasField("step_scheduled"):
-            self._worker.start(step_request(open_turn.turn, event, self._config), self._inbox.put_nowait)
-        elif is_over(open_turn.turn):
-            self._conclude(open_turn)
-
-    def _conclude(self, open_turn: _OpenTurn) -> None:
-        """Ends what a turn that is over still has under way, and has its session remember it."""
-        if open_turn.concluded:
+    def _settle(self, open_turn: OpenTurn) -> None:
+        """Sees to a turn that is over, or waits: once what says so is read in the log."""
+        turn, means = open_turn.turn, self._means
+        if not open_turn.is_confirmed:
             return
-        open_turn.concluded, turn = True, open_turn.turn
-        _stop(open_turn.timer)
-        self._worker.cancel(turn.turn_id)
-        state = TurnState.Name(turn.state).removeprefix("TURN_STATE_").lower()
-        TURN_SECONDS.labels(state).observe(
-            turn.end_time.ToDatetime().timestamp() - turn.create_time.ToDatetime().timestamp()
-        )
-        trace_id = telemetry.trace_id(open_turn.header.traceparent)
-        _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id, trace_id=trace_id)
-        if turn.output.role == ROLE_ASSISTANT:  # Something was answered.
-            self._spawn(self._remember(open_turn))
-        else:
-            self._inbox.put_nowait(_Remembered(turn.turn_id))
+        if not is_over(turn):
+            self._parked.add(turn.turn_id)
+            self._spawn(self._park(open_turn))
+        elif not open_turn.concluded:
+            open_turn.concluded = True
+            means.dispatch.stop(open_turn)
+            conclusion.tell(open_turn)
+            was_parked = turn.turn_id in self._parked
+            if means.conclusion.is_needed(open_turn, was_parked=was_parked):
+                self._spawn(self._conclude(open_turn, was_parked=was_parked))
+            else:
+                self._inbox.put_nowait(_Concluded(turn.turn_id))
 
-    async def _remember(self, open_turn: _OpenTurn) -> None:
-        await self._history.remember(open_turn.header.tenant_id, open_turn.turn)
-        self._inbox.put_nowait(_Remembered(open_turn.turn.turn_id))
+    async def _conclude(self, open_turn: OpenTurn, *, was_parked: bool) -> None:
+        await self._means.conclusion.run(open_turn, was_parked=was_parked)
+        self._inbox.put_nowait(_Concluded(open_turn.turn.turn_id))
+
+    async def _park(self, open_turn: OpenTurn) -> None:
+        folded_offset = open_turn.folded_offset
+        wake_time = await self._means.parking.save(open_turn)
+        self._inbox.put_nowait(_Parked(open_turn.turn.turn_id, folded_offset, wake_time))
+
+    def _leave(self, parked: _Parked) -> None:
+        """Forgets a turn that is parked, unless it has gone on in the meantime."""
+        open_turn = self._turns.get(parked.turn_id)
+        if open_turn and open_turn.turn.state == TURN_STATE_WAITING:
+            if open_turn.folded_offset == parked.folded_offset:
+                self._release(parked.turn_id)
+                self._set_wake(parked.turn_id, parked.wake_time.timestamp())
+            else:
+                self._touch(parked.turn_id)
+
+    async def _unpark(self, turn_id: str, offset: int | None = None) -> OpenTurn | None:
+        open_turn = await self._means.parking.load(turn_id)
+        if open_turn is None:
+            self._parked.discard(turn_id)
+            return None
+        # Whoever takes over reads from here on, and finds what went before in the parking place.
+        open_turn.offset = self._progress.position(open_turn.partition) if offset is None else offset
+        self._open(turn_id, open_turn)
+        self._schedule.resume(turn_id)
+        return open_turn
+
+    async def _wake(self, turn_id: str) -> None:
+        open_turn = self._turns.get(turn_id)
+        if open_turn is None and turn_id in self._parked:
+            open_turn = await self._unpark(turn_id)
+        if open_turn is not None:
+            open_turn.due = True
+            self._touch(turn_id)
 
     def _release(self, turn_id: str) -> None:
-        """Forgets a turn that is over and remembered; the next of its session, and one that waits, may begin."""
+        """Forgets a turn; the next of its session, or another that waits, may begin."""
         if self._turns.pop(turn_id, None):
-            for next_turn_id in self._schedule.remove(turn_id):
-                self._touch(next_turn_id)
-            TURNS_ACTIVE.set(self._schedule.active_count)
+            self._schedule.remove(turn_id)
+        if timer := self._timers.pop(turn_id, None):
+            timer.cancel()
 
-    def _progress(self) -> dict[int, int]:
-        """Returns what may be committed: a partition up to its oldest open turn, or all of it that was read."""
-        progress = {p: position for p, position in self._positions.items() if p not in self._replaying}
-        for open_turn in self._turns.values():
-            if open_turn.partition in progress:
-                progress[open_turn.partition] = min(progress[open_turn.partition], open_turn.offset)
-        return {p: offset for p, offset in progress.items() if offset > self._committed.get(p, 0)}
+    # Time, progress, and the end.
+
+    def _set_timer(self, open_turn: OpenTurn) -> None:
+        if not is_over(open_turn.turn):
+            self._set_wake(open_turn.turn.turn_id, open_turn.next_time())
+
+    def _set_wake(self, turn_id: str, when: float) -> None:
+        if timer := self._timers.pop(turn_id, None):
+            timer.cancel()
+        delay = min(max(0.0, when - time.time()), _LONGEST_TIMER_SECONDS)
+        loop = asyncio.get_running_loop()
+        self._timers[turn_id] = loop.call_later(delay, self._inbox.put_nowait, _Due(turn_id))
+
+    def _to_commit(self) -> dict[int, int]:
+        return self._progress.to_commit((turn.partition, turn.offset) for turn in self._turns.values())
 
     async def _commit(self) -> None:
         self._commit_time = time.monotonic()
-        if progress := self._progress():
-            await self._log.commit(self._lease, progress)
-            self._committed.update(progress)
+        if offsets := self._to_commit():
+            await self._log.commit(self._lease, offsets)
+            self._progress.committed(offsets)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._inbox.put_nowait(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
     def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for open_turn in self._turns.values():
-            _stop(open_turn.timer)
-        self._worker.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._means.dispatch.close()
         TURNS_ACTIVE.set(0)
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

@@ -2,35 +2,87 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Mapping
 
 from agentshell.mesh.config import RuntimeConfig
-from agentshell.turn import envelope
+from agentshell.turn import envelope, expression
+from agentshell.turn.content import calls_of, fill, plain
+from agentshell.turn.decision import end_nanoseconds, nanoseconds
+from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, ToolResult
+from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest, TurnEvent
-from kfm.turn.v1.turn_pb2 import Turn
+from kfm.turn.v1.turn_pb2 import Step, Turn
 
 
 def step_request(turn: Turn, scheduled: TurnEvent, config: RuntimeConfig) -> StepRequest:
     """Returns what a worker needs to make the attempt that `scheduled` decided on."""
     steps = {step.step_id: step for step in turn.plan.steps}
-    step, start = steps[scheduled.step_scheduled.step_id], scheduled.header.time.ToDatetime()
+    step = steps[scheduled.step_scheduled.step_id]
+    before, rounds = sources(steps, step)
     request = StepRequest(
         turn_id=turn.turn_id,
         step=step,
         attempt=scheduled.step_scheduled.attempt,
-        input=turn.input,
-        dependencies=[steps[name].result.output for name in step.depends_on],
+        input=expression.input_of(turn, step),
+        dependencies=[steps[name].result.output for name in before],
+        transcript=[_said(steps[name]) for name in rounds],
         personality_id=turn.personality_id,
         personality_digest=turn.personality_digest,
         model=turn.model,
         principal_id=turn.principal_id,
+        depth=turn.parent.depth,
+        steps_left=turn.limits.max_steps - len(turn.plan.steps),
     )
+    request.step.depends_on[:] = before
+    if step.HasField("tool"):
+        _complete_call(turn, steps, request.step)
     envelope.follow(request.header, scheduled.header)
     envelope.begin(request.header, scheduled.header.event_id, StepRequest.DESCRIPTOR.full_name)
-    if scheduled.step_scheduled.HasField("start_delay"):
-        start += scheduled.step_scheduled.start_delay.ToTimedelta()
-        request.start_time.FromDatetime(start)
-    limit = step.timeout.ToTimedelta() if step.HasField("timeout") else timedelta(seconds=config.step_seconds)
-    end = turn.create_time.ToDatetime() + turn.limits.max_duration.ToTimedelta()
-    request.deadline.FromDatetime(min(start + limit, end))
+    _set_times(turn, scheduled, request, config)
     return request
+
+
+def sources(steps: Mapping[str, Step], step: Step) -> tuple[list[str], list[str]]:
+    """Returns the steps whose outputs are its request's `dependencies`, and those of its `transcript`, in order.
+
+    A model step that goes on with a loop keeps the dependencies of the first; its own are the transcript's last.
+    """
+    rounds: list[str] = []
+    while step.model.continues:
+        rounds[:0] = [step.model.continues, *step.depends_on]
+        step = steps[step.model.continues]
+    return list(step.depends_on), rounds
+
+
+def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: RuntimeConfig) -> None:
+    start, end = nanoseconds(scheduled.header.time), end_nanoseconds(turn)
+    if scheduled.step_scheduled.HasField("start_delay"):
+        start += nanoseconds(scheduled.step_scheduled.start_delay)
+        envelope.set_time(request.start_time, start)
+    if request.step.HasField("timeout"):
+        end = min(end, start + nanoseconds(request.step.timeout))
+    elif not request.step.HasField("agent"):  # A turn of its own has limits of its own.
+        end = min(end, start + round(config.step_seconds * 1e9))
+    envelope.set_time(request.deadline, end)
+
+
+def _said(step: Step) -> Message:
+    """Returns what a step of a model's loop says; of a tool that failed, how, as data."""
+    if not step.HasField("tool") or step.result.HasField("output"):
+        return step.result.output
+    failed = ToolResult(call_id=step.tool.call.call_id, is_error=True)
+    reason = error_pb2.ErrorReason.Name(step.failure.reason).removeprefix("ERROR_REASON_")
+    fill(failed.output, {"reason": reason, "message": step.failure.message or "the tool was not run"})
+    return Message(role=ROLE_TOOL, parts=[Part(tool_result=failed)])
+
+
+def _complete_call(turn: Turn, steps: Mapping[str, Step], step: Step) -> None:
+    """Puts the arguments into a tool's call: those of the model that asks for it, or of the plan and its input."""
+    call = step.tool.call
+    if step.tool.asked_by:
+        calls = calls_of(steps[step.tool.asked_by].result.output)
+        call.CopyFrom(next(asked for asked in calls if asked.call_id == call.call_id))
+        return
+    call.call_id, call.name = step.step_id, step.tool.name
+    given = expression.subject(turn, step)
+    fill(call.arguments, {**plain(step.tool.arguments), **(given if isinstance(given, Mapping) else {})})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,7 +15,7 @@ from agentshell.mesh import call, errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import PROPAGATOR, STEP_SECONDS, STEPS, TRACER
 from agentshell.runtime.outputs import Outputs
-from agentshell.runtime.steps.step import StepRunner
+from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepFailed, StepRequest, StepSucceeded, TurnEvent
@@ -35,19 +36,19 @@ class Worker:
         self._log = log
         self._runners = runners
         self._places = asyncio.Semaphore(max_active)
-        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[str, str]] = {}
 
     def start(self, request: StepRequest, done: Done) -> None:
         """Begins an attempt. `done` gets its StepSucceeded or StepFailed, unless the attempt is cancelled."""
         task = asyncio.create_task(self._run(request, done), name=f"step {request.step.step_id}")
-        self._tasks[task] = request.turn_id
+        self._tasks[task] = (request.turn_id, request.step.step_id)
         task.add_done_callback(lambda task: self._tasks.pop(task))
 
-    def cancel(self, turn_id: str | None = None) -> None:
-        """Ends the attempts of a turn, or all of them, and the calls they are making. Nothing comes of them."""
-        for task, owner in self._tasks.items():
-            if turn_id in (None, owner):
-                task.cancel()
+    def cancel(self, turn_id: str | None = None, step_id: str = "") -> None:
+        """Ends the attempts at a step, at all of a turn, or all, and the calls they make. Nothing comes of them."""
+        for task, (turn, step) in self._tasks.items():
+            if turn_id in (None, turn) and step_id in ("", step):
+                task.cancel(HANDED_OVER if turn_id is None else None)
 
     async def drain(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for the attempts under way, then cancels them: the next owner restarts them."""
@@ -59,8 +60,10 @@ class Worker:
     async def _run(self, request: StepRequest, done: Done) -> None:
         structlog.contextvars.bind_contextvars(turn_id=request.turn_id, step_id=request.step.step_id)
         if request.HasField("start_time"):
-            await asyncio.sleep(max(0.0, request.start_time.ToNanoseconds() / 1e9 - time.time()))
-        async with self._places:
+            start, asked = (at.ToNanoseconds() / 1e9 for at in (request.start_time, request.header.time))
+            await asyncio.sleep(min(max(0.0, start - time.time()), start - asked))  # The clock may be set back.
+        # A turn within the turn needs places itself: to wait for it with one taken could wait for ever.
+        async with contextlib.nullcontext() if request.step.HasField("agent") else self._places:
             done(await self._attempt(request))
 
     async def _attempt(self, request: StepRequest) -> TurnEvent:
@@ -94,6 +97,7 @@ class Worker:
             with call.scope(principal, seconds):
                 async with asyncio.timeout(seconds):
                     result = await self._runners[kind].run(request, outputs.emit)
+                    await outputs.flush()
         except TimeoutError:
             raise _step_timeout(request) from None
         except Exception as exception:
@@ -101,6 +105,8 @@ class Worker:
             if error.reason == error_pb2.ERROR_REASON_DEADLINE_EXCEEDED:  # The called service saw it first.
                 raise _step_timeout(request) from error
             raise
+        finally:
+            outputs.close()
         if result.ByteSize() > MAX_RESULT_BYTES:
             raise _too_large(request, result)
         result.delta_count = outputs.count

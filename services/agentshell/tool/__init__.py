@@ -1,1 +1,1 @@
-"""The tools of personality packs."""
+"""What agents can do."""

@@ -1,31 +1,150 @@
-"""ToolService as it stands in this release: the contract is there, sandboxes are not, and nothing runs without one."""
+"""ToolService: the built-in tools that a personality exposes. Tools of a pack's own come with their sandbox."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 import grpc.aio
 
-from agentshell.mesh import errors
-from kfm.tool.v1 import tool_service_pb2, tool_service_pb2_grpc
+from agentshell.mesh import call, errors, paging
+from agentshell.mesh.errors import AgentShellError
+from agentshell.tool import metrics
+from agentshell.tool.attempt import Attempt
+from agentshell.tool.builtin.table import TOOLS
+from agentshell.tool.function import Repeat
+from agentshell.tool.invocation import Invocation
+from agentshell.tool.results import Results
+from agentshell.tool.runs import Runs, Tell, Work
+from kfm.content.v1.content_pb2 import ToolResult
+from kfm.error.v1 import error_pb2
+from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from kfm.personality.v1.personality_service_pb2 import GetRequest, Personality
+from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
+from kfm.tool.v1 import tool_service_pb2 as pb
+from kfm.tool.v1 import tool_service_pb2_grpc
+
+# A call without a deadline of its own still ends.
+MAX_CALL_SECONDS = 120.0
+# For how long a tool that a personality exposed may be called without asking again, and how many such are kept.
+_EXPOSED_SECONDS = 1.0
+_EXPOSING_KEPT = 1024
+_MAX_SHOWN_CHARACTERS = 64
+# What a model brought about and can mend. It is an answer; whatever else goes wrong is the RPC's end.
+_MENDABLE = frozenset(
+    {
+        error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
+        error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
+        error_pb2.ERROR_REASON_TOO_LARGE,
+    }
+)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
-    """Answers every RPC with NOT_IMPLEMENTED."""
+    """Serves the built-in tools. They act on behalf of the caller; a personality decides which of them it exposes."""
 
-    async def ListTools(
-        self,
-        request: tool_service_pb2.ListToolsRequest,
-        context: grpc.aio.ServicerContext[tool_service_pb2.ListToolsRequest, tool_service_pb2.ListToolsResponse],
-    ) -> tool_service_pb2.ListToolsResponse:
-        """Raises NOT_IMPLEMENTED."""
-        raise errors.not_implemented("ToolService.ListTools")
+    def __init__(self, results: Results, memory: grpc.aio.Channel, personality: grpc.aio.Channel) -> None:
+        self._results = results
+        self._memory = MemoryServiceStub(memory)
+        self._personality = PersonalityServiceStub(personality)
+        self._exposing: dict[tuple[str, str, str], tuple[Personality, float]] = {}
+        self._runs = Runs()
+
+    async def open(self) -> None:
+        """Makes the schema, or brings it up to date."""
+        await self._results.open()
+
+    async def ListTools(self, request: pb.ListToolsRequest, context: _Context) -> pb.ListToolsResponse:
+        """Lists tools by name. Raises PERSONALITY_NOT_FOUND and PAGE_TOKEN_INVALID."""
+        size = paging.page_size(request.page_size, default=100, most=1000)
+        (after,) = paging.decode(request, request.page_token, str) or ("",)
+        exposed = (await self._ask(request.personality_id, request.personality_digest)).tools
+        names = [name for name in sorted(set(exposed) & TOOLS.keys()) if name > after]
+        token = paging.encode(request, names[size - 1]) if len(names) > size else ""
+        return pb.ListToolsResponse(tools=[TOOLS[name].definition for name in names[:size]], next_page_token=token)
 
     async def InvokeTool(
-        self,
-        request: tool_service_pb2.InvokeToolRequest,
-        context: grpc.aio.ServicerContext[tool_service_pb2.InvokeToolRequest, tool_service_pb2.InvokeToolResponse],
-    ) -> AsyncGenerator[tool_service_pb2.InvokeToolResponse]:
-        """Raises NOT_IMPLEMENTED."""
-        raise errors.not_implemented("ToolService.InvokeTool")
-        yield  # Never reached: it makes this a stream.
+        self, request: pb.InvokeToolRequest, context: _Context
+    ) -> AsyncGenerator[pb.InvokeToolResponse]:
+        """Streams a tool's progress and result; what the model can mend is a failure in the stream.
+
+        Raises PERSONALITY_NOT_FOUND, REQUEST_ID_REUSED, FENCED, DEADLINE_EXCEEDED, and what the tool meets.
+        """
+        name = request.call.name
+        try:
+            with metrics.measure(name if name in TOOLS else metrics.OTHER_TOOL):
+                async with aclosing(self._invoke(request)) as responses:
+                    async for response in responses:
+                        yield response
+        except AgentShellError as error:
+            if error.reason not in _MENDABLE:
+                raise
+            yield pb.InvokeToolResponse(failure=errors.to_failure(error))
+
+    async def _invoke(self, request: pb.InvokeToolRequest) -> AsyncGenerator[pb.InvokeToolResponse]:
+        personality = await self._find(request)
+        function = TOOLS[request.call.name]
+        arguments = function.check(request.call.arguments)
+
+        async def run(tell: Tell) -> ToolResult:
+            invocation = Invocation(request.request_id, personality, self._memory, tell)
+            async with asyncio.timeout(_remaining_seconds()):
+                output = await function.call(arguments, invocation)
+            return ToolResult(call_id=request.call.call_id, output=output)
+
+        if function.repeat is Repeat.PURE:
+            yield pb.InvokeToolResponse(result=await run(_nobody))
+            return
+        attempt = Attempt.at(request)
+        settle = self._write if function.repeat is Repeat.WRITE else self._read
+        async with aclosing(self._runs.follow(attempt, partial(settle, attempt, run))) as responses:
+            async for response in responses:
+                yield response
+
+    async def _read(self, attempt: Attempt, run: Work, tell: Tell) -> ToolResult:
+        return await self._results.keep(attempt, await run(tell))
+
+    async def _write(self, attempt: Attempt, run: Work, tell: Tell) -> ToolResult:
+        return await self._results.claim(attempt) or await self._read(attempt, run, tell)
+
+    async def _find(self, request: pb.InvokeToolRequest) -> Personality:
+        """Returns the personality whose tool is called. Raises TOOL_NOT_FOUND where it does not expose it."""
+        personality_id, name = request.personality_id, request.call.name
+        key = (personality_id, request.personality_digest, name)
+        personality, until = self._exposing.get(key, (None, 0.0))
+        if personality is not None and time.monotonic() < until:
+            return personality
+        personality = await self._ask(personality_id, request.personality_digest)
+        exposed = sorted(set(personality.tools) & TOOLS.keys())
+        if name not in exposed:
+            name = name[:_MAX_SHOWN_CHARACTERS]  # A model's invention may be of any length.
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
+                f"personality {personality_id!r} has no tool {name!r}; it has: {', '.join(exposed) or 'none'}",
+                metadata={"personality_id": personality_id, "tool": name},
+            )
+        if len(self._exposing) >= _EXPOSING_KEPT:
+            self._exposing.clear()
+        self._exposing[key] = (personality, time.monotonic() + _EXPOSED_SECONDS)
+        return personality
+
+    async def _ask(self, personality_id: str, digest: str) -> Personality:
+        """Returns a personality; for an empty id one of nobody's, that exposes all tools."""
+        if not personality_id:
+            return Personality(tools=TOOLS)
+        return (await self._personality.Get(GetRequest(personality_id=personality_id, digest=digest))).personality
+
+
+def _remaining_seconds() -> float:
+    remaining = call.current().remaining()
+    return MAX_CALL_SECONDS if remaining is None else remaining
+
+
+def _nobody(_text: str) -> None:
+    """Drops what a tool says on its way: a pure one is done before anybody could read it."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
-from agentshell.turn import plan
+from agentshell.turn import expression, growth, plan
+from agentshell.turn.graph import Graph, Verdict
 from agentshell.turn.state import usage_of
 from kfm.error.v1 import error_pb2
 from kfm.error.v1.error_pb2 import Failure
@@ -15,7 +19,13 @@ from kfm.turn.v1 import turn_pb2 as t
 
 _FIRST_DELAY = timedelta(seconds=0.2)
 _LONGEST_DELAY = timedelta(seconds=10)
+# A service of the mesh that is gone is started anew, and its absence is no failure of the step's.
+_SERVICE_DELAY = timedelta(seconds=1)
+# Somebody's answer may be in the log, and not yet read, when the time for it is up by our clock.
+INPUT_GRACE = timedelta(seconds=1)
 _TRANSIENT_CODES = frozenset({code_pb2.UNAVAILABLE, code_pb2.ABORTED})
+# Of a record's 1 MiB: a plan that grows by more has items or steps that belong into memory.
+_MAX_GROWTH_BYTES = 512 * 1024
 
 
 def decide(turn: t.Turn, requested: e.TurnRequested) -> list[e.TurnEvent]:
@@ -34,22 +44,60 @@ def decide(turn: t.Turn, requested: e.TurnRequested) -> list[e.TurnEvent]:
             return []
 
 
+def nanoseconds(value: Timestamp | Duration) -> int:
+    """Returns a time since 1970, or a duration, in nanoseconds."""
+    return value.seconds * 1_000_000_000 + value.nanos
+
+
+def end_nanoseconds(turn: t.Turn) -> int:
+    """Returns when the turn's time is up: its limit from its beginning on, without what it waited."""
+    return nanoseconds(turn.create_time) + nanoseconds(turn.limits.max_duration) + nanoseconds(turn.waited_duration)
+
+
 def expire(turn: t.Turn) -> e.TurnEvent:
     """Returns the event that ends a turn whose time is up."""
     limit = turn.limits.max_duration.ToTimedelta().total_seconds()
-    return _failed(
-        turn,
-        Failure(
-            code=code_pb2.DEADLINE_EXCEEDED,
-            reason=error_pb2.ERROR_REASON_TURN_TIMEOUT,
-            message=f"the turn took longer than its limit of {limit:g} s; ask for less, or raise limits.max_duration",
-        ),
+    message = f"the turn took longer than its limit of {limit:g} s; ask for less, or raise limits.max_duration"
+    late = _failed(turn, code_pb2.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_TURN_TIMEOUT, message)
+    for step in turn.plan.steps:
+        if step.HasField("failure") and step.state in (t.STEP_STATE_FAILED, t.STEP_STATE_SCHEDULED):
+            late.turn_failed.failure.cause.CopyFrom(step.failure)
+    return late
+
+
+def input_end_times(turn: t.Turn) -> dict[str, datetime]:
+    """Returns until when somebody may answer, for each step that waits for that; in UTC."""
+    return {
+        step.step_id: step.schedule_time.ToDatetime() + step.approval.wait.ToTimedelta()
+        for step in turn.plan.steps
+        if step.HasField("approval") and step.state == t.STEP_STATE_SCHEDULED
+    }
+
+
+def expire_inputs(turn: t.Turn, now: datetime) -> list[e.TurnEvent]:
+    """Returns the events that end the waiting for what nobody answered in time."""
+    failure = Failure(
+        code=code_pb2.FAILED_PRECONDITION,
+        reason=error_pb2.ERROR_REASON_INPUT_EXPIRED,
+        message="nobody answered in time; ask again, or raise the step's approval.wait",
     )
+    late = {step_id for step_id, end in input_end_times(turn).items() if end + INPUT_GRACE <= now}
+    return [
+        e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
+        for step in turn.plan.steps
+        if step.step_id in late
+    ]
 
 
 def restart(turn: t.Turn) -> list[e.TurnEvent]:
     """Returns the events that make interrupted steps run again: what a new owner decides about another's turn."""
-    return [_scheduled(step, step.attempt + 1) for step in turn.plan.steps if step.state == t.STEP_STATE_SCHEDULED]
+    if turn.state == t.TURN_STATE_CANCELLING:  # Nobody wants what would come of them.
+        return []
+    return [
+        _scheduled(step, step.attempt + 1)
+        for step in turn.plan.steps
+        if step.state == t.STEP_STATE_SCHEDULED and not step.HasField("approval")
+    ]
 
 
 def is_transient(failure: Failure) -> bool:
@@ -58,59 +106,180 @@ def is_transient(failure: Failure) -> bool:
 
 
 def _planned(turn: t.Turn, requested: e.TurnRequested) -> e.TurnEvent:
-    given = requested.plan
-    chosen = plan.own(turn.turn_id, given) if given.steps else plan.direct(turn.turn_id, requested.knowledge_namespaces)
-    if len(chosen.steps) <= turn.limits.max_steps:
-        return e.TurnEvent(plan_created=e.PlanCreated(plan=chosen))
-    message = (
-        f"the plan has {len(chosen.steps)} steps, the turn's limit is {turn.limits.max_steps}; raise limits.max_steps"
-    )
-    return _failed(
-        turn, Failure(code=code_pb2.RESOURCE_EXHAUSTED, reason=error_pb2.ERROR_REASON_STEP_LIMIT, message=message)
-    )
+    if requested.plan.steps:
+        chosen = plan.own(turn.turn_id, requested.plan)
+    elif requested.strategy == t.PLAN_STRATEGY_PLANNED:
+        chosen = plan.planned(turn.turn_id, requested.knowledge_namespaces)
+    else:
+        chosen = plan.direct(turn.turn_id, requested.knowledge_namespaces)
+    return _beyond_steps(turn, len(chosen.steps)) or e.TurnEvent(plan_created=e.PlanCreated(plan=chosen))
 
 
 def _next(turn: t.Turn) -> list[e.TurnEvent]:
-    ended: set[str] = set()
-    events: list[e.TurnEvent] = []
-    for step in turn.plan.steps:
-        if step.state == t.STEP_STATE_FAILED and _may_retry(turn, step):
-            events.append(_scheduled(step, step.attempt + 1))
-        elif step.state == t.STEP_STATE_FAILED and step.on_failure != t.ON_FAILURE_CONTINUE:
-            return [_failed(turn, _because_of(step))]
-        elif step.state in (t.STEP_STATE_SUCCEEDED, t.STEP_STATE_FAILED, t.STEP_STATE_SKIPPED):
-            ended.add(step.step_id)
-    if len(ended) == len(turn.plan.steps):
-        output = turn.plan.steps[-1].result.output
-        return [e.TurnEvent(turn_completed=e.TurnCompleted(output=output, usage=usage_of(turn)))]
-    return events + [
-        _scheduled(step, 1)
-        for step in turn.plan.steps
-        if step.state == t.STEP_STATE_UNSPECIFIED and ended.issuperset(step.depends_on)
-    ]
+    graph = Graph(turn, lambda step: _may_retry(turn, step))
+    if lost := _lost(graph):
+        compensating = [step for step in lost if step.on_failure == t.ON_FAILURE_COMPENSATE]
+        return _compensate(turn, compensating[0]) if compensating else [_because_of(turn, lost[0])]
+    if over := _beyond_budget(turn):
+        return [over]
+    if extension := _growth(graph):
+        return [_extended(turn, graph.steps[extension.step_id], extension)]
+    events = [event for name in graph.steps if (event := _about(turn, graph, name))]
+    losses = [event for event in events if event.WhichOneof("event") in ("step_failed", "turn_failed")]
+    return losses[:1] or events or list(_ended(turn, graph))  # What is lost may mean that the others need not begin.
+
+
+def _lost(graph: Graph) -> list[t.Step]:
+    """Returns the steps whose failure is for good, and the turn's with it."""
+    failed = [name for name, state in graph.states.items() if state == t.STEP_STATE_FAILED and graph.has_ended(name)]
+    return [graph.steps[name] for name in failed if graph.steps[name].on_failure != t.ON_FAILURE_CONTINUE]
+
+
+def _growth(graph: Graph) -> e.PlanExtended | None:
+    """Returns what the newest result makes of the plan; None: nothing."""
+    grown = {step.grown_from for step in graph.steps.values()}
+    succeeded = [name for name, state in graph.states.items() if state == t.STEP_STATE_SUCCEEDED and name not in grown]
+    return next(filter(None, (growth.by_result(graph.steps[name]) for name in succeeded)), None)
+
+
+def _about(turn: t.Turn, graph: Graph, name: str) -> e.TurnEvent | None:
+    """Returns what is to be done about one step; None: nothing now."""
+    match graph.states[name]:
+        case t.STEP_STATE_FAILED if not graph.has_ended(name):
+            return _scheduled(graph.steps[name], graph.steps[name].attempt + 1)
+        case t.STEP_STATE_SCHEDULED if not graph.is_needed(name):
+            return e.TurnEvent(step_skipped=e.StepSkipped(step_id=name))
+        case t.STEP_STATE_UNSPECIFIED:
+            verdict = graph.verdict(graph.steps[name])
+            if verdict is Verdict.SKIP or not graph.is_needed(name):
+                return e.TurnEvent(step_skipped=e.StepSkipped(step_id=name))
+            return _begun(turn, graph.steps[name]) if verdict is Verdict.START else None
+        case _:
+            return None
+
+
+def _begun(turn: t.Turn, step: t.Step) -> e.TurnEvent:
+    try:
+        if not expression.holds(turn, step):
+            return e.TurnEvent(step_skipped=e.StepSkipped(step_id=step.step_id))
+        if step.fan_out:
+            return _extended(turn, step, growth.by_items(step, expression.items(turn, step)))
+        expression.subject(turn, step)
+    except ValueError as error:
+        return _unfit(step, error_pb2.ERROR_REASON_PLAN_INVALID, str(error))
+    return _scheduled(step, 1)
+
+
+def _extended(turn: t.Turn, step: t.Step, extension: e.PlanExtended) -> e.TurnEvent:
+    if over := _beyond_steps(turn, len(turn.plan.steps) + len(extension.steps)):
+        return over
+    size = extension.ByteSize()
+    if size > _MAX_GROWTH_BYTES:
+        message = f"step {step.step_id} makes the plan grow by {size} bytes, the limit is {_MAX_GROWTH_BYTES}"
+        if step.state == t.STEP_STATE_UNSPECIFIED:
+            return _unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message)
+        return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE, message)
+    return e.TurnEvent(plan_extended=extension)
+
+
+def _ended(turn: t.Turn, graph: Graph) -> Iterator[e.TurnEvent]:
+    """Yields the event of a turn in which nothing is left to begin: it is over, or waits; nothing: it is under way."""
+    if all(map(graph.has_ended, graph.steps)):
+        yield e.TurnEvent(turn_completed=e.TurnCompleted(output=graph.output(), usage=usage_of(turn)))
+        return
+    scheduled = [name for name, state in graph.states.items() if state == t.STEP_STATE_SCHEDULED]
+    if scheduled and all(graph.steps[name].HasField("approval") for name in scheduled):
+        yield e.TurnEvent(turn_waiting=e.TurnWaiting(step_ids=scheduled))
+
+
+def _compensate(turn: t.Turn, lost: t.Step) -> list[e.TurnEvent]:
+    """Undoes what succeeded, the last first, one after another, once nothing is under way any more."""
+    under_way = [s for s in turn.plan.steps if s.state == t.STEP_STATE_SCHEDULED and not s.compensates]
+    if under_way:  # What has begun may still succeed, and then must be undone too. Questions have no effect.
+        waiting = [step for step in under_way if step.HasField("approval")]
+        return [e.TurnEvent(step_skipped=e.StepSkipped(step_id=step.step_id)) for step in waiting]
+    undoing = {step.compensates: step for step in turn.plan.steps if step.compensates}
+    done = [s for s in turn.plan.steps if s.state == t.STEP_STATE_SUCCEEDED and s.step_id in undoing]
+    for step in sorted(done, key=lambda step: step.end_time.ToNanoseconds(), reverse=True):
+        undo = undoing[step.step_id]
+        match undo.state:
+            case t.STEP_STATE_UNSPECIFIED:
+                return [_begun(turn, undo)]
+            case t.STEP_STATE_SCHEDULED:
+                return []
+            case t.STEP_STATE_FAILED if _may_retry(turn, undo):
+                return [_scheduled(undo, undo.attempt + 1)]
+            case t.STEP_STATE_FAILED if undo.on_failure != t.ON_FAILURE_CONTINUE:
+                return [_because_of(turn, undo)]
+            case _:
+                continue
+    return [_because_of(turn, lost)]
 
 
 def _may_retry(turn: t.Turn, step: t.Step) -> bool:
-    return step.failure_count < turn.limits.max_attempts and is_transient(step.failure)
+    most = turn.limits.max_attempts
+    if step.retry.HasField("max_attempts"):
+        most = min(most, step.retry.max_attempts)
+    return step.failure_count < most and is_transient(step.failure)
 
 
 def _scheduled(step: t.Step, attempt: int) -> e.TurnEvent:
     scheduled = e.StepScheduled(step_id=step.step_id, attempt=attempt)
     if step.state == t.STEP_STATE_FAILED:
-        back_off = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (step.failure_count - 1))
+        first = step.retry.first_delay.ToTimedelta() if step.retry.HasField("first_delay") else _FIRST_DELAY
+        longest = step.retry.max_delay.ToTimedelta() if step.retry.HasField("max_delay") else _LONGEST_DELAY
+        back_off = min(longest, first * 2 ** (step.failure_count - 1)) if step.failure_count else _SERVICE_DELAY
         scheduled.start_delay.FromTimedelta(max(back_off, step.failure.retry_delay.ToTimedelta()))
     return e.TurnEvent(step_scheduled=scheduled)
 
 
-def _because_of(step: t.Step) -> Failure:
-    return Failure(
+def _unfit(step: t.Step, reason: error_pb2.ErrorReason.ValueType, message: str) -> e.TurnEvent:
+    """Fails a step that cannot be begun."""
+    failure = Failure(code=code_pb2.INVALID_ARGUMENT, reason=reason, message=message)
+    return e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
+
+
+def _beyond_steps(turn: t.Turn, count: int) -> e.TurnEvent | None:
+    limit = turn.limits.max_steps
+    if count <= limit:
+        return None
+    message = f"the plan has {count} steps, the turn's limit is {limit}; raise limits.max_steps"
+    return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_STEP_LIMIT, message)
+
+
+def _beyond_budget(turn: t.Turn) -> e.TurnEvent | None:
+    """Returns the end of a turn that has used more than it may. What is under way is known only when it has ended."""
+    limits, exhausted = turn.limits, code_pb2.RESOURCE_EXHAUSTED
+    if not limits.HasField("max_tokens") and not limits.HasField("max_cost"):
+        return None
+    usage = usage_of(turn)
+    tokens = usage.input_tokens + usage.output_tokens
+    if limits.HasField("max_tokens") and tokens > limits.max_tokens:
+        message = f"the turn used {tokens} tokens, its limit is {limits.max_tokens}; raise limits.max_tokens"
+        return _failed(turn, exhausted, error_pb2.ERROR_REASON_TOKEN_LIMIT, message)
+    if limits.HasField("max_cost") and not usage.HasField("cost"):
+        message = "a step's cost is unknown, and the turn has a limit of cost; price its model, or leave the limit out"
+        return _failed(turn, exhausted, error_pb2.ERROR_REASON_COST_LIMIT, message)
+    if limits.HasField("max_cost") and usage.cost.amount_micros > limits.max_cost.amount_micros:
+        cost, most = usage.cost.amount_micros / 1e6, limits.max_cost.amount_micros / 1e6
+        message = f"the turn cost {cost:g} USD, its limit is {most:g}; raise limits.max_cost"
+        return _failed(turn, exhausted, error_pb2.ERROR_REASON_COST_LIMIT, message)
+    return None
+
+
+def _because_of(turn: t.Turn, step: t.Step) -> e.TurnEvent:
+    failure = Failure(
         code=step.failure.code,
         reason=step.failure.reason,
         message=f"step {step.step_id} failed in attempt {step.attempt}: {step.failure.message}",
         metadata={"step_id": step.step_id},
         cause=step.failure,
     )
+    return e.TurnEvent(turn_failed=e.TurnFailed(failure=failure, usage=usage_of(turn)))
 
 
-def _failed(turn: t.Turn, failure: Failure) -> e.TurnEvent:
+def _failed(
+    turn: t.Turn, code: code_pb2.Code.ValueType, reason: error_pb2.ErrorReason.ValueType, message: str
+) -> e.TurnEvent:
+    failure = Failure(code=code, reason=reason, message=message)
     return e.TurnEvent(turn_failed=e.TurnFailed(failure=failure, usage=usage_of(turn)))

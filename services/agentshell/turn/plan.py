@@ -2,64 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from kfm.turn.v1.turn_pb2 import ON_FAILURE_COMPENSATE, MemoryStep, ModelStep, Plan, Step
+from agentshell.turn import expression
+from kfm.turn.v1.turn_pb2 import MemoryStep, ModelStep, Plan, PlanStep, Step
 
-# What this release can run; the others are in the contract, and refused by name.
-STEP_KINDS = frozenset({"model", "memory", "noop"})
-
-RETRIEVE, ANSWER = "retrieve", "answer"
+RETRIEVE, WRITE, ANSWER = "retrieve", "plan", "answer"
 
 
 def direct(turn_id: str, knowledge_namespaces: Sequence[str]) -> Plan:
     """Returns the plan of a plain turn: retrieve what the personality knows, then answer."""
     answer = Step(step_id=ANSWER, model=ModelStep())
-    steps = [answer]
-    if knowledge_namespaces:
-        retrieve = Step(step_id=RETRIEVE, memory=MemoryStep(namespaces=knowledge_namespaces))
-        answer.depends_on.append(RETRIEVE)
-        steps.insert(0, retrieve)
-    return own(turn_id, Plan(plan_id="direct", steps=steps))
+    return own(turn_id, Plan(plan_id="direct", steps=[*_retrieval(answer, knowledge_namespaces), answer]))
+
+
+def planned(turn_id: str, knowledge_namespaces: Sequence[str]) -> Plan:
+    """Returns the plan of a turn whose plan a model writes: retrieve, have it written, run it, then answer."""
+    write = Step(step_id=WRITE, plan=PlanStep())
+    answer = Step(step_id=ANSWER, model=ModelStep(), depends_on=[WRITE])
+    return own(turn_id, Plan(plan_id="planned", steps=[*_retrieval(write, knowledge_namespaces), write, answer]))
 
 
 def own(turn_id: str, plan: Plan) -> Plan:
     """Returns the plan with the turn put before each step's name: a step's id is the key of its effects everywhere."""
-    owned = Plan()
-    owned.CopyFrom(plan)
-    for step in owned.steps:
-        step.step_id = f"{turn_id}/{step.step_id}"
-        step.depends_on[:] = [f"{turn_id}/{name}" for name in step.depends_on]
-    return owned
+    return _renamed(plan, f"{turn_id}/")
+
+
+def within(step_id: str, plan: Plan) -> Plan:
+    """Returns the plan that a step has written, with that step put before each name."""
+    return _renamed(plan, f"{step_id}#")
 
 
 def problems(plan: Plan) -> list[tuple[str, str]]:
     """Returns what is wrong with a given plan as (field, description) pairs; the contract's own rules aside."""
     found: list[tuple[str, str]] = []
     names = [step.step_id for step in plan.steps]
+    needed = {name for step in plan.steps for name in step.depends_on}
+    growing = {step.step_id for step in plan.steps if step.fan_out or step.HasField("plan")}
     for index, step in enumerate(plan.steps):
-        field = f"plan.steps[{index}]"
-        if names.index(step.step_id) != index:
-            found.append((f"{field}.step_id", f"{step.step_id!r} names another step already"))
-        found += [
-            (f"{field}.depends_on", f"{name!r} is not a step of the plan")
-            for name in step.depends_on
-            if name not in names
-        ]
+        of_step = _step_problems(step, index, names, needed, growing)
+        found += [(f"plan.steps[{index}].{field}", text) for field, text in of_step]
+    found += [(f"plan.steps[{names.index(name)}].compensates", text) for name, text in _compensation_problems(plan)]
     if not found:
         found = [("plan.steps", f"{name!r} depends on itself, by way of others") for name in _in_cycles(plan)]
     return found
 
 
-def unsupported(plan: Plan) -> str:
-    """Returns the first thing a plan asks for that this release cannot do; empty if there is none."""
+def _retrieval(first: Step, knowledge_namespaces: Sequence[str]) -> list[Step]:
+    if not knowledge_namespaces:
+        return []
+    first.depends_on.append(RETRIEVE)
+    return [Step(step_id=RETRIEVE, memory=MemoryStep(namespaces=knowledge_namespaces))]
+
+
+def _renamed(plan: Plan, prefix: str) -> Plan:
+    renamed = Plan()
+    renamed.CopyFrom(plan)
+    for step in renamed.steps:
+        step.step_id = prefix + step.step_id
+        step.depends_on[:] = [prefix + name for name in step.depends_on]
+        if step.compensates:
+            step.compensates = prefix + step.compensates
+        if step.grown_from:
+            step.grown_from = prefix + step.grown_from
+        if step.model.continues:
+            step.model.continues = prefix + step.model.continues
+        if step.tool.asked_by:
+            step.tool.asked_by = prefix + step.tool.asked_by
+    return renamed
+
+
+def _step_problems(
+    step: Step, index: int, names: list[str], needed: set[str], growing: set[str]
+) -> Iterator[tuple[str, str]]:
+    if names.index(step.step_id) != index:
+        yield "step_id", f"{step.step_id!r} names another step already"
+    for name in step.depends_on:
+        if name not in names:
+            yield "depends_on", f"{name!r} is not a step of the plan"
+    for field in ("condition", "fan_out", "input"):
+        source = getattr(step, field)
+        if source and (problem := expression.problem(source)):
+            yield field, problem
+    if step.fan_out and step.step_id not in needed:
+        yield "fan_out", f"no step depends on {step.step_id!r}; add one that makes one output of the many"
+    if step.join.quorum.count > len(step.depends_on) and not growing.intersection(step.depends_on):
+        yield "join.quorum.count", f"more than the {len(step.depends_on)} steps that {step.step_id!r} depends on"
+
+
+def _compensation_problems(plan: Plan) -> Iterator[tuple[str, str]]:
+    steps = {step.step_id: step for step in plan.steps}
+    undone: set[str] = set()
     for step in plan.steps:
-        kind = step.WhichOneof("kind") or ""
-        if kind not in STEP_KINDS:
-            return f"a step of kind {kind!r} ({step.step_id})"
-        if step.on_failure == ON_FAILURE_COMPENSATE:
-            return f"compensation ({step.step_id})"
-    return ""
+        if not step.compensates:
+            if any(name in steps and steps[name].compensates for name in step.depends_on):
+                yield step.step_id, f"{step.step_id!r} depends on a compensation, which runs when the turn is lost"
+            continue
+        if step.compensates not in steps or steps[step.compensates].compensates or step.compensates in undone:
+            yield step.step_id, f"{step.compensates!r} is not a step of the plan that only {step.step_id!r} undoes"
+        elif steps[step.compensates].fan_out:
+            yield step.step_id, f"{step.compensates!r} fans out; undo what it does within one step"
+        if step.depends_on or step.condition or step.fan_out or step.HasField("approval"):
+            yield (
+                step.step_id,
+                "a compensation has no depends_on, condition, fan_out or approval: it runs in reverse order",
+            )
+        undone.add(step.compensates)
 
 
 def _in_cycles(plan: Plan) -> list[str]:

@@ -6,16 +6,18 @@ written twice, or one by an owner that lost its partition does no harm, and thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 from kfm.content.v1.content_pb2 import Usage
+from kfm.error.v1 import error_pb2
 from kfm.turn.v1 import turn_pb2 as t
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
 TurnState = t.TurnState.ValueType
 StepState = t.StepState.ValueType
 
-_STEP_EVENTS = ("step_scheduled", "step_succeeded", "step_failed", "step_skipped")
+_STEP_EVENTS = ("step_scheduled", "step_succeeded", "step_failed", "step_skipped", "input_provided", "plan_extended")
 
 TURN_MOVES: Mapping[tuple[TurnState, str], TurnState] = {
     (t.TURN_STATE_UNSPECIFIED, "turn_requested"): t.TURN_STATE_REQUESTED,
@@ -26,6 +28,13 @@ TURN_MOVES: Mapping[tuple[TurnState, str], TurnState] = {
     (t.TURN_STATE_RUNNING, "turn_completed"): t.TURN_STATE_COMPLETED,
     (t.TURN_STATE_RUNNING, "turn_failed"): t.TURN_STATE_FAILED,
     (t.TURN_STATE_RUNNING, "turn_cancel_requested"): t.TURN_STATE_CANCELLING,
+    (t.TURN_STATE_RUNNING, "turn_waiting"): t.TURN_STATE_WAITING,
+    # While it waits nothing is under way but what somebody is to answer. Whatever else is on record by then was decided
+    # by an owner that did not know; it counts, for under the same name it cannot be written again.
+    **{(t.TURN_STATE_WAITING, event): t.TURN_STATE_RUNNING for event in _STEP_EVENTS},
+    (t.TURN_STATE_WAITING, "turn_completed"): t.TURN_STATE_COMPLETED,
+    (t.TURN_STATE_WAITING, "turn_failed"): t.TURN_STATE_FAILED,
+    (t.TURN_STATE_WAITING, "turn_cancel_requested"): t.TURN_STATE_CANCELLING,
     # A cancellation may be written between an owner's decision and its record: then the record counts.
     (t.TURN_STATE_CANCELLING, "plan_created"): t.TURN_STATE_CANCELLING,
     **{(t.TURN_STATE_CANCELLING, event): t.TURN_STATE_CANCELLING for event in _STEP_EVENTS},
@@ -37,9 +46,14 @@ TURN_MOVES: Mapping[tuple[TurnState, str], TurnState] = {
 STEP_MOVES: Mapping[tuple[StepState, str], StepState] = {
     (t.STEP_STATE_UNSPECIFIED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
     (t.STEP_STATE_UNSPECIFIED, "step_skipped"): t.STEP_STATE_SKIPPED,
+    (t.STEP_STATE_UNSPECIFIED, "step_failed"): t.STEP_STATE_FAILED,  # Its expressions have no value.
+    (t.STEP_STATE_UNSPECIFIED, "plan_extended"): t.STEP_STATE_EXPANDED,
     (t.STEP_STATE_SCHEDULED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
     (t.STEP_STATE_SCHEDULED, "step_succeeded"): t.STEP_STATE_SUCCEEDED,
+    (t.STEP_STATE_SCHEDULED, "input_provided"): t.STEP_STATE_SUCCEEDED,
     (t.STEP_STATE_SCHEDULED, "step_failed"): t.STEP_STATE_FAILED,
+    (t.STEP_STATE_SCHEDULED, "step_skipped"): t.STEP_STATE_SKIPPED,  # Nobody waits for it any longer.
+    (t.STEP_STATE_SUCCEEDED, "plan_extended"): t.STEP_STATE_SUCCEEDED,
     (t.STEP_STATE_FAILED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
 }
 
@@ -67,10 +81,14 @@ def apply(turn: t.Turn, event: TurnEvent) -> bool:
         if turn.HasField("plan"):
             return False
         turn.plan.CopyFrom(event.plan_created.plan)
+    elif kind == "turn_waiting":
+        if not _waits(turn, event.turn_waiting.step_ids):
+            return False
     elif kind == "turn_requested":
         _begin(turn, event)
     elif state in OVER:
         _end(turn, kind, event)
+    _keep_time(turn, state, event)
     turn.state = state
     return True
 
@@ -82,16 +100,36 @@ def usage_of(turn: t.Turn) -> Usage:
     for step in turn.plan.steps:
         if step.state != t.STEP_STATE_SUCCEEDED or not step.result.HasField("usage"):
             continue
-        used = step.result.usage
-        total.input_tokens += used.input_tokens
-        total.output_tokens += used.output_tokens
-        total.cached_input_tokens += used.cached_input_tokens
-        total.reasoning_tokens += used.reasoning_tokens
-        if not used.HasField("cost"):
-            total.ClearField("cost")
-        elif total.HasField("cost"):
-            total.cost.amount_micros += used.cost.amount_micros
+        add_usage(total, step.result.usage)
     return total
+
+
+def add_usage(total: Usage, used: Usage) -> None:
+    """Adds what a call used. The cost is unknown as soon as one call's is."""
+    total.input_tokens += used.input_tokens
+    total.output_tokens += used.output_tokens
+    total.cached_input_tokens += used.cached_input_tokens
+    total.reasoning_tokens += used.reasoning_tokens
+    if not used.HasField("cost"):
+        total.ClearField("cost")
+    elif total.HasField("cost"):
+        total.cost.amount_micros += used.cost.amount_micros
+
+
+def _waits(turn: t.Turn, step_ids: Iterable[str]) -> bool:
+    """Returns whether nothing but these steps is under way: somebody may have answered before that was written."""
+    under_way = (s.step_id for s in turn.plan.steps if s.state == t.STEP_STATE_SCHEDULED and not s.compensates)
+    return set(under_way) == set(step_ids)
+
+
+def _keep_time(turn: t.Turn, state: TurnState, event: TurnEvent) -> None:
+    """Stops the turn's clock while it waits."""
+    if state == t.TURN_STATE_WAITING:
+        turn.wait_start_time.CopyFrom(event.header.time)
+    elif turn.state == t.TURN_STATE_WAITING:
+        waited = event.header.time.ToDatetime() - turn.wait_start_time.ToDatetime()
+        turn.waited_duration.FromTimedelta(turn.waited_duration.ToTimedelta() + max(waited, timedelta()))
+        turn.ClearField("wait_start_time")
 
 
 def _begin(turn: t.Turn, event: TurnEvent) -> None:
@@ -105,6 +143,11 @@ def _begin(turn: t.Turn, event: TurnEvent) -> None:
     turn.limits.CopyFrom(requested.limits)
     turn.model.CopyFrom(requested.model)
     turn.create_time.CopyFrom(event.header.time)
+    turn.priority = requested.priority
+    if requested.HasField("parent"):
+        turn.parent.CopyFrom(requested.parent)
+    if requested.HasField("fork"):
+        turn.fork.CopyFrom(requested.fork)
 
 
 def _end(turn: t.Turn, kind: str, event: TurnEvent) -> None:
@@ -124,29 +167,65 @@ def _apply_to_step(turn: t.Turn, kind: str, event: TurnEvent) -> bool:
     payload = getattr(event, kind)
     step = next((step for step in turn.plan.steps if step.step_id == payload.step_id), None)
     state = STEP_MOVES.get((step.state, kind)) if step else None
-    if step is None or state is None or not _is_news(step, kind, event):
+    if step is None or state is None or not _is_news(turn, step, kind, event):
         return False
-    if kind == "step_scheduled":
-        step.attempt = payload.attempt
-        step.schedule_time.CopyFrom(event.header.time)
-    else:
-        step.end_time.CopyFrom(event.header.time)
-    if kind == "step_succeeded":
-        step.attempt = payload.attempt
-        step.result.CopyFrom(payload.result)
-        step.ClearField("failure")
-    elif kind == "step_failed":
-        step.failure.CopyFrom(payload.failure)
-        step.failure_count += 1
+    match kind:
+        case "step_scheduled":
+            step.attempt = payload.attempt
+            step.schedule_time.CopyFrom(event.header.time)
+        case "step_succeeded":
+            step.attempt = payload.attempt
+            step.result.CopyFrom(payload.result)
+            step.ClearField("failure")
+        case "step_failed":
+            step.failure.CopyFrom(payload.failure)
+            step.failure_count += payload.failure.reason != error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
+        case "input_provided":
+            step.result.output.CopyFrom(payload.input)
+        case "plan_extended":
+            _extend(turn, event)
+        case _:
+            pass
+    if kind not in ("step_scheduled", "plan_extended"):
+        _set_end_time(turn, step, event)
     step.state = state
     return True
 
 
-def _is_news(step: t.Step, kind: str, event: TurnEvent) -> bool:
+def _set_end_time(turn: t.Turn, step: t.Step, event: TurnEvent) -> None:
+    """Of the steps that may be undone, one ends after another as in the log, whatever the clocks of workers say."""
+    step.end_time.CopyFrom(event.header.time)
+    undone = {other.compensates for other in turn.plan.steps}
+    if step.step_id in undone:
+        others = (other for other in turn.plan.steps if other.step_id in undone - {step.step_id})
+        latest = max((other.end_time.ToNanoseconds() for other in others), default=0)
+        step.end_time.FromNanoseconds(max(step.end_time.ToNanoseconds(), latest + 1))
+
+
+def _is_news(turn: t.Turn, step: t.Step, kind: str, event: TurnEvent) -> bool:
     match kind:
         case "step_scheduled":
             return event.step_scheduled.attempt > step.attempt
         case "step_failed":
             return event.step_failed.attempt == step.attempt
+        case "input_provided":
+            return step.HasField("approval")
+        case "plan_extended":
+            return all(other.grown_from != step.step_id for other in turn.plan.steps)
         case _:  # Whichever attempt succeeds first settles the step.
             return True
+
+
+def _extend(turn: t.Turn, event: TurnEvent) -> None:
+    """Lists the new steps after the one that they grew from; those of them that stand in for it take its place."""
+    grown = event.plan_extended
+    steps = list(turn.plan.steps)
+    place = 1 + next(index for index, step in enumerate(steps) if step.step_id == grown.step_id)
+    for step in steps:
+        if grown.step_id in step.depends_on:
+            others = [name for name in step.depends_on if name != grown.step_id]
+            step.depends_on[:] = [*others, *grown.stand_in_ids]
+    later = [t.Step.FromString(step.SerializeToString()) for step in steps[place:]]
+    del turn.plan.steps[place:]
+    turn.plan.steps.extend(grown.steps)
+    turn.plan.steps.extend(later)

@@ -1,13 +1,23 @@
 """What a turn must be to be admitted, and what it is given."""
 
-from datetime import timedelta
 from typing import Any
 
 from agentshell.gateway import admission
 from agentshell.mesh.config import RuntimeConfig
-from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text
-from kfm.turn.v1.turn_pb2 import Plan, Step, TurnLimits
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Money, Part, Text
+from kfm.turn.v1.turn_pb2 import (
+    STEP_STATE_SUCCEEDED,
+    ApprovalStep,
+    ModelStep,
+    Plan,
+    Step,
+    StepResult,
+    ToolStep,
+    TurnLimits,
+)
 from kfm.turn.v1.turn_service_pb2 import TurnSpec
+
+USD_2 = Money(currency_code="USD", amount_micros=2_000_000)
 
 
 def spec(text: str = "hello", **changes: Any) -> TurnSpec:
@@ -29,15 +39,59 @@ def test_a_broken_plan_is_refused_by_field() -> None:
     assert admission.problems(broken) == [("turn.plan.steps[0].depends_on", "'b' is not a step of the plan")]
 
 
+def test_what_the_shell_says_of_steps_and_schemas_it_cannot_check_are_refused_by_field() -> None:
+    asks = Step(step_id="c", approval=ApprovalStep(question="May I?"))
+    asks.approval.schema.update({"type": "object", "properties": {"pattern": {"pattern": "(a+)+$"}}})
+    steps = [
+        Step(step_id="a", model=ModelStep(continues="b"), state=STEP_STATE_SUCCEEDED, failure_count=1, grown_from="b"),
+        Step(step_id="b", tool=ToolStep(name="t", asked_by="a"), result=StepResult()),
+        asks,
+    ]
+    assert [field.removeprefix("turn.plan.") for field, _ in admission.problems(spec(plan=Plan(steps=steps)))] == [
+        "steps[0].failure_count",
+        "steps[0].grown_from",
+        "steps[0].state",
+        "steps[0].model.continues",
+        "steps[1].result",
+        "steps[1].tool.asked_by",
+        "steps[2].approval.schema",
+    ]
+
+
+def test_a_limit_of_cost_is_more_than_nothing_and_in_usd() -> None:
+    limits = TurnLimits(max_cost=Money(currency_code="EUR"))
+    assert [field for field, _ in admission.problems(spec(limits=limits))] == [
+        "turn.limits.max_cost.currency_code",
+        "turn.limits.max_cost.amount_micros",
+    ]
+
+
 def test_limits_are_the_narrowest_of_caller_pack_and_configuration() -> None:
-    config = RuntimeConfig(max_turn_seconds=100, max_steps=20, max_attempts=3)
-    asked = TurnLimits(max_steps=50, max_attempts=1)
+    config = RuntimeConfig(max_turn_seconds=100, max_steps=20, max_attempts=3, max_turn_cost_usd=0.5)
+    asked = TurnLimits(max_steps=50, max_attempts=1, max_tokens=900, max_cost=USD_2)
     asked.max_duration.FromSeconds(200)
-    pack = TurnLimits(max_steps=10)
+    pack = TurnLimits(max_steps=10, max_tokens=1000)
     pack.max_duration.FromSeconds(30)
     given = admission.limits(asked, pack, config)
-    assert (given.max_steps, given.max_attempts) == (10, 1)
-    assert given.max_duration.ToTimedelta() == timedelta(seconds=30)
+    least = TurnLimits(max_steps=10, max_attempts=1, max_tokens=900, max_cost=Money(amount_micros=500_000))
+    least.max_cost.currency_code = "USD"
+    least.max_duration.FromSeconds(30)
+    assert given == least
+
+
+def test_tokens_and_cost_have_no_limit_that_nobody_gave() -> None:
+    given = admission.limits(TurnLimits(), TurnLimits(), RuntimeConfig())
+    assert not given.HasField("max_tokens")
+    assert not given.HasField("max_cost")
+    assert admission.limits(TurnLimits(max_cost=USD_2), TurnLimits(), RuntimeConfig()).max_cost == USD_2
+
+
+def test_an_approval_waits_as_long_as_it_asks_for_and_no_longer_than_configured() -> None:
+    plan = Plan(steps=[Step(step_id=name, approval=ApprovalStep(question="May I?")) for name in "abc"])
+    plan.steps[1].approval.wait.FromSeconds(5)
+    plan.steps[2].approval.wait.FromSeconds(500)
+    admission.bound_waits(plan, RuntimeConfig(approval_wait_seconds=50))
+    assert [step.approval.wait.ToSeconds() for step in plan.steps] == [50, 5, 50]
 
 
 def test_the_digest_tells_two_requests_apart() -> None:

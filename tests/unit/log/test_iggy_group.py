@@ -62,10 +62,23 @@ def test_who_is_silent_is_expelled_by_the_next_entry_of_anybody() -> None:
     assert shares(folded) == {"b": (0, 1, 2, 3)}
 
 
+def test_all_members_of_a_process_that_has_ended_go_and_no_others() -> None:
+    folded, effects = group(
+        (0.0, iggy_group.join("p", "a", LEASE)),
+        (0.0, iggy_group.join("p", "b", LEASE)),
+        (0.0, iggy_group.join("q", "c", LEASE)),
+        (1.0, iggy_group.gone("q", ["p"])),
+        (1.0, iggy_group.gone("r", ["p"])),
+    )
+    assert (shares(folded), folded.processes, folded.generation) == ({"c": (0, 1, 2, 3)}, {"q"}, 4)
+    assert effects == [True, True, True, True, False]
+
+
 _NAMES = st.sampled_from("abc")
 _ENTRIES = st.one_of(
     st.builds(iggy_group.join, st.sampled_from("pq"), _NAMES, st.just(LEASE)),
     st.builds(iggy_group.leave, st.sampled_from("pq"), st.lists(_NAMES, max_size=2)),
+    st.builds(iggy_group.gone, st.just("r"), st.lists(st.sampled_from("pq"), max_size=2)),
     st.builds(iggy_group.renew, st.sampled_from("pq"), st.lists(_NAMES, max_size=2)),
     st.builds(
         iggy_group.commit,

@@ -14,7 +14,7 @@ from agentshell.log.iggy_wire import tcp_config
 def test_an_address_has_a_user_and_a_password_or_a_token() -> None:
     by_user = tcp_config("iggy://ann:p%40ss@broker:8090")
     assert (by_user.server_address, by_user.auto_login.username, by_user.tls_enabled) == ("broker:8090", "ann", False)
-    by_token = tcp_config("iggy://secret@broker:8090?tls=true&tls_domain=example.org&tls_ca_file=ca.pem")
+    by_token = tcp_config("iggy+tcp://secret@broker:8090?tls=true&tls_domain=example.org&tls_ca_file=ca.pem")
     assert (by_token.auto_login.username, by_token.auto_login.enabled) == (None, True)
     assert (by_token.tls_enabled, by_token.tls_domain, by_token.tls_ca_file) == (True, "example.org", "ca.pem")
     assert not by_token.reconnection.enabled

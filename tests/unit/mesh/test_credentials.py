@@ -66,7 +66,7 @@ def test_what_is_no_credential_of_ours_is_refused(keyring: Keyring, tmp_path: Pa
         "Bearer ask_unknown_secret",
         f"Bearer {jwt.encode(claims, 'x' * 32, algorithm='HS256')}",
         f"Bearer {jwt.encode(claims, '', algorithm='none')}",
-        f"Bearer {jwt.encode(claims | {'exp': time.time() - 1}, secret, algorithm='HS256')}",
+        f"Bearer {jwt.encode(claims | {'exp': time.time() - 1}, 'x' * 32, algorithm='HS256')}",
         f"Bearer {jwt.encode(claims | {'aud': 'other'}, secret, algorithm='HS256')}",
         f"Bearer {jwt.encode({'aud': 'agentshell-mesh', 'sub': 'ann'}, secret, algorithm='HS256')}",
     ]
@@ -75,6 +75,14 @@ def test_what_is_no_credential_of_ours_is_refused(keyring: Keyring, tmp_path: Pa
             keyring.verify(authorization)
         assert caught.value.reason == error_pb2.ERROR_REASON_CREDENTIAL_INVALID, authorization
         assert secret not in caught.value.message
+
+
+def test_a_token_of_the_mesh_that_expired_on_its_way_is_to_be_sent_anew(keyring: Keyring, tmp_path: Path) -> None:
+    claims = {"aud": "agentshell-mesh", "sub": "ann", "tenant": "acme", "exp": time.time() - 1}
+    token = jwt.encode(claims, (tmp_path / "mesh.key").read_text(), algorithm="HS256")
+    with pytest.raises(AgentShellError) as caught:
+        keyring.verify(f"Bearer {token}")
+    assert caught.value.reason == error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
 
 
 def test_a_keys_file_that_is_none_is_an_error_that_names_it(keyring: Keyring, tmp_path: Path) -> None:

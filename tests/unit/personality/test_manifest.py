@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentshell.personality import manifest
 from agentshell.personality.manifest import Knowledge, Limits, Manifest, PackError, ProviderSettings, Source
+from agentshell.tool.builtin.table import TOOLS
 
 WHOLE = """\
 id: scribe
@@ -67,6 +68,16 @@ def test_a_whole_manifest_is_read_as_it_is_written() -> None:
     )
 
 
+def test_a_personality_has_the_tools_that_its_manifest_exposes_and_none_while_they_are_off() -> None:
+    exposed = WHOLE.replace("enabled: false", "enabled: true\n  exposed_tools: [clock, calculator]")
+    off = exposed.replace("enabled: true\n  exp", "enabled: false\n  exp")
+    assert [manifest.parse(text.encode())[0].tools.names for text in (exposed, off)] == [("clock", "calculator"), ()]
+
+
+def test_the_tools_that_a_manifest_may_name_are_those_that_there_are() -> None:
+    assert tuple(TOOLS) == manifest.BUILT_IN_TOOLS
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -82,10 +93,22 @@ def test_a_whole_manifest_is_read_as_it_is_written() -> None:
         ("max_steps: 5", "max_steps: 0", "manifest.yaml:26: limits.max_steps: input should be greater than"),
         ("max_turn_seconds: 30", "max_turn_seconds: .inf", "manifest.yaml:25: limits.max_turn_seconds: "),
         ("max_turn_seconds: 30", "max_turn_seconds: nan", "manifest.yaml:25: limits.max_turn_seconds: "),
+        ("enabled: false", "enabled: true", "manifest.yaml:15: tools: names no exposed_tools; name one, or set tools"),
         (
-            "tools:\n  enabled: false",
-            "tools:\n  enabled: true",
-            "manifest.yaml:15: tools: tools are not in this release",
+            "enabled: false",
+            "enabled: true\n  module: tools/fetch.py",
+            "manifest.yaml:17: tools.module: 'tools/fetch.py' needs a sandbox, which is not in this release; remove it",
+        ),
+        (
+            "enabled: false",
+            "enabled: true\n  exposed_tools:\n    - clock\n    - tools/fetch.py",
+            "manifest.yaml:17: tools.exposed_tools: 'tools/fetch.py' is no built-in tool, and others are not in this "
+            "release; name calculator, clock, memory_search, memory_write",
+        ),
+        (
+            "enabled: false",
+            "enabled: true\n  exposed_tools: [clock, clock]",
+            "manifest.yaml:17: tools.exposed_tools: a name is there twice; remove one",
         ),
         (
             "  default_model: gpt-x",

@@ -1,63 +1,90 @@
 """Which turns may begin."""
 
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentshell.runtime.schedule import Schedule
+from kfm.turn.v1.turn_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL
 
 
 def test_turns_of_one_session_run_one_after_another() -> None:
     schedule = Schedule(10)
     for turn_id in ("a", "b"):
-        schedule.add(turn_id, "session")
-    assert schedule.begin("a")
-    assert not schedule.begin("b")
-    assert schedule.remove("a") == ["b"]
-    assert schedule.begin("b")
+        schedule.add(turn_id, "acme", "session")
+    assert schedule.begin() == ["a"]
+    assert schedule.begin() == []
+    schedule.remove("a")
+    assert schedule.begin() == ["b"]
 
 
 def test_turns_over_the_limit_wait_for_room() -> None:
     schedule = Schedule(1)
-    schedule.add("a", "s1")
-    schedule.add("b", "s2")
-    assert schedule.begin("a")
-    assert not schedule.begin("b")
-    assert schedule.remove("a") == ["b"]
-
-
-def test_a_turn_that_is_gone_does_not_use_up_the_room_it_waited_for() -> None:
-    schedule = Schedule(1)
     for turn_id in ("a", "b", "c"):
-        schedule.add(turn_id, turn_id)
-    assert schedule.begin("a")
-    assert not schedule.begin("b")
-    assert not schedule.begin("c")
-    assert schedule.remove("b") == ["c"], "whoever waits is asked again"
-    assert not schedule.begin("c")
-    assert schedule.remove("a") == ["c"]
-    assert schedule.begin("c")
+        schedule.add(turn_id, "acme", turn_id)
+    assert schedule.begin() == ["a"]
+    schedule.remove("b")
+    assert schedule.begin() == []
+    schedule.remove("a")
+    assert schedule.begin() == ["c"], "a turn that is gone does not use up the room it waited for"
+
+
+def test_the_tenant_with_the_fewest_turns_under_way_is_next() -> None:
+    schedule = Schedule(4)
+    for at in range(10):
+        schedule.add(f"crowd-{at}", "crowd", f"s{at}")
+    schedule.add("small-0", "small", "s")
+    assert Counter(turn_id.partition("-")[0] for turn_id in schedule.begin()) == {"crowd": 3, "small": 1}
+
+
+def test_the_higher_priority_is_next_then_the_older_turn() -> None:
+    schedule = Schedule(1)
+    for turn_id, priority in (
+        ("low", PRIORITY_LOW),
+        ("first", 0),
+        ("second", PRIORITY_NORMAL),
+        ("high", PRIORITY_HIGH),
+    ):
+        schedule.add(turn_id, "acme", turn_id, priority)  # pyright: ignore[reportArgumentType] - 0 is no priority
+    order: list[str] = []
+    while begun := schedule.begin():
+        order += begun
+        schedule.remove(*begun)
+    assert order == ["high", "first", "second", "low"]
+
+
+def test_a_turn_that_goes_on_needs_no_room() -> None:
+    schedule = Schedule(1)
+    schedule.add("a", "acme", "session")
+    assert schedule.begin() == ["a"]
+    schedule.add("b", "acme", "session")
+    schedule.resume("b")
+    assert schedule.has_begun("b")
+    assert schedule.active_count == 2
+    schedule.remove("a")
+    schedule.remove("b")
+    assert schedule.active_count == 0
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 3), st.data())
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=30), st.integers(1, 3), st.data())
 def test_every_turn_begins_in_the_end_in_its_sessions_order(
-    sessions: list[int], most: int, data: st.DataObject
+    turns: list[tuple[int, int]], most: int, data: st.DataObject
 ) -> None:
     schedule, begun = Schedule(most), list[int]()
-    for turn, session in enumerate(sessions):
-        schedule.add(str(turn), str(session))
-    asked = [str(turn) for turn in range(len(sessions))]
+    for turn, (session, tenant) in enumerate(turns):
+        schedule.add(str(turn), str(tenant), f"{tenant}/{session}")
     running: list[str] = []
-    while asked or running:
-        for turn_id in asked:
-            if schedule.begin(turn_id):
-                running.append(turn_id)
-                begun.append(int(turn_id))
-        assert len(running) <= most
+    while new := schedule.begin() or running:
+        fresh = [turn_id for turn_id in new if turn_id not in running]
+        running += fresh
+        begun += map(int, fresh)
+        assert len(running) == schedule.active_count <= most
         over = data.draw(st.sampled_from(running))
         running.remove(over)
-        asked = schedule.remove(over)
-    assert sorted(begun) == list(range(len(sessions)))
-    for session in set(sessions):
-        turns = [turn for turn in begun if sessions[turn] == session]
-        assert turns == sorted(turns)
+        schedule.remove(over)
+    assert sorted(begun) == list(range(len(turns)))
+    for each in set(turns):
+        order = [turn for turn in begun if turns[turn] == each]
+        assert order == sorted(order)

@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import pricing
+from agentshell.provider.adapters import part_text
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
@@ -124,7 +125,7 @@ def deltas(response: pb.GenerateResponse) -> list[pb.GenerationDelta]:
                 found.append(pb.GenerationDelta(reasoning=part.reasoning.text))
             case "tool_call":
                 call = part.tool_call
-                arguments = json.dumps(json_format.MessageToDict(call.arguments), ensure_ascii=False)
+                arguments = part_text.dump(call.arguments)
                 delta = pb.ToolCallDelta(index=calls, call_id=call.call_id, name=call.name, arguments_json=arguments)
                 found.append(pb.GenerationDelta(tool_call=delta))
                 calls += 1

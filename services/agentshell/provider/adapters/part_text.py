@@ -28,8 +28,8 @@ def result(result: content_pb2.ToolResult) -> str:
 
 
 def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
-    """Returns a structure as JSON."""
-    return json.dumps(plain(value), ensure_ascii=False)
+    """Returns a structure as JSON, always the same: a Struct's own order is another in each process."""
+    return json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
 
 
 def plain(value: struct_pb2.Struct | struct_pb2.Value) -> Any:

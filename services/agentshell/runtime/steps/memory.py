@@ -5,7 +5,9 @@ from __future__ import annotations
 import grpc.aio
 
 from agentshell.runtime import prompt
+from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
+from agentshell.turn.content import text_of
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, Passage
 from kfm.memory.v1 import memory_service_pb2 as pb
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
@@ -14,20 +16,22 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 
 class MemoryRunner:
-    """Searches the step's namespaces for what the turn asks; its output is the passages found."""
+    """Searches the step's namespaces, else the personality's knowledge; its output is the passages found."""
 
-    def __init__(self, memory: grpc.aio.Channel, max_passages: int) -> None:
+    def __init__(self, memory: grpc.aio.Channel, sources: Sources, max_passages: int) -> None:
         self._memory = MemoryServiceStub(memory)
+        self._sources = sources
         self._max_passages = max_passages
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         step = request.step.memory
         query = step.query or await self._query(request)
+        namespaces = step.namespaces or (await self._sources.personality(request)).knowledge_namespaces
         result = StepResult(output=Message(role=ROLE_TOOL), provider="memory")
-        if not query.strip() or not step.namespaces:
+        if not query.strip() or not namespaces:
             return result
         found = await self._memory.Search(
-            pb.SearchRequest(namespaces=step.namespaces, query=query, limit=step.limit or self._max_passages)
+            pb.SearchRequest(namespaces=namespaces, query=query, limit=step.limit or self._max_passages)
         )
         result.model = found.embedder
         result.output.parts.extend(_part(hit) for hit in found.hits)
@@ -35,7 +39,7 @@ class MemoryRunner:
 
     async def _query(self, request: StepRequest) -> str:
         """Returns what the turn asks, with what was asked before it where it needs that to be understood."""
-        question = prompt.text_of(request.input)
+        question = text_of(request.input)
         if not prompt.refers_back(question):
             return prompt.search_query(question)
         last_two = pb.ListMessagesRequest(session_id=request.header.session_id, page_size=2)

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 
 import grpc.aio
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime import prompt
+from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
+from agentshell.turn.content import calls_of
 from kfm.error.v1 import error_pb2
-from kfm.memory.v1.memory_service_pb2 import ListMessagesRequest, ListMessagesResponse
-from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
-from kfm.personality.v1.personality_service_pb2 import GetRequest, Personality
-from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
+from kfm.personality.v1.personality_service_pb2 import Personality
 from kfm.provider.v1.provider_service_pb2 import GenerateResponse, Generation, StreamGenerateRequest
 from kfm.provider.v1.provider_service_pb2_grpc import ProviderServiceStub
 from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import StepResult
 
-_PERSONALITIES_KEPT = 256
-
 
 class ModelRunner:
-    """Asks a model for the answer and publishes it as it grows."""
+    """Asks a model for the answer, which may be that it needs tools, and publishes its words as they come."""
 
-    def __init__(
-        self,
-        provider: grpc.aio.Channel,
-        memory: grpc.aio.Channel,
-        personality: grpc.aio.Channel,
-        max_history_messages: int,
-    ) -> None:
+    def __init__(self, provider: grpc.aio.Channel, sources: Sources, max_context_tokens: int) -> None:
         self._provider = ProviderServiceStub(provider)
-        self._memory = MemoryServiceStub(memory)
-        self._personality = PersonalityServiceStub(personality)
-        self._max_history_messages = max_history_messages
-        self._personalities: OrderedDict[tuple[str, str], Personality] = OrderedDict()
+        self._sources = sources
+        self._max_context_tokens = max_context_tokens
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
-        personality, history = await asyncio.gather(self._find_personality(request), self._list_history(request))
-        generation = prompt.assemble(request, personality, history.messages)
+        step = request.step.model
+        personality, history = await asyncio.gather(self._sources.personality(request), self._sources.history(request))
+        tools = [] if step.no_tools else await self._sources.tools(personality, step.tools)
+        generation = prompt.assemble(request, personality, history, tools, max_tokens=self._max_context_tokens)
         answer = await self._generate(generation, request.step.step_id, emit)
+        _check(answer, personality, generation)
         return StepResult(output=answer.message, usage=answer.usage, provider=answer.provider, model=answer.model)
 
     async def _generate(self, generation: Generation, request_id: str, emit: Emit) -> GenerateResponse:
@@ -63,16 +54,14 @@ class ModelRunner:
             )
         return answer
 
-    async def _find_personality(self, request: StepRequest) -> Personality:
-        key = (request.personality_id, request.personality_digest)
-        if key not in self._personalities:  # A digest's content never changes.
-            found = await self._personality.Get(GetRequest(personality_id=key[0], digest=key[1]))
-            self._personalities[key] = found.personality
-            if len(self._personalities) > _PERSONALITIES_KEPT:
-                self._personalities.popitem(last=False)
-        return self._personalities[key]
 
-    async def _list_history(self, request: StepRequest) -> ListMessagesResponse:
-        return await self._memory.ListMessages(
-            ListMessagesRequest(session_id=request.header.session_id, page_size=self._max_history_messages)
-        )
+def _check(answer: GenerateResponse, personality: Personality, generation: Generation) -> None:
+    """Refuses a call of what the step withholds. One of what is not there is for the model to mend."""
+    withheld = set(personality.tools) - {tool.name for tool in generation.tools}
+    for asked in calls_of(answer.message):
+        if asked.name in withheld:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
+                f"the model asks for tool {asked.name!r}, which its step does not offer; add it to the step's tools",
+                metadata={"personality_id": personality.personality_id, "tool": asked.name},
+            )

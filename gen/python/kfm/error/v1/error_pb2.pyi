@@ -43,10 +43,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: a message, a record or a document is larger than the limit in metadata `limit_bytes`."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 7
     """ALREADY_EXISTS: the `request_id` was used within 24 hours with another body."""
+    ERROR_REASON_TOOL_ARGUMENTS_INVALID: _ErrorReason.ValueType  # 8
+    """INVALID_ARGUMENT: the arguments of a tool call break the tool's schema, or make no sense to it; the message says where
+    and what to do, so that a model can mend its call. Metadata has `tool` and `field`.
+    """
     ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 10
     """UNAUTHENTICATED: no credential, or one that is malformed, unknown, expired or revoked."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 11
     """PERMISSION_DENIED: the principal may not do this."""
+    ERROR_REASON_HOST_NOT_ALLOWED: _ErrorReason.ValueType  # 12
+    """PERMISSION_DENIED: the host of an HTTP step is not on the configuration's allow-list."""
     ERROR_REASON_TURN_NOT_FOUND: _ErrorReason.ValueType  # 20
     """NOT_FOUND: the tenant has no such turn."""
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -61,6 +67,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such provider is configured."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 26
     """NOT_FOUND: the provider has no such model."""
+    ERROR_REASON_DEAD_LETTER_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND: the log has no such dead letter."""
     ERROR_REASON_TURN_STATE: _ErrorReason.ValueType  # 30
     """FAILED_PRECONDITION: the turn is over, or not in a state in which this can be done."""
     ERROR_REASON_VERSION_CONFLICT: _ErrorReason.ValueType  # 31
@@ -71,6 +79,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a personality pack is malformed; metadata has `file` and `line`."""
     ERROR_REASON_CONFIG_INVALID: _ErrorReason.ValueType  # 34
     """FAILED_PRECONDITION: the process is configured wrongly; metadata has `key` and `fix`."""
+    ERROR_REASON_INPUT_EXPIRED: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION: nobody answered what the turn waited for in time."""
+    ERROR_REASON_SUB_TURN_FAILED: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION: a turn that this one depends on failed or was cancelled."""
+    ERROR_REASON_HTTP_REFUSED: _ErrorReason.ValueType  # 37
+    """FAILED_PRECONDITION: what an HTTP step called refused the request; metadata has `status`."""
+    ERROR_REASON_HTTP_UNAVAILABLE: _ErrorReason.ValueType  # 38
+    """UNAVAILABLE: what an HTTP step called cannot be reached, or is overloaded."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 40
     """DEADLINE_EXCEEDED: the caller's deadline passed before there was an answer."""
     ERROR_REASON_DEADLINE_REQUIRED: _ErrorReason.ValueType  # 41
@@ -85,6 +101,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the turn needs more steps than its limit."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 46
     """RESOURCE_EXHAUSTED: more is under way than the process admits; wait `retry_delay`."""
+    ERROR_REASON_TOKEN_LIMIT: _ErrorReason.ValueType  # 47
+    """RESOURCE_EXHAUSTED: the turn's models used more tokens than its limit."""
+    ERROR_REASON_COST_LIMIT: _ErrorReason.ValueType  # 48
+    """RESOURCE_EXHAUSTED: the turn cost more than its limit, or something whose cost is unknown."""
+    ERROR_REASON_DEPTH_LIMIT: _ErrorReason.ValueType  # 49
+    """RESOURCE_EXHAUSTED: a turn within a turn within a turn, deeper than the configuration allows."""
     ERROR_REASON_PROVIDER_RATE_LIMITED: _ErrorReason.ValueType  # 50
     """RESOURCE_EXHAUSTED: the vendor limits the rate; wait `retry_delay`."""
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 51
@@ -143,10 +165,16 @@ ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 6
 """RESOURCE_EXHAUSTED: a message, a record or a document is larger than the limit in metadata `limit_bytes`."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 7
 """ALREADY_EXISTS: the `request_id` was used within 24 hours with another body."""
+ERROR_REASON_TOOL_ARGUMENTS_INVALID: ErrorReason.ValueType  # 8
+"""INVALID_ARGUMENT: the arguments of a tool call break the tool's schema, or make no sense to it; the message says where
+and what to do, so that a model can mend its call. Metadata has `tool` and `field`.
+"""
 ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 10
 """UNAUTHENTICATED: no credential, or one that is malformed, unknown, expired or revoked."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 11
 """PERMISSION_DENIED: the principal may not do this."""
+ERROR_REASON_HOST_NOT_ALLOWED: ErrorReason.ValueType  # 12
+"""PERMISSION_DENIED: the host of an HTTP step is not on the configuration's allow-list."""
 ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND: the tenant has no such turn."""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 21
@@ -161,6 +189,8 @@ ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND: no such provider is configured."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 26
 """NOT_FOUND: the provider has no such model."""
+ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND: the log has no such dead letter."""
 ERROR_REASON_TURN_STATE: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION: the turn is over, or not in a state in which this can be done."""
 ERROR_REASON_VERSION_CONFLICT: ErrorReason.ValueType  # 31
@@ -171,6 +201,14 @@ ERROR_REASON_PACK_INVALID: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION: a personality pack is malformed; metadata has `file` and `line`."""
 ERROR_REASON_CONFIG_INVALID: ErrorReason.ValueType  # 34
 """FAILED_PRECONDITION: the process is configured wrongly; metadata has `key` and `fix`."""
+ERROR_REASON_INPUT_EXPIRED: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION: nobody answered what the turn waited for in time."""
+ERROR_REASON_SUB_TURN_FAILED: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION: a turn that this one depends on failed or was cancelled."""
+ERROR_REASON_HTTP_REFUSED: ErrorReason.ValueType  # 37
+"""FAILED_PRECONDITION: what an HTTP step called refused the request; metadata has `status`."""
+ERROR_REASON_HTTP_UNAVAILABLE: ErrorReason.ValueType  # 38
+"""UNAVAILABLE: what an HTTP step called cannot be reached, or is overloaded."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 40
 """DEADLINE_EXCEEDED: the caller's deadline passed before there was an answer."""
 ERROR_REASON_DEADLINE_REQUIRED: ErrorReason.ValueType  # 41
@@ -185,6 +223,12 @@ ERROR_REASON_STEP_LIMIT: ErrorReason.ValueType  # 45
 """RESOURCE_EXHAUSTED: the turn needs more steps than its limit."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 46
 """RESOURCE_EXHAUSTED: more is under way than the process admits; wait `retry_delay`."""
+ERROR_REASON_TOKEN_LIMIT: ErrorReason.ValueType  # 47
+"""RESOURCE_EXHAUSTED: the turn's models used more tokens than its limit."""
+ERROR_REASON_COST_LIMIT: ErrorReason.ValueType  # 48
+"""RESOURCE_EXHAUSTED: the turn cost more than its limit, or something whose cost is unknown."""
+ERROR_REASON_DEPTH_LIMIT: ErrorReason.ValueType  # 49
+"""RESOURCE_EXHAUSTED: a turn within a turn within a turn, deeper than the configuration allows."""
 ERROR_REASON_PROVIDER_RATE_LIMITED: ErrorReason.ValueType  # 50
 """RESOURCE_EXHAUSTED: the vendor limits the rate; wait `retry_delay`."""
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 51

@@ -19,7 +19,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EventHeader(_message.Message):
-    """The envelope of an event. The event itself is the message that holds it."""
+    """The envelope of an event. The event itself is the message that holds it. In the log `type` and `traceparent` travel as
+    headers of the record, under these names, so that they can be read without knowing the message.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

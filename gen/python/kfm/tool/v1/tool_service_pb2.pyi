@@ -68,22 +68,26 @@ class ListToolsRequest(_message.Message):
     PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PERSONALITY_DIGEST_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
-    """Whose."""
+    """Whose; empty: all that ship with the shell."""
     page_size: _builtins.int
     """How many at the most; 0: 100; more than 1000 counts as 1000."""
     page_token: _builtins.str
     """The `next_page_token` of the page before."""
+    personality_digest: _builtins.str
+    """Which version of the personality's pack, as PersonalityService.Get takes it; empty: the newest."""
     def __init__(
         self,
         *,
         personality_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        personality_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "personality_id", b"personality_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "personality_digest", b"personality_digest", "personality_id", b"personality_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,12 +131,15 @@ class InvokeToolRequest(_message.Message):
     CALL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    PERSONALITY_DIGEST_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
-    """Whose tool."""
+    """Whose tool; empty: one that ships with the shell."""
     request_id: _builtins.str
     """Names the effect: a repeat returns the first result. A step's is its id."""
     attempt: _builtins.int
     """A lower attempt than one seen before is refused."""
+    personality_digest: _builtins.str
+    """As ListToolsRequest.personality_digest."""
     @_builtins.property
     def call(self) -> _content_pb2.ToolCall:
         """What to run, and with what."""
@@ -144,10 +151,11 @@ class InvokeToolRequest(_message.Message):
         call: _content_pb2.ToolCall | None = ...,
         request_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        personality_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call", b"call", "personality_id", b"personality_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call", b"call", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,7 +178,7 @@ class InvokeToolResponse(_message.Message):
 
     @_builtins.property
     def failure(self) -> _error_pb2.Failure:
-        """Why there is none; the last response."""
+        """Why there is none, where whoever asked for the tool can mend the call; the last response. Else the RPC fails."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ToolServiceStub:
-    """Runs the tools of personality packs, each in a sandbox.
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ToolServiceStub:
 
 
 class ToolServiceServicer:
-    """Runs the tools of personality packs, each in a sandbox.
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
     """
 
     def ListTools(self, request, context):
@@ -87,7 +87,7 @@ def add_ToolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ToolService:
-    """Runs the tools of personality packs, each in a sandbox.
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
     """
 
     @staticmethod

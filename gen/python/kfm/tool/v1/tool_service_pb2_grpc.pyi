@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ToolServiceStub:
-    """Runs the tools of personality packs, each in a sandbox."""
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +40,7 @@ class ToolServiceStub:
 
 @_typing.type_check_only
 class ToolServiceAsyncStub(ToolServiceStub):
-    """Runs the tools of personality packs, each in a sandbox."""
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTools: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.ListToolsRequest, _tool_service_pb2.ListToolsResponse]  # type: ignore[assignment]
@@ -49,7 +49,7 @@ class ToolServiceAsyncStub(ToolServiceStub):
     """Runs a tool, idempotent by `request_id` and fenced by `attempt`: streams its progress, then its result."""
 
 class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs the tools of personality packs, each in a sandbox."""
+    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox."""
 
     @_abc_1.abstractmethod
     def ListTools(

@@ -30,7 +30,7 @@ from kfm.event.v1 import event_pb2 as kfm_dot_event_dot_v1_dot_event__pb2
 from kfm.turn.v1 import turn_pb2 as kfm_dot_turn_dot_v1_dot_turn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckfm/turn/v1/turn_event.proto\x12\x0bkfm.turn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\x1a\x18kfm/event/v1/event.proto\x1a\x16kfm/turn/v1/turn.proto\"\x9b\x05\n\tTurnEvent\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x34\n\x0eturn_requested\x18\n \x01(\x0b\x32\x1a.kfm.turn.v1.TurnRequestedH\x00\x12\x41\n\x15turn_cancel_requested\x18\x0b \x01(\x0b\x32 .kfm.turn.v1.TurnCancelRequestedH\x00\x12\x34\n\x0einput_provided\x18\x0c \x01(\x0b\x32\x1a.kfm.turn.v1.InputProvidedH\x00\x12\x30\n\x0cplan_created\x18\r \x01(\x0b\x32\x18.kfm.turn.v1.PlanCreatedH\x00\x12\x34\n\x0estep_scheduled\x18\x0e \x01(\x0b\x32\x1a.kfm.turn.v1.StepScheduledH\x00\x12\x34\n\x0estep_succeeded\x18\x0f \x01(\x0b\x32\x1a.kfm.turn.v1.StepSucceededH\x00\x12.\n\x0bstep_failed\x18\x10 \x01(\x0b\x32\x17.kfm.turn.v1.StepFailedH\x00\x12\x30\n\x0cstep_skipped\x18\x11 \x01(\x0b\x32\x18.kfm.turn.v1.StepSkippedH\x00\x12\x34\n\x0eturn_completed\x18\x12 \x01(\x0b\x32\x1a.kfm.turn.v1.TurnCompletedH\x00\x12.\n\x0bturn_failed\x18\x13 \x01(\x0b\x32\x17.kfm.turn.v1.TurnFailedH\x00\x12\x34\n\x0eturn_cancelled\x18\x14 \x01(\x0b\x32\x1a.kfm.turn.v1.TurnCancelledH\x00\x42\x07\n\x05\x65vent\"\x92\x02\n\rTurnRequested\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x14\n\x0cprincipal_id\x18\x02 \x01(\t\x12\x16\n\x0epersonality_id\x18\x03 \x01(\t\x12\x1a\n\x12personality_digest\x18\x04 \x01(\t\x12\'\n\x06limits\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1f\n\x04plan\x18\x07 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\x12\x1c\n\x14knowledge_namespaces\x18\x08 \x03(\t\"<\n\x13TurnCancelRequested\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x14\n\x0cprincipal_id\x18\x02 \x01(\t\"^\n\rInputProvided\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x14\n\x0cprincipal_id\x18\x03 \x01(\t\".\n\x0bPlanCreated\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\"a\n\rStepScheduled\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\x0bstart_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\rStepSucceeded\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\'\n\x06result\x18\x03 \x01(\x0b\x32\x17.kfm.turn.v1.StepResult\"V\n\nStepFailed\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.Failure\"\x1e\n\x0bStepSkipped\x12\x0f\n\x07step_id\x18\x01 \x01(\t\"^\n\rTurnCompleted\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"Z\n\nTurnFailed\x12&\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"]\n\rTurnCancelled\x12&\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"\xa3\x03\n\x0bStepRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x1f\n\x04step\x18\x03 \x01(\x0b\x32\x11.kfm.turn.v1.Step\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05input\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12-\n\x0c\x64\x65pendencies\x18\x07 \x03(\x0b\x32\x17.kfm.content.v1.Message\x12\x16\n\x0epersonality_id\x18\x08 \x01(\t\x12\x1a\n\x12personality_digest\x18\t \x01(\t\x12\'\n\x05model\x18\n \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x14\n\x0cprincipal_id\x18\x0b \x01(\t\"\x99\x01\n\x0bOutputDelta\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x05\x12\r\n\x05texts\x18\x06 \x03(\t\"j\n\nTurnUpdate\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.kfm.turn.v1.TurnEventH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.kfm.turn.v1.OutputDeltaH\x00\x42\x08\n\x06update\"{\n\x11RecordedTurnEvent\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.kfm.turn.v1.TurnEvent\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckfm/turn/v1/turn_event.proto\x12\x0bkfm.turn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\x1a\x18kfm/event/v1/event.proto\x1a\x16kfm/turn/v1/turn.proto\"\x81\x06\n\tTurnEvent\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x34\n\x0eturn_requested\x18\n \x01(\x0b\x32\x1a.kfm.turn.v1.TurnRequestedH\x00\x12\x41\n\x15turn_cancel_requested\x18\x0b \x01(\x0b\x32 .kfm.turn.v1.TurnCancelRequestedH\x00\x12\x34\n\x0einput_provided\x18\x0c \x01(\x0b\x32\x1a.kfm.turn.v1.InputProvidedH\x00\x12\x30\n\x0cplan_created\x18\r \x01(\x0b\x32\x18.kfm.turn.v1.PlanCreatedH\x00\x12\x34\n\x0estep_scheduled\x18\x0e \x01(\x0b\x32\x1a.kfm.turn.v1.StepScheduledH\x00\x12\x34\n\x0estep_succeeded\x18\x0f \x01(\x0b\x32\x1a.kfm.turn.v1.StepSucceededH\x00\x12.\n\x0bstep_failed\x18\x10 \x01(\x0b\x32\x17.kfm.turn.v1.StepFailedH\x00\x12\x30\n\x0cstep_skipped\x18\x11 \x01(\x0b\x32\x18.kfm.turn.v1.StepSkippedH\x00\x12\x34\n\x0eturn_completed\x18\x12 \x01(\x0b\x32\x1a.kfm.turn.v1.TurnCompletedH\x00\x12.\n\x0bturn_failed\x18\x13 \x01(\x0b\x32\x17.kfm.turn.v1.TurnFailedH\x00\x12\x34\n\x0eturn_cancelled\x18\x14 \x01(\x0b\x32\x1a.kfm.turn.v1.TurnCancelledH\x00\x12\x32\n\rplan_extended\x18\x15 \x01(\x0b\x32\x19.kfm.turn.v1.PlanExtendedH\x00\x12\x30\n\x0cturn_waiting\x18\x16 \x01(\x0b\x32\x18.kfm.turn.v1.TurnWaitingH\x00\x42\x07\n\x05\x65vent\"\xb7\x03\n\rTurnRequested\x12&\n\x05input\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x14\n\x0cprincipal_id\x18\x02 \x01(\t\x12\x16\n\x0epersonality_id\x18\x03 \x01(\t\x12\x1a\n\x12personality_digest\x18\x04 \x01(\t\x12\'\n\x06limits\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\'\n\x05model\x18\x06 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1f\n\x04plan\x18\x07 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\x12\x1c\n\x14knowledge_namespaces\x18\x08 \x03(\t\x12+\n\x08strategy\x18\t \x01(\x0e\x32\x19.kfm.turn.v1.PlanStrategy\x12\'\n\x08priority\x18\n \x01(\x0e\x32\x15.kfm.turn.v1.Priority\x12\'\n\x06parent\x18\x0b \x01(\x0b\x32\x17.kfm.turn.v1.ParentStep\x12$\n\x04\x66ork\x18\x0c \x01(\x0b\x32\x16.kfm.turn.v1.ForkPoint\"<\n\x13TurnCancelRequested\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x14\n\x0cprincipal_id\x18\x02 \x01(\t\"^\n\rInputProvided\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x14\n\x0cprincipal_id\x18\x03 \x01(\t\".\n\x0bPlanCreated\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\"W\n\x0cPlanExtended\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12 \n\x05steps\x18\x02 \x03(\x0b\x32\x11.kfm.turn.v1.Step\x12\x14\n\x0cstand_in_ids\x18\x03 \x03(\t\"\x1f\n\x0bTurnWaiting\x12\x10\n\x08step_ids\x18\x01 \x03(\t\"a\n\rStepScheduled\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\x0bstart_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\rStepSucceeded\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\'\n\x06result\x18\x03 \x01(\x0b\x32\x17.kfm.turn.v1.StepResult\"V\n\nStepFailed\x12\x0f\n\x07step_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.Failure\"\x1e\n\x0bStepSkipped\x12\x0f\n\x07step_id\x18\x01 \x01(\t\"^\n\rTurnCompleted\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"Z\n\nTurnFailed\x12&\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"]\n\rTurnCancelled\x12&\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\"h\n\x0bStepCommand\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x18.kfm.turn.v1.StepRequestH\x00\x12%\n\x04stop\x18\x02 \x01(\x0b\x32\x15.kfm.turn.v1.StepStopH\x00\x42\t\n\x07\x63ommand\"W\n\x08StepStop\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\t\"\x8b\x04\n\x0bStepRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x1f\n\x04step\x18\x03 \x01(\x0b\x32\x11.kfm.turn.v1.Step\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05input\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12-\n\x0c\x64\x65pendencies\x18\x07 \x03(\x0b\x32\x17.kfm.content.v1.Message\x12\x16\n\x0epersonality_id\x18\x08 \x01(\t\x12\x1a\n\x12personality_digest\x18\t \x01(\t\x12\'\n\x05model\x18\n \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x14\n\x0cprincipal_id\x18\x0b \x01(\t\x12+\n\ntranscript\x18\r \x03(\x0b\x32\x17.kfm.content.v1.Message\x12\x16\n\x0eoutput_offsets\x18\x0e \x03(\x03\x12\r\n\x05\x64\x65pth\x18\x0f \x01(\x05\x12\x12\n\nsteps_left\x18\x10 \x01(\x05\"\x99\x01\n\x0bOutputDelta\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.kfm.event.v1.EventHeader\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x05\x12\r\n\x05texts\x18\x06 \x03(\t\"j\n\nTurnUpdate\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.kfm.turn.v1.TurnEventH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.kfm.turn.v1.OutputDeltaH\x00\x42\x08\n\x06update\"{\n\x11RecordedTurnEvent\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.kfm.turn.v1.TurnEvent\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kfm.turn.v1.turn_event_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TURNEVENT']._serialized_start=217
-  _globals['_TURNEVENT']._serialized_end=884
-  _globals['_TURNREQUESTED']._serialized_start=887
-  _globals['_TURNREQUESTED']._serialized_end=1161
-  _globals['_TURNCANCELREQUESTED']._serialized_start=1163
-  _globals['_TURNCANCELREQUESTED']._serialized_end=1223
-  _globals['_INPUTPROVIDED']._serialized_start=1225
-  _globals['_INPUTPROVIDED']._serialized_end=1319
-  _globals['_PLANCREATED']._serialized_start=1321
-  _globals['_PLANCREATED']._serialized_end=1367
-  _globals['_STEPSCHEDULED']._serialized_start=1369
-  _globals['_STEPSCHEDULED']._serialized_end=1466
-  _globals['_STEPSUCCEEDED']._serialized_start=1468
-  _globals['_STEPSUCCEEDED']._serialized_end=1558
-  _globals['_STEPFAILED']._serialized_start=1560
-  _globals['_STEPFAILED']._serialized_end=1646
-  _globals['_STEPSKIPPED']._serialized_start=1648
-  _globals['_STEPSKIPPED']._serialized_end=1678
-  _globals['_TURNCOMPLETED']._serialized_start=1680
-  _globals['_TURNCOMPLETED']._serialized_end=1774
-  _globals['_TURNFAILED']._serialized_start=1776
-  _globals['_TURNFAILED']._serialized_end=1866
-  _globals['_TURNCANCELLED']._serialized_start=1868
-  _globals['_TURNCANCELLED']._serialized_end=1961
-  _globals['_STEPREQUEST']._serialized_start=1964
-  _globals['_STEPREQUEST']._serialized_end=2383
-  _globals['_OUTPUTDELTA']._serialized_start=2386
-  _globals['_OUTPUTDELTA']._serialized_end=2539
-  _globals['_TURNUPDATE']._serialized_start=2541
-  _globals['_TURNUPDATE']._serialized_end=2647
-  _globals['_RECORDEDTURNEVENT']._serialized_start=2649
-  _globals['_RECORDEDTURNEVENT']._serialized_end=2772
+  _globals['_TURNEVENT']._serialized_end=986
+  _globals['_TURNREQUESTED']._serialized_start=989
+  _globals['_TURNREQUESTED']._serialized_end=1428
+  _globals['_TURNCANCELREQUESTED']._serialized_start=1430
+  _globals['_TURNCANCELREQUESTED']._serialized_end=1490
+  _globals['_INPUTPROVIDED']._serialized_start=1492
+  _globals['_INPUTPROVIDED']._serialized_end=1586
+  _globals['_PLANCREATED']._serialized_start=1588
+  _globals['_PLANCREATED']._serialized_end=1634
+  _globals['_PLANEXTENDED']._serialized_start=1636
+  _globals['_PLANEXTENDED']._serialized_end=1723
+  _globals['_TURNWAITING']._serialized_start=1725
+  _globals['_TURNWAITING']._serialized_end=1756
+  _globals['_STEPSCHEDULED']._serialized_start=1758
+  _globals['_STEPSCHEDULED']._serialized_end=1855
+  _globals['_STEPSUCCEEDED']._serialized_start=1857
+  _globals['_STEPSUCCEEDED']._serialized_end=1947
+  _globals['_STEPFAILED']._serialized_start=1949
+  _globals['_STEPFAILED']._serialized_end=2035
+  _globals['_STEPSKIPPED']._serialized_start=2037
+  _globals['_STEPSKIPPED']._serialized_end=2067
+  _globals['_TURNCOMPLETED']._serialized_start=2069
+  _globals['_TURNCOMPLETED']._serialized_end=2163
+  _globals['_TURNFAILED']._serialized_start=2165
+  _globals['_TURNFAILED']._serialized_end=2255
+  _globals['_TURNCANCELLED']._serialized_start=2257
+  _globals['_TURNCANCELLED']._serialized_end=2350
+  _globals['_STEPCOMMAND']._serialized_start=2352
+  _globals['_STEPCOMMAND']._serialized_end=2456
+  _globals['_STEPSTOP']._serialized_start=2458
+  _globals['_STEPSTOP']._serialized_end=2545
+  _globals['_STEPREQUEST']._serialized_start=2548
+  _globals['_STEPREQUEST']._serialized_end=3071
+  _globals['_OUTPUTDELTA']._serialized_start=3074
+  _globals['_OUTPUTDELTA']._serialized_end=3227
+  _globals['_TURNUPDATE']._serialized_start=3229
+  _globals['_TURNUPDATE']._serialized_end=3335
+  _globals['_RECORDEDTURNEVENT']._serialized_start=3337
+  _globals['_RECORDEDTURNEVENT']._serialized_end=3460
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,8 @@ class TurnEvent(_message.Message):
     TURN_COMPLETED_FIELD_NUMBER: _builtins.int
     TURN_FAILED_FIELD_NUMBER: _builtins.int
     TURN_CANCELLED_FIELD_NUMBER: _builtins.int
+    PLAN_EXTENDED_FIELD_NUMBER: _builtins.int
+    TURN_WAITING_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     @_builtins.property
@@ -93,6 +95,14 @@ class TurnEvent(_message.Message):
     def turn_cancelled(self) -> Global___TurnCancelled:
         """The turn was cancelled."""
 
+    @_builtins.property
+    def plan_extended(self) -> Global___PlanExtended:
+        """The plan grew."""
+
+    @_builtins.property
+    def turn_waiting(self) -> Global___TurnWaiting:
+        """Nothing can be done until somebody decides."""
+
     def __init__(
         self,
         *,
@@ -109,12 +119,14 @@ class TurnEvent(_message.Message):
         turn_completed: Global___TurnCompleted | None = ...,
         turn_failed: Global___TurnFailed | None = ...,
         turn_cancelled: Global___TurnCancelled | None = ...,
+        plan_extended: Global___PlanExtended | None = ...,
+        turn_waiting: Global___TurnWaiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "header", b"header", "input_provided", b"input_provided", "plan_created", b"plan_created", "step_failed", b"step_failed", "step_scheduled", b"step_scheduled", "step_skipped", b"step_skipped", "step_succeeded", b"step_succeeded", "turn_cancel_requested", b"turn_cancel_requested", "turn_cancelled", b"turn_cancelled", "turn_completed", b"turn_completed", "turn_failed", b"turn_failed", "turn_requested", b"turn_requested"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "header", b"header", "input_provided", b"input_provided", "plan_created", b"plan_created", "plan_extended", b"plan_extended", "step_failed", b"step_failed", "step_scheduled", b"step_scheduled", "step_skipped", b"step_skipped", "step_succeeded", b"step_succeeded", "turn_cancel_requested", b"turn_cancel_requested", "turn_cancelled", b"turn_cancelled", "turn_completed", b"turn_completed", "turn_failed", b"turn_failed", "turn_requested", b"turn_requested", "turn_waiting", b"turn_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "header", b"header", "input_provided", b"input_provided", "plan_created", b"plan_created", "step_failed", b"step_failed", "step_scheduled", b"step_scheduled", "step_skipped", b"step_skipped", "step_succeeded", b"step_succeeded", "turn_cancel_requested", b"turn_cancel_requested", "turn_cancelled", b"turn_cancelled", "turn_completed", b"turn_completed", "turn_failed", b"turn_failed", "turn_id", b"turn_id", "turn_requested", b"turn_requested"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "header", b"header", "input_provided", b"input_provided", "plan_created", b"plan_created", "plan_extended", b"plan_extended", "step_failed", b"step_failed", "step_scheduled", b"step_scheduled", "step_skipped", b"step_skipped", "step_succeeded", b"step_succeeded", "turn_cancel_requested", b"turn_cancel_requested", "turn_cancelled", b"turn_cancelled", "turn_completed", b"turn_completed", "turn_failed", b"turn_failed", "turn_id", b"turn_id", "turn_requested", b"turn_requested", "turn_waiting", b"turn_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["turn_requested", "turn_cancel_requested", "input_provided", "plan_created", "step_scheduled", "step_succeeded", "step_failed", "step_skipped", "turn_completed", "turn_failed", "turn_cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["turn_requested", "turn_cancel_requested", "input_provided", "plan_created", "step_scheduled", "step_succeeded", "step_failed", "step_skipped", "turn_completed", "turn_failed", "turn_cancelled", "plan_extended", "turn_waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -134,12 +146,20 @@ class TurnRequested(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_NAMESPACES_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
     principal_id: _builtins.str
     """Who asked."""
     personality_id: _builtins.str
     """Who is to answer."""
     personality_digest: _builtins.str
     """The digest of the personality that the turn is pinned to."""
+    strategy: _turn_pb2.PlanStrategy.ValueType
+    """How to plan where `plan` is empty."""
+    priority: _turn_pb2.Priority.ValueType
+    """Which turns go first."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """What was asked."""
@@ -160,6 +180,14 @@ class TurnRequested(_message.Message):
     def knowledge_namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The namespaces of the personality's knowledge."""
 
+    @_builtins.property
+    def parent(self) -> _turn_pb2.ParentStep:
+        """The step that asked for it."""
+
+    @_builtins.property
+    def fork(self) -> _turn_pb2.ForkPoint:
+        """The turn whose past it shares; `plan` then has the steps that are done, with their results."""
+
     def __init__(
         self,
         *,
@@ -171,10 +199,14 @@ class TurnRequested(_message.Message):
         model: _turn_pb2.ModelChoice | None = ...,
         plan: _turn_pb2.Plan | None = ...,
         knowledge_namespaces: _abc.Iterable[_builtins.str] | None = ...,
+        strategy: _turn_pb2.PlanStrategy.ValueType = ...,
+        priority: _turn_pb2.Priority.ValueType = ...,
+        parent: _turn_pb2.ParentStep | None = ...,
+        fork: _turn_pb2.ForkPoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "model", b"model", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fork", b"fork", "input", b"input", "limits", b"limits", "model", b"model", "parent", b"parent", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "knowledge_namespaces", b"knowledge_namespaces", "limits", b"limits", "model", b"model", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "plan", b"plan", "principal_id", b"principal_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fork", b"fork", "input", b"input", "knowledge_namespaces", b"knowledge_namespaces", "limits", b"limits", "model", b"model", "parent", b"parent", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "plan", b"plan", "principal_id", b"principal_id", "priority", b"priority", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,6 +293,64 @@ class PlanCreated(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanCreated: _TypeAlias = PlanCreated  # noqa: Y015
+
+@_typing.final
+class PlanExtended(_message.Message):
+    """The plan grew by steps, listed right after the one that they grew from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STAND_IN_IDS_FIELD_NUMBER: _builtins.int
+    step_id: _builtins.str
+    """The step that they grew from."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_turn_pb2.Step]:
+        """The new steps."""
+
+    @_builtins.property
+    def stand_in_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them that stand in for it: who depended on it depends on these."""
+
+    def __init__(
+        self,
+        *,
+        step_id: _builtins.str = ...,
+        steps: _abc.Iterable[_turn_pb2.Step] | None = ...,
+        stand_in_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stand_in_ids", b"stand_in_ids", "step_id", b"step_id", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanExtended: _TypeAlias = PlanExtended  # noqa: Y015
+
+@_typing.final
+class TurnWaiting(_message.Message):
+    """Nothing can be done until somebody decides: the time limit of the turn stands still."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def step_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps that wait."""
+
+    def __init__(
+        self,
+        *,
+        step_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step_ids", b"step_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnWaiting: _TypeAlias = TurnWaiting  # noqa: Y015
 
 @_typing.final
 class StepScheduled(_message.Message):
@@ -471,8 +561,72 @@ class TurnCancelled(_message.Message):
 Global___TurnCancelled: _TypeAlias = TurnCancelled  # noqa: Y015
 
 @_typing.final
+class StepCommand(_message.Message):
+    """What a manager tells the workers. The record of topic `agent.steps`, keyed by turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___StepRequest:
+        """Make an attempt."""
+
+    @_builtins.property
+    def stop(self) -> Global___StepStop:
+        """End the attempts under way, and the calls that they make."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___StepRequest | None = ...,
+        stop: Global___StepStop | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["run", "stop"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
+
+Global___StepCommand: _TypeAlias = StepCommand  # noqa: Y015
+
+@_typing.final
+class StepStop(_message.Message):
+    """Ends the attempts at the steps of a turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    turn_id: _builtins.str
+    """The turn."""
+    step_id: _builtins.str
+    """The step; empty: all of them."""
+    @_builtins.property
+    def header(self) -> _event_pb2.EventHeader:
+        """The envelope."""
+
+    def __init__(
+        self,
+        *,
+        header: _event_pb2.EventHeader | None = ...,
+        turn_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "step_id", b"step_id", "turn_id", b"turn_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepStop: _TypeAlias = StepStop  # noqa: Y015
+
+@_typing.final
 class StepRequest(_message.Message):
-    """Asks a worker to make one attempt at a step. The record of topic `agent.steps`, keyed by turn."""
+    """Asks a worker to make one attempt at a step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -488,6 +642,10 @@ class StepRequest(_message.Message):
     PERSONALITY_DIGEST_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    OUTPUT_OFFSETS_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    STEPS_LEFT_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     attempt: _builtins.int
@@ -498,6 +656,10 @@ class StepRequest(_message.Message):
     """The digest of the personality that the turn is pinned to."""
     principal_id: _builtins.str
     """Who asked."""
+    depth: _builtins.int
+    """How many turns are above; a sub-turn's is one more."""
+    steps_left: _builtins.int
+    """How many more steps the turn may have."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope; `causation_id` is the StepScheduled."""
@@ -520,11 +682,21 @@ class StepRequest(_message.Message):
 
     @_builtins.property
     def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
-        """What the steps it depends on produced, in the order of `depends_on`."""
+        """What the steps it depends on produced, in the order of `step.depends_on`; in a later round of a loop those of the first."""
 
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
         """The model that the turn asked for."""
+
+    @_builtins.property
+    def transcript(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
+        """What the model said, and the tools answered, in the loop that a model step goes on with."""
+
+    @_builtins.property
+    def output_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where outputs are that are not repeated here: for each of `dependencies`, then of `transcript`, the offset in the turn's
+        partition of `agent.turns` of the event that has it, and the message is left empty; 0: the message is here.
+        """
 
     def __init__(
         self,
@@ -541,10 +713,14 @@ class StepRequest(_message.Message):
         personality_digest: _builtins.str = ...,
         model: _turn_pb2.ModelChoice | None = ...,
         principal_id: _builtins.str = ...,
+        transcript: _abc.Iterable[_content_pb2.Message] | None = ...,
+        output_offsets: _abc.Iterable[_builtins.int] | None = ...,
+        depth: _builtins.int = ...,
+        steps_left: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "header", b"header", "input", b"input", "model", b"model", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "header", b"header", "input", b"input", "model", b"model", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,24 +24,33 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kfm.content.v1 import content_pb2 as kfm_dot_content_dot_v1_dot_content__pb2
 from kfm.error.v1 import error_pb2 as kfm_dot_error_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kfm/turn/v1/turn.proto\x12\x0bkfm.turn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\"\x8d\x04\n\x04Turn\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cprincipal_id\x18\x03 \x01(\t\x12\x16\n\x0epersonality_id\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.kfm.turn.v1.TurnState\x12&\n\x05input\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\'\n\x06output\x18\x07 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x1f\n\x04plan\x18\x08 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\x12&\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\n \x01(\x0b\x32\x15.kfm.content.v1.Usage\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06limits\x18\r \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\'\n\x05model\x18\x0e \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1a\n\x12personality_digest\x18\x0f \x01(\t\"\xb0\x01\n\nTurnLimits\x12\x39\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02*\x00\x12\"\n\tmax_steps\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12$\n\x0cmax_attempts\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x01H\x01\x88\x01\x01\x42\x0c\n\n_max_stepsB\x0f\n\r_max_attempts\"A\n\x0bModelChoice\x12\x19\n\x08provider\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"M\n\x04Plan\x12\x18\n\x07plan_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12+\n\x05steps\x18\x02 \x03(\x0b\x32\x11.kfm.turn.v1.StepB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\x80\x06\n\x04Step\x12;\n\x07step_id\x18\x01 \x01(\tB*\xbaH\'r%\x10\x01\x18\x80\x01\x32\x1e^[A-Za-z0-9][A-Za-z0-9_.:/-]*$\x12\x1e\n\ndepends_on\x18\x02 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10@\x18\x01\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x16.kfm.turn.v1.ModelStepH\x00\x12%\n\x04tool\x18\x04 \x01(\x0b\x32\x15.kfm.turn.v1.ToolStepH\x00\x12)\n\x06memory\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.MemoryStepH\x00\x12%\n\x04http\x18\x06 \x01(\x0b\x32\x15.kfm.turn.v1.HttpStepH\x00\x12-\n\x08\x61pproval\x18\x07 \x01(\x0b\x32\x19.kfm.turn.v1.ApprovalStepH\x00\x12\'\n\x05\x61gent\x18\x08 \x01(\x0b\x32\x16.kfm.turn.v1.AgentStepH\x00\x12%\n\x04noop\x18\t \x01(\x0b\x32\x15.kfm.turn.v1.NoopStepH\x00\x12\x34\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02*\x00\x12\x34\n\non_failure\x18\x0b \x01(\x0e\x32\x16.kfm.turn.v1.OnFailureB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12%\n\x05state\x18\x14 \x01(\x0e\x32\x16.kfm.turn.v1.StepState\x12\x0f\n\x07\x61ttempt\x18\x15 \x01(\x05\x12\x31\n\rschedule_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06result\x18\x18 \x01(\x0b\x32\x17.kfm.turn.v1.StepResult\x12&\n\x07\x66\x61ilure\x18\x19 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12\x15\n\rfailure_count\x18\x1a \x01(\x05\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"U\n\tModelStep\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1f\n\x0cinstructions\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04\"I\n\x08ToolStep\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCall\"^\n\nMemoryStep\x12\x18\n\x05query\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04\x12\x1c\n\nnamespaces\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x18\n\x05limit\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"R\n\x08HttpStep\x12\x17\n\x06method\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x14\n\x03uri\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x04\x62ody\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x30\"i\n\x0c\x41pprovalStep\x12\x19\n\x08question\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\rprincipal_ids\x18\x02 \x03(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\tAgentStep\x12\x1f\n\x0epersonality_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.kfm.content.v1.Message\"\n\n\x08NoopStep\"\x91\x01\n\nStepResult\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65lta_count\x18\x05 \x01(\x05*\xd7\x01\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TURN_STATE_REQUESTED\x10\x01\x12\x16\n\x12TURN_STATE_RUNNING\x10\x02\x12\x16\n\x12TURN_STATE_WAITING\x10\x03\x12\x19\n\x15TURN_STATE_CANCELLING\x10\x04\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x05\x12\x15\n\x11TURN_STATE_FAILED\x10\x06\x12\x18\n\x14TURN_STATE_CANCELLED\x10\x07*u\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_FAILURE_FAIL_TURN\x10\x01\x12\x17\n\x13ON_FAILURE_CONTINUE\x10\x02\x12\x19\n\x15ON_FAILURE_COMPENSATE\x10\x03*\x8a\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STEP_STATE_SCHEDULED\x10\x01\x12\x18\n\x14STEP_STATE_SUCCEEDED\x10\x02\x12\x15\n\x11STEP_STATE_FAILED\x10\x03\x12\x16\n\x12STEP_STATE_SKIPPED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kfm/turn/v1/turn.proto\x12\x0bkfm.turn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\"\xee\x05\n\x04Turn\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cprincipal_id\x18\x03 \x01(\t\x12\x16\n\x0epersonality_id\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.kfm.turn.v1.TurnState\x12&\n\x05input\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\'\n\x06output\x18\x07 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12\x1f\n\x04plan\x18\x08 \x01(\x0b\x32\x11.kfm.turn.v1.Plan\x12&\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12$\n\x05usage\x18\n \x01(\x0b\x32\x15.kfm.content.v1.Usage\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06limits\x18\r \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12\'\n\x05model\x18\x0e \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1a\n\x12personality_digest\x18\x0f \x01(\t\x12\'\n\x08priority\x18\x10 \x01(\x0e\x32\x15.kfm.turn.v1.Priority\x12\'\n\x06parent\x18\x11 \x01(\x0b\x32\x17.kfm.turn.v1.ParentStep\x12$\n\x04\x66ork\x18\x12 \x01(\x0b\x32\x16.kfm.turn.v1.ForkPoint\x12\x33\n\x0fwait_start_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0fwaited_duration\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\"_\n\nParentStep\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07step_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x05\x64\x65pth\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x10(\x01\"-\n\tForkPoint\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\t\"\x8a\x02\n\nTurnLimits\x12\x39\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02*\x00\x12\"\n\tmax_steps\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12$\n\x0cmax_attempts\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x01H\x01\x88\x01\x01\x12 \n\nmax_tokens\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x02\x88\x01\x01\x12\'\n\x08max_cost\x18\x05 \x01(\x0b\x32\x15.kfm.content.v1.MoneyB\x0c\n\n_max_stepsB\x0f\n\r_max_attemptsB\r\n\x0b_max_tokens\"A\n\x0bModelChoice\x12\x19\n\x08provider\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"M\n\x04Plan\x12\x18\n\x07plan_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12+\n\x05steps\x18\x02 \x03(\x0b\x32\x11.kfm.turn.v1.StepB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\x9b\x08\n\x04Step\x12;\n\x07step_id\x18\x01 \x01(\tB*\xbaH\'r%\x10\x01\x18\x80\x01\x32\x1e^[A-Za-z0-9][A-Za-z0-9_.:/-]*$\x12\x1e\n\ndepends_on\x18\x02 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10@\x18\x01\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x16.kfm.turn.v1.ModelStepH\x00\x12%\n\x04tool\x18\x04 \x01(\x0b\x32\x15.kfm.turn.v1.ToolStepH\x00\x12)\n\x06memory\x18\x05 \x01(\x0b\x32\x17.kfm.turn.v1.MemoryStepH\x00\x12%\n\x04http\x18\x06 \x01(\x0b\x32\x15.kfm.turn.v1.HttpStepH\x00\x12-\n\x08\x61pproval\x18\x07 \x01(\x0b\x32\x19.kfm.turn.v1.ApprovalStepH\x00\x12\'\n\x05\x61gent\x18\x08 \x01(\x0b\x32\x16.kfm.turn.v1.AgentStepH\x00\x12%\n\x04noop\x18\t \x01(\x0b\x32\x15.kfm.turn.v1.NoopStepH\x00\x12%\n\x04plan\x18\x12 \x01(\x0b\x32\x15.kfm.turn.v1.PlanStepH\x00\x12\x34\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02*\x00\x12\x34\n\non_failure\x18\x0b \x01(\x0e\x32\x16.kfm.turn.v1.OnFailureB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x04join\x18\x0c \x01(\x0b\x32\x11.kfm.turn.v1.Join\x12\x1b\n\tcondition\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x07\x66\x61n_out\x18\x0e \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\'\n\x05retry\x18\x0f \x01(\x0b\x32\x18.kfm.turn.v1.RetryPolicy\x12\x1d\n\x0b\x63ompensates\x18\x10 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x05input\x18\x11 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12%\n\x05state\x18\x14 \x01(\x0e\x32\x16.kfm.turn.v1.StepState\x12\x0f\n\x07\x61ttempt\x18\x15 \x01(\x05\x12\x31\n\rschedule_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06result\x18\x18 \x01(\x0b\x32\x17.kfm.turn.v1.StepResult\x12&\n\x07\x66\x61ilure\x18\x19 \x01(\x0b\x32\x15.kfm.error.v1.Failure\x12\x15\n\rfailure_count\x18\x1a \x01(\x05\x12\x12\n\ngrown_from\x18\x1b \x01(\t\x12$\n\x04item\x18\x1c \x01(\x0b\x32\x16.google.protobuf.ValueB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\x83\x01\n\x04Join\x12#\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x14.kfm.turn.v1.JoinAllH\x00\x12#\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x14.kfm.turn.v1.JoinAnyH\x00\x12)\n\x06quorum\x18\x03 \x01(\x0b\x32\x17.kfm.turn.v1.JoinQuorumH\x00\x42\x06\n\x04kind\"\t\n\x07JoinAll\"\t\n\x07JoinAny\"$\n\nJoinQuorum\x12\x16\n\x05\x63ount\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\"\xb6\x01\n\x0bRetryPolicy\x12$\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x01H\x00\x88\x01\x01\x12\x38\n\x0b\x66irst_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x12\x36\n\tmax_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x42\x0f\n\r_max_attempts\"\x96\x01\n\tModelStep\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1f\n\x0cinstructions\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04\x12\x1a\n\x05tools\x18\x03 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x10\x80\x01\x18\x01\x12\x10\n\x08no_tools\x18\x04 \x01(\x08\x12\x11\n\tcontinues\x18\x05 \x01(\t\"T\n\x08PlanStep\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x1f\n\x0cinstructions\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04\"\x87\x01\n\x08ToolStep\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCall\x12\x10\n\x08\x61sked_by\x18\x03 \x01(\t\x12*\n\targuments\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"^\n\nMemoryStep\x12\x18\n\x05query\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04\x12\x1c\n\nnamespaces\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x18\n\x05limit\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"\xe7\x01\n\x08HttpStep\x12:\n\x06method\x18\x01 \x01(\tB*\xbaH\'r%R\x03GETR\x04HEADR\x04POSTR\x03PUTR\x05PATCHR\x06\x44\x45LETE\x12\x17\n\x03uri\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@\x12\x17\n\x04\x62ody\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\x12=\n\x07headers\x18\x04 \x03(\x0b\x32\".kfm.turn.v1.HttpStep.HeadersEntryB\x08\xbaH\x05\x9a\x01\x02\x10 \x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc3\x01\n\x0c\x41pprovalStep\x12\x19\n\x08question\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1f\n\rprincipal_ids\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x31\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02*\x00\x12\x1b\n\x07\x63hoices\x18\x04 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10 \x18\x01\x12\'\n\x06schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"T\n\tAgentStep\x12\x1f\n\x0epersonality_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x05input\x18\x02 \x01(\x0b\x32\x17.kfm.content.v1.Message\"\n\n\x08NoopStep\"\xb2\x01\n\nStepResult\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.kfm.content.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.Usage\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65lta_count\x18\x05 \x01(\x05\x12\x1f\n\x04plan\x18\x06 \x01(\x0b\x32\x11.kfm.turn.v1.Plan*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xd7\x01\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14TURN_STATE_REQUESTED\x10\x01\x12\x16\n\x12TURN_STATE_RUNNING\x10\x02\x12\x16\n\x12TURN_STATE_WAITING\x10\x03\x12\x19\n\x15TURN_STATE_CANCELLING\x10\x04\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x05\x12\x15\n\x11TURN_STATE_FAILED\x10\x06\x12\x18\n\x14TURN_STATE_CANCELLED\x10\x07*b\n\x0cPlanStrategy\x12\x1d\n\x19PLAN_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14PLAN_STRATEGY_DIRECT\x10\x01\x12\x19\n\x15PLAN_STRATEGY_PLANNED\x10\x02*u\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_FAILURE_FAIL_TURN\x10\x01\x12\x17\n\x13ON_FAILURE_CONTINUE\x10\x02\x12\x19\n\x15ON_FAILURE_COMPENSATE\x10\x03*\xa3\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STEP_STATE_SCHEDULED\x10\x01\x12\x18\n\x14STEP_STATE_SUCCEEDED\x10\x02\x12\x15\n\x11STEP_STATE_FAILED\x10\x03\x12\x16\n\x12STEP_STATE_SKIPPED\x10\x04\x12\x17\n\x13STEP_STATE_EXPANDED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kfm.turn.v1.turn_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PARENTSTEP'].fields_by_name['turn_id']._loaded_options = None
+  _globals['_PARENTSTEP'].fields_by_name['turn_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_PARENTSTEP'].fields_by_name['step_id']._loaded_options = None
+  _globals['_PARENTSTEP'].fields_by_name['step_id']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_PARENTSTEP'].fields_by_name['depth']._loaded_options = None
+  _globals['_PARENTSTEP'].fields_by_name['depth']._serialized_options = b'\272H\006\032\004\030\020(\001'
   _globals['_TURNLIMITS'].fields_by_name['max_duration']._loaded_options = None
   _globals['_TURNLIMITS'].fields_by_name['max_duration']._serialized_options = b'\272H\005\252\001\002*\000'
   _globals['_TURNLIMITS'].fields_by_name['max_steps']._loaded_options = None
   _globals['_TURNLIMITS'].fields_by_name['max_steps']._serialized_options = b'\272H\007\032\005\030\350\007(\001'
   _globals['_TURNLIMITS'].fields_by_name['max_attempts']._loaded_options = None
   _globals['_TURNLIMITS'].fields_by_name['max_attempts']._serialized_options = b'\272H\006\032\004\030\n(\001'
+  _globals['_TURNLIMITS'].fields_by_name['max_tokens']._loaded_options = None
+  _globals['_TURNLIMITS'].fields_by_name['max_tokens']._serialized_options = b'\272H\004\"\002(\001'
   _globals['_MODELCHOICE'].fields_by_name['provider']._loaded_options = None
   _globals['_MODELCHOICE'].fields_by_name['provider']._serialized_options = b'\272H\004r\002\030@'
   _globals['_MODELCHOICE'].fields_by_name['model']._loaded_options = None
@@ -60,8 +69,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEP'].fields_by_name['timeout']._serialized_options = b'\272H\005\252\001\002*\000'
   _globals['_STEP'].fields_by_name['on_failure']._loaded_options = None
   _globals['_STEP'].fields_by_name['on_failure']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_STEP'].fields_by_name['condition']._loaded_options = None
+  _globals['_STEP'].fields_by_name['condition']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_STEP'].fields_by_name['fan_out']._loaded_options = None
+  _globals['_STEP'].fields_by_name['fan_out']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_STEP'].fields_by_name['compensates']._loaded_options = None
+  _globals['_STEP'].fields_by_name['compensates']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_STEP'].fields_by_name['input']._loaded_options = None
+  _globals['_STEP'].fields_by_name['input']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_JOINQUORUM'].fields_by_name['count']._loaded_options = None
+  _globals['_JOINQUORUM'].fields_by_name['count']._serialized_options = b'\272H\004\032\002(\001'
+  _globals['_RETRYPOLICY'].fields_by_name['max_attempts']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['max_attempts']._serialized_options = b'\272H\006\032\004\030\n(\001'
+  _globals['_RETRYPOLICY'].fields_by_name['first_delay']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['first_delay']._serialized_options = b'\272H\005\252\001\0022\000'
+  _globals['_RETRYPOLICY'].fields_by_name['max_delay']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['max_delay']._serialized_options = b'\272H\005\252\001\0022\000'
   _globals['_MODELSTEP'].fields_by_name['instructions']._loaded_options = None
   _globals['_MODELSTEP'].fields_by_name['instructions']._serialized_options = b'\272H\006r\004(\200\200\004'
+  _globals['_MODELSTEP'].fields_by_name['tools']._loaded_options = None
+  _globals['_MODELSTEP'].fields_by_name['tools']._serialized_options = b'\272H\010\222\001\005\020\200\001\030\001'
+  _globals['_PLANSTEP'].fields_by_name['instructions']._loaded_options = None
+  _globals['_PLANSTEP'].fields_by_name['instructions']._serialized_options = b'\272H\006r\004(\200\200\004'
   _globals['_TOOLSTEP'].fields_by_name['name']._loaded_options = None
   _globals['_TOOLSTEP'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_MEMORYSTEP'].fields_by_name['query']._loaded_options = None
@@ -70,46 +99,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMORYSTEP'].fields_by_name['namespaces']._serialized_options = b'\272H\005\222\001\002\020\020'
   _globals['_MEMORYSTEP'].fields_by_name['limit']._loaded_options = None
   _globals['_MEMORYSTEP'].fields_by_name['limit']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_HTTPSTEP_HEADERSENTRY']._loaded_options = None
+  _globals['_HTTPSTEP_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_HTTPSTEP'].fields_by_name['method']._loaded_options = None
-  _globals['_HTTPSTEP'].fields_by_name['method']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_HTTPSTEP'].fields_by_name['method']._serialized_options = b'\272H\'r%R\003GETR\004HEADR\004POSTR\003PUTR\005PATCHR\006DELETE'
   _globals['_HTTPSTEP'].fields_by_name['uri']._loaded_options = None
-  _globals['_HTTPSTEP'].fields_by_name['uri']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_HTTPSTEP'].fields_by_name['uri']._serialized_options = b'\272H\007r\005\020\001\030\200@'
   _globals['_HTTPSTEP'].fields_by_name['body']._loaded_options = None
-  _globals['_HTTPSTEP'].fields_by_name['body']._serialized_options = b'\272H\006z\004\030\200\2000'
+  _globals['_HTTPSTEP'].fields_by_name['body']._serialized_options = b'\272H\006z\004\030\200\200\020'
+  _globals['_HTTPSTEP'].fields_by_name['headers']._loaded_options = None
+  _globals['_HTTPSTEP'].fields_by_name['headers']._serialized_options = b'\272H\005\232\001\002\020 '
   _globals['_APPROVALSTEP'].fields_by_name['question']._loaded_options = None
   _globals['_APPROVALSTEP'].fields_by_name['question']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_APPROVALSTEP'].fields_by_name['principal_ids']._loaded_options = None
+  _globals['_APPROVALSTEP'].fields_by_name['principal_ids']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_APPROVALSTEP'].fields_by_name['wait']._loaded_options = None
+  _globals['_APPROVALSTEP'].fields_by_name['wait']._serialized_options = b'\272H\005\252\001\002*\000'
+  _globals['_APPROVALSTEP'].fields_by_name['choices']._loaded_options = None
+  _globals['_APPROVALSTEP'].fields_by_name['choices']._serialized_options = b'\272H\007\222\001\004\020 \030\001'
   _globals['_AGENTSTEP'].fields_by_name['personality_id']._loaded_options = None
   _globals['_AGENTSTEP'].fields_by_name['personality_id']._serialized_options = b'\272H\004r\002\020\001'
-  _globals['_TURNSTATE']._serialized_start=2509
-  _globals['_TURNSTATE']._serialized_end=2724
-  _globals['_ONFAILURE']._serialized_start=2726
-  _globals['_ONFAILURE']._serialized_end=2843
-  _globals['_STEPSTATE']._serialized_start=2846
-  _globals['_STEPSTATE']._serialized_end=2984
-  _globals['_TURN']._serialized_start=190
-  _globals['_TURN']._serialized_end=715
-  _globals['_TURNLIMITS']._serialized_start=718
-  _globals['_TURNLIMITS']._serialized_end=894
-  _globals['_MODELCHOICE']._serialized_start=896
-  _globals['_MODELCHOICE']._serialized_end=961
-  _globals['_PLAN']._serialized_start=963
-  _globals['_PLAN']._serialized_end=1040
-  _globals['_STEP']._serialized_start=1043
-  _globals['_STEP']._serialized_end=1811
-  _globals['_MODELSTEP']._serialized_start=1813
-  _globals['_MODELSTEP']._serialized_end=1898
-  _globals['_TOOLSTEP']._serialized_start=1900
-  _globals['_TOOLSTEP']._serialized_end=1973
-  _globals['_MEMORYSTEP']._serialized_start=1975
-  _globals['_MEMORYSTEP']._serialized_end=2069
-  _globals['_HTTPSTEP']._serialized_start=2071
-  _globals['_HTTPSTEP']._serialized_end=2153
-  _globals['_APPROVALSTEP']._serialized_start=2155
-  _globals['_APPROVALSTEP']._serialized_end=2260
-  _globals['_AGENTSTEP']._serialized_start=2262
-  _globals['_AGENTSTEP']._serialized_end=2346
-  _globals['_NOOPSTEP']._serialized_start=2348
-  _globals['_NOOPSTEP']._serialized_end=2358
-  _globals['_STEPRESULT']._serialized_start=2361
-  _globals['_STEPRESULT']._serialized_end=2506
+  _globals['_PRIORITY']._serialized_start=4148
+  _globals['_PRIORITY']._serialized_end=4242
+  _globals['_TURNSTATE']._serialized_start=4245
+  _globals['_TURNSTATE']._serialized_end=4460
+  _globals['_PLANSTRATEGY']._serialized_start=4462
+  _globals['_PLANSTRATEGY']._serialized_end=4560
+  _globals['_ONFAILURE']._serialized_start=4562
+  _globals['_ONFAILURE']._serialized_end=4679
+  _globals['_STEPSTATE']._serialized_start=4682
+  _globals['_STEPSTATE']._serialized_end=4845
+  _globals['_TURN']._serialized_start=220
+  _globals['_TURN']._serialized_end=970
+  _globals['_PARENTSTEP']._serialized_start=972
+  _globals['_PARENTSTEP']._serialized_end=1067
+  _globals['_FORKPOINT']._serialized_start=1069
+  _globals['_FORKPOINT']._serialized_end=1114
+  _globals['_TURNLIMITS']._serialized_start=1117
+  _globals['_TURNLIMITS']._serialized_end=1383
+  _globals['_MODELCHOICE']._serialized_start=1385
+  _globals['_MODELCHOICE']._serialized_end=1450
+  _globals['_PLAN']._serialized_start=1452
+  _globals['_PLAN']._serialized_end=1529
+  _globals['_STEP']._serialized_start=1532
+  _globals['_STEP']._serialized_end=2583
+  _globals['_JOIN']._serialized_start=2586
+  _globals['_JOIN']._serialized_end=2717
+  _globals['_JOINALL']._serialized_start=2719
+  _globals['_JOINALL']._serialized_end=2728
+  _globals['_JOINANY']._serialized_start=2730
+  _globals['_JOINANY']._serialized_end=2739
+  _globals['_JOINQUORUM']._serialized_start=2741
+  _globals['_JOINQUORUM']._serialized_end=2777
+  _globals['_RETRYPOLICY']._serialized_start=2780
+  _globals['_RETRYPOLICY']._serialized_end=2962
+  _globals['_MODELSTEP']._serialized_start=2965
+  _globals['_MODELSTEP']._serialized_end=3115
+  _globals['_PLANSTEP']._serialized_start=3117
+  _globals['_PLANSTEP']._serialized_end=3201
+  _globals['_TOOLSTEP']._serialized_start=3204
+  _globals['_TOOLSTEP']._serialized_end=3339
+  _globals['_MEMORYSTEP']._serialized_start=3341
+  _globals['_MEMORYSTEP']._serialized_end=3435
+  _globals['_HTTPSTEP']._serialized_start=3438
+  _globals['_HTTPSTEP']._serialized_end=3669
+  _globals['_HTTPSTEP_HEADERSENTRY']._serialized_start=3623
+  _globals['_HTTPSTEP_HEADERSENTRY']._serialized_end=3669
+  _globals['_APPROVALSTEP']._serialized_start=3672
+  _globals['_APPROVALSTEP']._serialized_end=3867
+  _globals['_AGENTSTEP']._serialized_start=3869
+  _globals['_AGENTSTEP']._serialized_end=3953
+  _globals['_NOOPSTEP']._serialized_start=3955
+  _globals['_NOOPSTEP']._serialized_end=3965
+  _globals['_STEPRESULT']._serialized_start=3968
+  _globals['_STEPRESULT']._serialized_end=4146
 # @@protoc_insertion_point(module_scope)

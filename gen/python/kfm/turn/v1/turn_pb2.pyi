@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -22,6 +23,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As PRIORITY_NORMAL."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """After the others, such as work that nobody waits for."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """Somebody waits."""
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """Before the others."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Which turns go first where not all can: those of a higher priority within a tenant; tenants share what there is."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As PRIORITY_NORMAL."""
+PRIORITY_LOW: Priority.ValueType  # 1
+"""After the others, such as work that nobody waits for."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""Somebody waits."""
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""Before the others."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 class _TurnState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -67,6 +96,30 @@ TURN_STATE_CANCELLED: TurnState.ValueType  # 7
 """Over: cancelled."""
 Global___TurnState: _TypeAlias = TurnState  # noqa: Y015
 
+class _PlanStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlanStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlanStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLAN_STRATEGY_UNSPECIFIED: _PlanStrategy.ValueType  # 0
+    """The personality's, else PLAN_STRATEGY_DIRECT."""
+    PLAN_STRATEGY_DIRECT: _PlanStrategy.ValueType  # 1
+    """Retrieve what the personality knows, ask the model, run the tools that it asks for, and ask it again until it answers."""
+    PLAN_STRATEGY_PLANNED: _PlanStrategy.ValueType  # 2
+    """Have the model write a plan first, run that, then have it answer."""
+
+class PlanStrategy(_PlanStrategy, metaclass=_PlanStrategyEnumTypeWrapper):
+    """How the shell plans a turn whose caller gives no plan."""
+
+PLAN_STRATEGY_UNSPECIFIED: PlanStrategy.ValueType  # 0
+"""The personality's, else PLAN_STRATEGY_DIRECT."""
+PLAN_STRATEGY_DIRECT: PlanStrategy.ValueType  # 1
+"""Retrieve what the personality knows, ask the model, run the tools that it asks for, and ask it again until it answers."""
+PLAN_STRATEGY_PLANNED: PlanStrategy.ValueType  # 2
+"""Have the model write a plan first, run that, then have it answer."""
+Global___PlanStrategy: _TypeAlias = PlanStrategy  # noqa: Y015
+
 class _OnFailure:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -110,7 +163,9 @@ class _StepStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepState.V
     STEP_STATE_FAILED: _StepState.ValueType  # 3
     """The last attempt failed. Over, unless another attempt is scheduled."""
     STEP_STATE_SKIPPED: _StepState.ValueType  # 4
-    """Over: never run, because the turn ended before."""
+    """Over: not needed, its condition was false, or the turn ended before."""
+    STEP_STATE_EXPANDED: _StepState.ValueType  # 5
+    """Over: the steps that it fanned out to stand in for it."""
 
 class StepState(_StepState, metaclass=_StepStateEnumTypeWrapper):
     """Where a step stands."""
@@ -124,7 +179,9 @@ STEP_STATE_SUCCEEDED: StepState.ValueType  # 2
 STEP_STATE_FAILED: StepState.ValueType  # 3
 """The last attempt failed. Over, unless another attempt is scheduled."""
 STEP_STATE_SKIPPED: StepState.ValueType  # 4
-"""Over: never run, because the turn ended before."""
+"""Over: not needed, its condition was false, or the turn ended before."""
+STEP_STATE_EXPANDED: StepState.ValueType  # 5
+"""Over: the steps that it fanned out to stand in for it."""
 Global___StepState: _TypeAlias = StepState  # noqa: Y015
 
 @_typing.final
@@ -148,6 +205,11 @@ class Turn(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PERSONALITY_DIGEST_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
+    WAIT_START_TIME_FIELD_NUMBER: _builtins.int
+    WAITED_DURATION_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Names the turn; a ULID."""
     session_id: _builtins.str
@@ -160,6 +222,8 @@ class Turn(_message.Message):
     """Where the turn stands."""
     personality_digest: _builtins.str
     """The digest of the personality that it is pinned to."""
+    priority: Global___Priority.ValueType
+    """Which turns go first where not all can."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """What was asked."""
@@ -196,6 +260,22 @@ class Turn(_message.Message):
     def model(self) -> Global___ModelChoice:
         """The provider and model it asked for; empty where the personality or the configuration decides."""
 
+    @_builtins.property
+    def parent(self) -> Global___ParentStep:
+        """The step that asked for it; set where another turn's agent step did."""
+
+    @_builtins.property
+    def fork(self) -> Global___ForkPoint:
+        """The turn whose past it shares; set by ForkTurn."""
+
+    @_builtins.property
+    def wait_start_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it waits; set while WAITING."""
+
+    @_builtins.property
+    def waited_duration(self) -> _duration_pb2.Duration:
+        """How long it waited before; `limits.max_duration` does not count that."""
+
     def __init__(
         self,
         *,
@@ -214,14 +294,75 @@ class Turn(_message.Message):
         limits: Global___TurnLimits | None = ...,
         model: Global___ModelChoice | None = ...,
         personality_digest: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
+        parent: Global___ParentStep | None = ...,
+        fork: Global___ForkPoint | None = ...,
+        wait_start_time: _timestamp_pb2.Timestamp | None = ...,
+        waited_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "limits", b"limits", "model", b"model", "output", b"output", "plan", b"plan", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "fork", b"fork", "input", b"input", "limits", b"limits", "model", b"model", "output", b"output", "parent", b"parent", "plan", b"plan", "usage", b"usage", "wait_start_time", b"wait_start_time", "waited_duration", b"waited_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "limits", b"limits", "model", b"model", "output", b"output", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "plan", b"plan", "principal_id", b"principal_id", "session_id", b"session_id", "state", b"state", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "fork", b"fork", "input", b"input", "limits", b"limits", "model", b"model", "output", b"output", "parent", b"parent", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "plan", b"plan", "principal_id", b"principal_id", "priority", b"priority", "session_id", b"session_id", "state", b"state", "turn_id", b"turn_id", "usage", b"usage", "wait_start_time", b"wait_start_time", "waited_duration", b"waited_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Turn: _TypeAlias = Turn  # noqa: Y015
+
+@_typing.final
+class ParentStep(_message.Message):
+    """Names the step that a turn works for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    turn_id: _builtins.str
+    """Its turn."""
+    step_id: _builtins.str
+    """The step."""
+    depth: _builtins.int
+    """How many turns are above; 1 for the child of a turn that nobody's step asked for."""
+    def __init__(
+        self,
+        *,
+        turn_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "step_id", b"step_id", "turn_id", b"turn_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParentStep: _TypeAlias = ParentStep  # noqa: Y015
+
+@_typing.final
+class ForkPoint(_message.Message):
+    """Names the moment of a turn that another shares the past of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    turn_id: _builtins.str
+    """The turn."""
+    step_id: _builtins.str
+    """The last step that is shared; empty: none is."""
+    def __init__(
+        self,
+        *,
+        turn_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step_id", b"step_id", "turn_id", b"turn_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkPoint: _TypeAlias = ForkPoint  # noqa: Y015
 
 @_typing.final
 class TurnLimits(_message.Message):
@@ -232,13 +373,21 @@ class TurnLimits(_message.Message):
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     max_steps: _builtins.int
     """Steps run, of whatever kind."""
     max_attempts: _builtins.int
     """Attempts at each step."""
+    max_tokens: _builtins.int
+    """Tokens read and written by all its models."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """From acknowledgement to end."""
+
+    @_builtins.property
+    def max_cost(self) -> _content_pb2.Money:
+        """What all its steps may cost, in USD. A step whose cost is unknown ends a turn that has this limit."""
 
     def __init__(
         self,
@@ -246,19 +395,25 @@ class TurnLimits(_message.Message):
         max_duration: _duration_pb2.Duration | None = ...,
         max_steps: _builtins.int | None = ...,
         max_attempts: _builtins.int | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        max_cost: _content_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "max_attempts", b"max_attempts", "max_duration", b"max_duration", "max_steps", b"max_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "max_attempts", b"max_attempts", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "max_attempts", b"max_attempts", "max_duration", b"max_duration", "max_steps", b"max_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "max_attempts", b"max_attempts", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_steps", b"max_steps", "max_tokens", b"max_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
 
 Global___TurnLimits: _TypeAlias = TurnLimits  # noqa: Y015
 
@@ -290,7 +445,7 @@ Global___ModelChoice: _TypeAlias = ModelChoice  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
-    """A graph of steps without cycles."""
+    """A graph of steps without cycles. It may grow while it runs: by what a model asks for, by a list to fan out over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,7 +455,7 @@ class Plan(_message.Message):
     """Names the plan."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
-        """The steps. The turn's output is that of the last one listed."""
+        """The steps. The turn's output is that of the last one listed which succeeded and on which no other depends."""
 
     def __init__(
         self,
@@ -331,8 +486,15 @@ class Step(_message.Message):
     APPROVAL_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
+    JOIN_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    FAN_OUT_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    COMPENSATES_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
@@ -340,16 +502,32 @@ class Step(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    GROWN_FROM_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     step_id: _builtins.str
     """Names the step. In a plan that a caller gives it is any name unique within the plan; the shell puts the turn before it."""
     on_failure: Global___OnFailure.ValueType
     """What the failure of the last attempt means for the turn."""
+    condition: _builtins.str
+    """A CEL expression that decides whether the step runs, once it could start; empty: it does. Expressions see `input` (the
+    text of the turn's input), `outputs` (by the step's name: `text`, `json`, `passages`, `state`) and `item`.
+    """
+    fan_out: _builtins.str
+    """A CEL expression that yields a list of at most 100: the step runs once for each `item`, at the same time."""
+    compensates: _builtins.str
+    """The step that it undoes. It runs only if that succeeded, when a step with ON_FAILURE_COMPENSATE has failed."""
+    input: _builtins.str
+    """A CEL expression that yields what the step works on: text, or an object; a tool's adds to its arguments. Empty: the
+    `item`, else the turn's input.
+    """
     state: Global___StepState.ValueType
     """Output only. Where the step stands."""
     attempt: _builtins.int
     """Output only. Which attempt is, or was, the last. Counts from 1; 0 before the first."""
     failure_count: _builtins.int
-    """Output only. How many attempts failed. An attempt that a crash interrupted is none of them."""
+    """Output only. How many attempts failed. One that a crash interrupted, or that found a service of the mesh gone, is none."""
+    grown_from: _builtins.str
+    """Output only. The step by which the plan grew by this one."""
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The steps whose outputs it needs; it starts when they have ended."""
@@ -383,8 +561,20 @@ class Step(_message.Message):
         """Do nothing: hand the input on."""
 
     @_builtins.property
+    def plan(self) -> Global___PlanStep:
+        """Have a model write the steps that follow."""
+
+    @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long one attempt may take. Empty: the configuration's."""
+
+    @_builtins.property
+    def join(self) -> Global___Join:
+        """When it starts, seen from the steps that it depends on."""
+
+    @_builtins.property
+    def retry(self) -> Global___RetryPolicy:
+        """How its failures are tried again; empty fields fall to the turn's limits and the shell's back-off."""
 
     @_builtins.property
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
@@ -402,6 +592,10 @@ class Step(_message.Message):
     def failure(self) -> _error_pb2.Failure:
         """Output only. Why the last attempt failed."""
 
+    @_builtins.property
+    def item(self) -> _struct_pb2.Value:
+        """Output only. The item of the list that it runs for."""
+
     def __init__(
         self,
         *,
@@ -414,8 +608,15 @@ class Step(_message.Message):
         approval: Global___ApprovalStep | None = ...,
         agent: Global___AgentStep | None = ...,
         noop: Global___NoopStep | None = ...,
+        plan: Global___PlanStep | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         on_failure: Global___OnFailure.ValueType = ...,
+        join: Global___Join | None = ...,
+        condition: _builtins.str = ...,
+        fan_out: _builtins.str = ...,
+        retry: Global___RetryPolicy | None = ...,
+        compensates: _builtins.str = ...,
+        input: _builtins.str = ...,
         state: Global___StepState.ValueType = ...,
         attempt: _builtins.int = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
@@ -423,16 +624,148 @@ class Step(_message.Message):
         result: Global___StepResult | None = ...,
         failure: _error_pb2.Failure | None = ...,
         failure_count: _builtins.int = ...,
+        grown_from: _builtins.str = ...,
+        item: _struct_pb2.Value | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "end_time", b"end_time", "failure", b"failure", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "result", b"result", "schedule_time", b"schedule_time", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "end_time", b"end_time", "failure", b"failure", "http", b"http", "item", b"item", "join", b"join", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "plan", b"plan", "result", b"result", "retry", b"retry", "schedule_time", b"schedule_time", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "attempt", b"attempt", "depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "failure_count", b"failure_count", "http", b"http", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "on_failure", b"on_failure", "result", b"result", "schedule_time", b"schedule_time", "state", b"state", "step_id", b"step_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approval", b"approval", "attempt", b"attempt", "compensates", b"compensates", "condition", b"condition", "depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "failure_count", b"failure_count", "fan_out", b"fan_out", "grown_from", b"grown_from", "http", b"http", "input", b"input", "item", b"item", "join", b"join", "kind", b"kind", "memory", b"memory", "model", b"model", "noop", b"noop", "on_failure", b"on_failure", "plan", b"plan", "result", b"result", "retry", b"retry", "schedule_time", b"schedule_time", "state", b"state", "step_id", b"step_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "tool", "memory", "http", "approval", "agent", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "tool", "memory", "http", "approval", "agent", "noop", "plan"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class Join(_message.Message):
+    """When a step starts, seen from the steps that it depends on. It is skipped as soon as it never can."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    ANY_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def all(self) -> Global___JoinAll:
+        """All have ended, and none was skipped. The rule where nothing is said."""
+
+    @_builtins.property
+    def any(self) -> Global___JoinAny:
+        """The first has succeeded; others that nobody else waits for are ended."""
+
+    @_builtins.property
+    def quorum(self) -> Global___JoinQuorum:
+        """So many have succeeded; others that nobody else waits for are ended."""
+
+    def __init__(
+        self,
+        *,
+        all: Global___JoinAll | None = ...,
+        any: Global___JoinAny | None = ...,
+        quorum: Global___JoinQuorum | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "kind", b"kind", "quorum", b"quorum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "any", b"any", "kind", b"kind", "quorum", b"quorum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["all", "any", "quorum"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Join: _TypeAlias = Join  # noqa: Y015
+
+@_typing.final
+class JoinAll(_message.Message):
+    """All have ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinAll: _TypeAlias = JoinAll  # noqa: Y015
+
+@_typing.final
+class JoinAny(_message.Message):
+    """The first has succeeded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinAny: _TypeAlias = JoinAny  # noqa: Y015
+
+@_typing.final
+class JoinQuorum(_message.Message):
+    """So many have succeeded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinQuorum: _TypeAlias = JoinQuorum  # noqa: Y015
+
+@_typing.final
+class RetryPolicy(_message.Message):
+    """How the failures of a step are tried again. Only those are that may pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    FIRST_DELAY_FIELD_NUMBER: _builtins.int
+    MAX_DELAY_FIELD_NUMBER: _builtins.int
+    max_attempts: _builtins.int
+    """How often it is tried in all; no more than the turn's limit allows."""
+    @_builtins.property
+    def first_delay(self) -> _duration_pb2.Duration:
+        """How long to wait after the first failure; doubles with each. Absent: 0.2 s."""
+
+    @_builtins.property
+    def max_delay(self) -> _duration_pb2.Duration:
+        """The longest wait. Absent: 10 s."""
+
+    def __init__(
+        self,
+        *,
+        max_attempts: _builtins.int | None = ...,
+        first_delay: _duration_pb2.Duration | None = ...,
+        max_delay: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "first_delay", b"first_delay", "max_attempts", b"max_attempts", "max_delay", b"max_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "first_delay", b"first_delay", "max_attempts", b"max_attempts", "max_delay", b"max_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+
+Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
 @_typing.final
 class ModelStep(_message.Message):
@@ -442,11 +775,53 @@ class ModelStep(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    NO_TOOLS_FIELD_NUMBER: _builtins.int
+    CONTINUES_FIELD_NUMBER: _builtins.int
+    instructions: _builtins.str
+    """Said to the model after the personality's prompt."""
+    no_tools: _builtins.bool
+    """Whether it may ask for none."""
+    continues: _builtins.str
+    """Output only. The model step that it goes on from, with what the tools answered."""
+    @_builtins.property
+    def model(self) -> Global___ModelChoice:
+        """Which model; empty fields fall to the turn's, the personality's, the configuration's."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tools that the model may ask for; empty: the personality's."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelChoice | None = ...,
+        instructions: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        no_tools: _builtins.bool = ...,
+        continues: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continues", b"continues", "instructions", b"instructions", "model", b"model", "no_tools", b"no_tools", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStep: _TypeAlias = ModelStep  # noqa: Y015
+
+@_typing.final
+class PlanStep(_message.Message):
+    """Has a model write the steps that follow, as structured output: checked, and mended by the model at most twice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     instructions: _builtins.str
     """Said to the model after the personality's prompt."""
     @_builtins.property
     def model(self) -> Global___ModelChoice:
-        """Which model; empty fields fall to the turn's, the personality's, the configuration's."""
+        """Which model; as ModelStep.model."""
 
     def __init__(
         self,
@@ -460,7 +835,7 @@ class ModelStep(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ModelStep: _TypeAlias = ModelStep  # noqa: Y015
+Global___PlanStep: _TypeAlias = PlanStep  # noqa: Y015
 
 @_typing.final
 class ToolStep(_message.Message):
@@ -470,21 +845,31 @@ class ToolStep(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The tool."""
+    asked_by: _builtins.str
+    """Output only. The model step whose output has the call with its arguments."""
     @_builtins.property
     def call(self) -> _content_pb2.ToolCall:
-        """The model's call that it answers."""
+        """Output only. The call, as the model made it or the plan says."""
+
+    @_builtins.property
+    def arguments(self) -> _struct_pb2.Struct:
+        """What the tool is called with. What `Step.input` yields, if it is an object, is added to it."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         call: _content_pb2.ToolCall | None = ...,
+        asked_by: _builtins.str = ...,
+        arguments: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "asked_by", b"asked_by", "call", b"call", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,25 +913,51 @@ class HttpStep(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     METHOD_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """Such as `GET`."""
     uri: _builtins.str
-    """Where; its host must be on the allow-list."""
+    """Where; its host must be on the configuration's allow-list."""
     body: _builtins.bytes
-    """What is sent."""
+    """What is sent. Empty, and `Step.input` given: that, as text or JSON."""
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Headers of the request. `Idempotency-Key` is the step's id, always."""
+
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
         uri: _builtins.str = ...,
         body: _builtins.bytes = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "method", b"method", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "headers", b"headers", "method", b"method", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -561,6 +972,8 @@ class ApprovalStep(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     PRINCIPAL_IDS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """What is to be decided."""
     @_builtins.property
@@ -569,7 +982,15 @@ class ApprovalStep(_message.Message):
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """When waiting ends, and the step fails."""
+        """When waiting ends, and the step fails. Absent: the configuration's."""
+
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The answers there are; empty: any text, or what `schema` says."""
+
+    @_builtins.property
+    def schema(self) -> _struct_pb2.Struct:
+        """The JSON Schema that the answer's text, read as JSON, must match."""
 
     def __init__(
         self,
@@ -577,10 +998,12 @@ class ApprovalStep(_message.Message):
         question: _builtins.str = ...,
         principal_ids: _abc.Iterable[_builtins.str] | None = ...,
         wait: _duration_pb2.Duration | None = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+        schema: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal_ids", b"principal_ids", "question", b"question", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "principal_ids", b"principal_ids", "question", b"question", "schema", b"schema", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -642,6 +1065,7 @@ class StepResult(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     DELTA_COUNT_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Who did it, such as `local` or `memory`."""
     model: _builtins.str
@@ -656,6 +1080,10 @@ class StepResult(_message.Message):
     def usage(self) -> _content_pb2.Usage:
         """What it used."""
 
+    @_builtins.property
+    def plan(self) -> Global___Plan:
+        """The steps that a plan step wrote."""
+
     def __init__(
         self,
         *,
@@ -664,10 +1092,11 @@ class StepResult(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         delta_count: _builtins.int = ...,
+        plan: Global___Plan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "plan", b"plan", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_count", b"delta_count", "model", b"model", "output", b"output", "provider", b"provider", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_count", b"delta_count", "model", b"model", "output", b"output", "plan", b"plan", "provider", b"provider", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,10 +33,17 @@ class TurnSpec(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The conversation; empty: a new one."""
     personality_id: _builtins.str
     """Who is to answer; empty: the configuration's default."""
+    strategy: _turn_pb2.PlanStrategy.ValueType
+    """How the shell plans."""
+    priority: _turn_pb2.Priority.ValueType
+    """Which turns go first where not all can."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """What is asked; its role is USER."""
@@ -53,6 +60,10 @@ class TurnSpec(_message.Message):
     def plan(self) -> _turn_pb2.Plan:
         """What is to be done; empty: the shell plans."""
 
+    @_builtins.property
+    def parent(self) -> _turn_pb2.ParentStep:
+        """The step that it works for; for agent steps."""
+
     def __init__(
         self,
         *,
@@ -62,10 +73,13 @@ class TurnSpec(_message.Message):
         model: _turn_pb2.ModelChoice | None = ...,
         limits: _turn_pb2.TurnLimits | None = ...,
         plan: _turn_pb2.Plan | None = ...,
+        strategy: _turn_pb2.PlanStrategy.ValueType = ...,
+        priority: _turn_pb2.Priority.ValueType = ...,
+        parent: _turn_pb2.ParentStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "model", b"model", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "model", b"model", "parent", b"parent", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "model", b"model", "personality_id", b"personality_id", "plan", b"plan", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "limits", b"limits", "model", b"model", "parent", b"parent", "personality_id", b"personality_id", "plan", b"plan", "priority", b"priority", "session_id", b"session_id", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,7 +94,7 @@ class RunTurnRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours; a ULID or UUID is right. Empty: each call is a new turn."""
+    """Makes the call idempotent for good; a ULID or UUID is right. Empty: each call is a new turn."""
     @_builtins.property
     def turn(self) -> Global___TurnSpec:
         """The turn."""
@@ -469,7 +483,7 @@ class ProvideInputRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     step_id: _builtins.str
-    """The step that waits."""
+    """The step that waits, as the turn's plan names it."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 hours."""
     @_builtins.property
@@ -522,12 +536,12 @@ class ForkTurnRequest(_message.Message):
     turn_id: _builtins.str
     """The turn to share the past of."""
     step_id: _builtins.str
-    """The last step to share; empty: none."""
+    """The last step to share, as the turn's plan names it; empty: none."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 hours."""
     @_builtins.property
     def changes(self) -> Global___TurnSpec:
-        """What differs; empty fields are as in the first turn."""
+        """What differs; empty fields are as in the first turn, but for `session_id`: empty is a new one."""
 
     def __init__(
         self,

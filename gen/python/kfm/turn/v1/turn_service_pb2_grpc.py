@@ -139,14 +139,16 @@ class TurnServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProvideInput(self, request, context):
-        """Answers what a turn waits for.
+        """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
+        where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkTurn(self, request, context):
-        """Starts a new turn that shares the past of another up to a step.
+        """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
+        runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,9 +53,13 @@ class TurnServiceStub:
     Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
     """
     ProvideInput: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]
-    """Answers what a turn waits for."""
+    """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
+    where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """
     ForkTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]
-    """Starts a new turn that shares the past of another up to a step."""
+    """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
+    runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+    """
 
 @_typing.type_check_only
 class TurnServiceAsyncStub(TurnServiceStub):
@@ -82,9 +86,13 @@ class TurnServiceAsyncStub(TurnServiceStub):
     Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
     """
     ProvideInput: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
-    """Answers what a turn waits for."""
+    """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
+    where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """
     ForkTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]  # type: ignore[assignment]
-    """Starts a new turn that shares the past of another up to a step."""
+    """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
+    runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+    """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone."""
@@ -156,7 +164,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ProvideInputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ProvideInputResponse, _abc.Awaitable[_turn_service_pb2.ProvideInputResponse]]:
-        """Answers what a turn waits for."""
+        """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
+        where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+        """
 
     @_abc_1.abstractmethod
     def ForkTurn(
@@ -164,6 +174,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ForkTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ForkTurnResponse, _abc.Awaitable[_turn_service_pb2.ForkTurnResponse]]:
-        """Starts a new turn that shares the past of another up to a step."""
+        """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
+        runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+        """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

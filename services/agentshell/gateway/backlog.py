@@ -1,0 +1,75 @@
+"""How many turns are open: more than a bounded number are not admitted, so that those that are get their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from datetime import timedelta
+
+from agentshell.db.database import Database
+from agentshell.mesh.config import RuntimeConfig
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+_KEPT_SECONDS = 0.5
+_RETRY_DELAY = timedelta(seconds=1)
+
+# The states are those of the index. A claim that nothing came of within a minute was cut off, and is no turn.
+_COUNT = """
+SELECT tenant_id, count(*) FROM gateway.turn
+WHERE state IN (1, 2, 4) AND (folded_offset IS NOT NULL OR create_time > now() - interval '60 s')
+GROUP BY tenant_id
+"""
+
+_FIND = """
+SELECT 1 FROM gateway.turn
+WHERE tenant_id = %s AND (turn_id = %s OR (turn_id = %s AND state IN (1, 2, 4))) LIMIT 1
+"""
+
+
+class Backlog:
+    """Counts open turns, at most twice a second; in between it adds what this process admits.
+
+    The limits are met about: gateways do not know what others have admitted since they counted.
+    """
+
+    def __init__(self, database: Database, config: RuntimeConfig) -> None:
+        self._database = database
+        self._most = config.max_open_turns
+        self._most_of_tenant = config.max_open_turns_per_tenant
+        self._counting = asyncio.Lock()
+        self._expiry = 0.0
+        self._open = Counter[str]()
+
+    async def admit(self, tenant_id: str, turn_id: str, parent_id: str) -> None:
+        """Counts one more turn of a tenant. Raises OVERLOADED where there are too many.
+
+        A turn that is known already passes, and so does one that an open turn waits for: to refuse it frees nothing.
+        """
+        await self._count()
+        key, most, count = "runtime.max_open_turns", self._most, self._open.total()
+        if self._open[tenant_id] >= self._most_of_tenant:
+            key, most, count = "runtime.max_open_turns_per_tenant", self._most_of_tenant, self._open[tenant_id]
+        if count >= most and not await self._is_known(tenant_id, turn_id, parent_id):
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_OVERLOADED,
+                f"{count} turns are open, the limit is {most} ('{key}'); try again in {_RETRY_DELAY.seconds} s",
+                metadata={"open": str(count), "limit": str(most), "key": key},
+                retry_delay=_RETRY_DELAY,
+            )
+        self._open[tenant_id] += 1
+
+    async def _count(self) -> None:
+        async with self._counting:
+            if time.monotonic() < self._expiry:
+                return
+            async with self._database.connection() as connection:
+                counted = await (await connection.execute(_COUNT)).fetchall()
+            self._open = Counter(dict(counted))
+            self._expiry = time.monotonic() + _KEPT_SECONDS
+
+    async def _is_known(self, tenant_id: str, turn_id: str, parent_id: str) -> bool:
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(_FIND, (tenant_id, turn_id, parent_id))
+            return await cursor.fetchone() is not None

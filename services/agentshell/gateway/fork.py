@@ -1,0 +1,69 @@
+"""What a fork shares with the turn that it comes from. Pure."""
+
+from __future__ import annotations
+
+from kfm.turn.v1 import turn_pb2 as t
+from kfm.turn.v1.turn_event_pb2 import TurnRequested
+from kfm.turn.v1.turn_service_pb2 import TurnSpec
+
+_LIMITS = ("max_duration", "max_steps", "max_attempts", "max_tokens", "max_cost")
+_SETTLED = frozenset((t.STEP_STATE_SUCCEEDED, t.STEP_STATE_SKIPPED, t.STEP_STATE_EXPANDED))
+_MADE_OF_ATTEMPTS = ("state", "attempt", "schedule_time", "end_time", "result", "failure", "failure_count")
+
+
+def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
+    """Returns what a fork is asked for: what differs, and the rest as it was; but for the session, a new one.
+
+    The plan is that of `changes`; else, where no strategy is asked for, the one that the source's caller gave.
+    """
+    merged = TurnSpec()
+    merged.CopyFrom(changes)
+    merged.personality_id = changes.personality_id or source.personality_id
+    merged.strategy = changes.strategy or source.strategy
+    merged.priority = changes.priority or source.priority
+    if not changes.HasField("input"):
+        merged.input.CopyFrom(source.input)
+    if not changes.HasField("model"):
+        merged.model.CopyFrom(source.model)
+    merged.limits.CopyFrom(source.limits)
+    for field in _LIMITS:
+        if changes.limits.HasField(field):
+            merged.limits.ClearField(field)
+    merged.limits.MergeFrom(changes.limits)
+    if not changes.plan.steps and not changes.strategy and not source.fork.step_id:
+        merged.plan.CopyFrom(source.plan)
+    return merged
+
+
+def is_undoing(turn: t.Turn, step_id: str) -> bool:
+    """Returns whether the step undoes another: then what is past is no longer so."""
+    return any(step.step_id == step_id and step.compensates for step in turn.plan.steps)
+
+
+def past(turn: t.Turn) -> t.Plan:
+    """Returns the plan of a turn as another can have it: with what is done, without names of the turn.
+
+    What was under way, or had failed, begins anew; but a failure that a later step has dealt with is part of the past.
+    """
+    shared = t.Plan()
+    shared.CopyFrom(turn.plan)
+    dealt_with = {name for step in shared.steps if step.state in _SETTLED for name in step.depends_on}
+    for step in shared.steps:
+        failed_for_good = step.state == t.STEP_STATE_FAILED and step.step_id in dealt_with
+        if step.state not in _SETTLED and not failed_for_good:
+            for field in _MADE_OF_ATTEMPTS:
+                step.ClearField(field)
+        _strip(step, f"{turn.turn_id}/")
+    return shared
+
+
+def _strip(step: t.Step, prefix: str) -> None:
+    """Takes the turn out of the names: the inverse of `plan.own`."""
+    step.step_id = step.step_id.removeprefix(prefix)
+    step.depends_on[:] = [name.removeprefix(prefix) for name in step.depends_on]
+    step.compensates = step.compensates.removeprefix(prefix)
+    step.grown_from = step.grown_from.removeprefix(prefix)
+    if step.model.continues:
+        step.model.continues = step.model.continues.removeprefix(prefix)
+    if step.tool.asked_by:
+        step.tool.asked_by = step.tool.asked_by.removeprefix(prefix)

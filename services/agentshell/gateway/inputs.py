@@ -1,0 +1,132 @@
+"""Whether somebody's answer to a question of a turn counts. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from google.protobuf.struct_pb2 import Struct
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+
+from agentshell.turn.content import Plain, plain, text_of
+from agentshell.turn.decision import input_end_times
+from agentshell.turn.state import is_over
+from kfm.content.v1.content_pb2 import ROLE_USER, Message
+from kfm.error.v1 import error_pb2
+from kfm.error.v1.error_pb2 import ErrorReason
+from kfm.turn.v1.turn_event_pb2 import InputProvided
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, Step, StepState, Turn, TurnState
+
+# A schema is a caller's, and answers are checked where others' turns are served: the work of a check must be bounded.
+_MAX_SCHEMA_BYTES = 16 * 1024
+_MAX_TYPED_CHARACTERS = 16 * 1024
+_UNBOUNDED = frozenset(
+    ("$ref", "$dynamicRef", "pattern", "patternProperties", "unevaluatedItems", "unevaluatedProperties")
+)
+_NAMED_SCHEMAS = frozenset(("properties", "$defs", "dependentSchemas"))
+_DATA = frozenset(("const", "enum", "default", "examples"))
+_SHOWN_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an answer does not count. `field` is the one of the request that is to blame; empty: none."""
+
+    reason: ErrorReason.ValueType
+    message: str
+    field: str = ""
+
+
+def refusal(turn: Turn, answer: InputProvided, now: datetime) -> Refusal | None:
+    """Returns why an answer given at `now`, in UTC, does not count; None: it does."""
+    step = next((step for step in turn.plan.steps if step.step_id == answer.step_id), None)
+    if step is None or not step.HasField("approval"):
+        waiting = ", ".join(input_end_times(turn)) or "no step"
+        message = f"{answer.step_id!r} is no question of turn {turn.turn_id}; {waiting} waits for an answer"
+        return Refusal(error_pb2.ERROR_REASON_INVALID_REQUEST, message, "step_id")
+    end = None if is_over(turn) else input_end_times(turn).get(step.step_id)
+    if end is None:
+        return _not_waiting(turn, step)
+    if now >= end:
+        message = f"step {step.step_id} waited for an answer until {end:%Y-%m-%d %H:%M:%S} UTC; start a new turn"
+        return Refusal(error_pb2.ERROR_REASON_INPUT_EXPIRED, message)
+    allowed = step.approval.principal_ids or [turn.principal_id]
+    if answer.principal_id not in allowed:
+        message = f"step {step.step_id} is not {answer.principal_id}'s to answer; {', '.join(allowed)} may"
+        return Refusal(error_pb2.ERROR_REASON_PERMISSION_DENIED, message)
+    field, message = _problem(step.approval, answer.input)
+    return Refusal(error_pb2.ERROR_REASON_INVALID_REQUEST, message, field) if message else None
+
+
+def schema_problem(schema: Struct) -> str:
+    """Returns what is wrong with the schema of an answer; empty: nothing."""
+    if (size := schema.ByteSize()) > _MAX_SCHEMA_BYTES:
+        return f"takes {size} bytes, the limit is {_MAX_SCHEMA_BYTES}"
+    made = plain(schema)
+    try:
+        Draft202012Validator.check_schema(made)
+    except SchemaError as error:
+        return f"is no JSON Schema: {_told(error)}"
+    if keyword := next(_unbounded(made), ""):
+        return f"has {keyword!r}, which takes unbounded work to check; say it without"
+    return ""
+
+
+def _not_waiting(turn: Turn, step: Step) -> Refusal:
+    if step.state == STEP_STATE_SUCCEEDED:
+        message = f"step {step.step_id} is answered already; the first answer counts"
+    else:
+        state = StepState.Name(step.state).removeprefix("STEP_STATE_") if step.state else "not begun"
+        of_turn = TurnState.Name(turn.state).removeprefix("TURN_STATE_")
+        message = f"step {step.step_id} does not wait for an answer: it is {state}, and its turn {of_turn}"
+    return Refusal(error_pb2.ERROR_REASON_TURN_STATE, message)
+
+
+def _problem(approval: ApprovalStep, given: Message) -> tuple[str, str]:
+    """Returns what is wrong with an answer as (field, description); empty ones: nothing."""
+    text = text_of(given)
+    if given.role != ROLE_USER:
+        return "input.role", "must be ROLE_USER: an answer is what a user says"
+    if not text.strip():
+        return "input.parts", "say something: one part must be a text that is not empty"
+    if approval.choices and text not in approval.choices:
+        return "input", f"{text!r:.100} is none of {json.dumps(list(approval.choices), ensure_ascii=False)}"
+    if approval.HasField("schema"):
+        return "input", _mismatch(approval.schema, text)
+    return "", ""
+
+
+def _mismatch(schema: Struct, text: str) -> str:
+    if len(text) > _MAX_TYPED_CHARACTERS:
+        return f"has {len(text)} characters, the limit of an answer with a schema is {_MAX_TYPED_CHARACTERS}"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return "must be JSON that matches the step's schema"
+    first = next(Draft202012Validator(plain(schema)).iter_errors(value), None)
+    return _told(first) if first else ""
+
+
+def _told(error: ValidationError | SchemaError) -> str:
+    return f"{error.json_path}: {error.message}"[:_SHOWN_CHARACTERS]
+
+
+def _unbounded(schema: Plain) -> Iterator[str]:
+    """Yields the keywords of a schema that may make a check endless, or look elsewhere."""
+    match schema:
+        case list():
+            for each in schema:
+                yield from _unbounded(each)
+        case Mapping():
+            for keyword, value in schema.items():
+                if keyword in _UNBOUNDED:
+                    yield keyword
+                elif keyword in _NAMED_SCHEMAS and isinstance(value, Mapping):
+                    yield from _unbounded(list(value.values()))
+                elif keyword not in _DATA:
+                    yield from _unbounded(value)
+        case _:
+            pass

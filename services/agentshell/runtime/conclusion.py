@@ -1,0 +1,50 @@
+"""What follows the end of a turn: its session remembers it, its sub-turns end, its parking place is free."""
+
+from __future__ import annotations
+
+import structlog
+
+from agentshell.mesh import telemetry
+from agentshell.mesh.telemetry import TURN_SECONDS
+from agentshell.runtime.history import History
+from agentshell.runtime.open_turn import OpenTurn
+from agentshell.runtime.parking import Parking
+from agentshell.runtime.sub_turns import SubTurns
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
+from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn, TurnState
+
+_log = structlog.get_logger("agentshell.manager")
+
+
+class Conclusion:
+    """Concludes turns that are over. It may be done more than once."""
+
+    def __init__(self, history: History, sub_turns: SubTurns, parking: Parking) -> None:
+        self._history = history
+        self._sub_turns = sub_turns
+        self._parking = parking
+
+    def is_needed(self, open_turn: OpenTurn, *, was_parked: bool) -> bool:
+        """Returns whether the turn's end needs more than to be told."""
+        answered = open_turn.turn.output.role == ROLE_ASSISTANT
+        return answered or was_parked or open_turn.turn.state != TURN_STATE_COMPLETED
+
+    async def run(self, open_turn: OpenTurn, *, was_parked: bool) -> None:
+        """Does what the turn's end needs. Raises DATABASE_UNAVAILABLE."""
+        tenant_id, turn = open_turn.header.tenant_id, open_turn.turn
+        if turn.output.role == ROLE_ASSISTANT:  # Something was answered.
+            await self._history.remember(tenant_id, turn)
+        if turn.state != TURN_STATE_COMPLETED:
+            await self._sub_turns.cancel(tenant_id, turn)
+        if was_parked:
+            await self._parking.forget(turn.turn_id)
+
+
+def tell(open_turn: OpenTurn) -> None:
+    """Says in the logs and the metrics that a turn is over."""
+    turn: Turn = open_turn.turn
+    state = TurnState.Name(turn.state).removeprefix("TURN_STATE_").lower()
+    seconds = (turn.end_time.ToNanoseconds() - turn.create_time.ToNanoseconds()) / 1e9
+    TURN_SECONDS.labels(state).observe(seconds)
+    trace_id = telemetry.trace_id(open_turn.header.traceparent)
+    _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id, trace_id=trace_id)

@@ -1,0 +1,89 @@
+"""How attempts reach the workers: by a call in the same process, or by the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agentshell.log.log import Record
+from agentshell.mesh import ids
+from agentshell.runtime.open_turn import OpenTurn
+from agentshell.runtime.request import sources
+from agentshell.runtime.worker import Worker
+from agentshell.turn import envelope
+from agentshell.turn.records import command_record
+from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop, TurnEvent
+
+Done = Callable[[TurnEvent], None]
+
+
+class Dispatch(Protocol):
+    """Has attempts made and ended. What it returns belongs into `agent.steps`, in one append with the decision."""
+
+    # Whether attempts go on when the owner that asked for them is gone.
+    outlives_owner: bool
+
+    def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
+        """Begins an attempt; `done` gets what came of it, unless that comes by the log."""
+        ...
+
+    def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:
+        """Ends the attempts at a step, or at all steps of the turn."""
+        ...
+
+    def close(self) -> None:
+        """Ends what does not outlive its owner."""
+        ...
+
+
+class LocalDispatch:
+    """Hands attempts to the worker of this process: no second record, and no waiting for one."""
+
+    outlives_owner = False
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
+        self._worker.start(request, done)
+        return []
+
+    def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:
+        self._worker.cancel(open_turn.turn.turn_id, step_id)
+        return []
+
+    def close(self) -> None:
+        self._worker.cancel()
+
+
+class LogDispatch:
+    """Writes attempts to `agent.steps`, for the group of workers. Outputs of steps are referred to, not repeated."""
+
+    outlives_owner = True
+
+    def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
+        # One id however often it is asked for: what the log has already it does not take again.
+        request.header.event_id = ids.digest("run", request.step.step_id, request.attempt)
+        return [command_record(StepCommand(run=_by_reference(open_turn, request)))]
+
+    def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:
+        stop = StepStop(turn_id=open_turn.turn.turn_id, step_id=step_id)
+        envelope.follow(stop.header, open_turn.header)
+        event_id = ids.digest("stop", stop.turn_id, step_id)
+        envelope.begin(stop.header, event_id, StepStop.DESCRIPTOR.full_name)
+        return [command_record(StepCommand(stop=stop))]
+
+    def close(self) -> None:
+        """Nothing ends: the next owner hears of it by the log."""
+
+
+def _by_reference(open_turn: OpenTurn, request: StepRequest) -> StepRequest:
+    """Returns the request with an offset in place of each output that the log has."""
+    steps = {step.step_id: step for step in open_turn.turn.plan.steps}
+    before, rounds = sources(steps, steps[request.step.step_id])
+    outputs = (*request.dependencies, *request.transcript)
+    for name, output in zip((*before, *rounds), outputs, strict=True):
+        request.output_offsets.append(open_turn.output_offsets.get(name, 0))
+        if request.output_offsets[-1]:
+            output.Clear()
+    return request

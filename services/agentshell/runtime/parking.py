@@ -1,0 +1,76 @@
+"""Where turns are that wait for somebody: out of memory and out of the log's way, for as long as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from agentshell.db.database import Database
+from agentshell.runtime.open_turn import OpenTurn
+from kfm.event.v1.event_pb2 import EventHeader
+from kfm.turn.v1.turn_event_pb2 import TurnRequested
+from kfm.turn.v1.turn_pb2 import Turn
+
+_LIST = "SELECT turn_id, wake_time FROM runtime.parked_turn WHERE partition = ANY(%s)"
+
+_LOAD = "SELECT partition, folded_offset, turn, requested, header FROM runtime.parked_turn WHERE turn_id = %s"
+
+# An owner that lost its partition may write late: what is newer stays.
+_SAVE = """
+INSERT INTO runtime.parked_turn AS p (turn_id, partition, folded_offset, wake_time, turn, requested, header)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (turn_id) DO UPDATE
+SET folded_offset = excluded.folded_offset, wake_time = excluded.wake_time,
+    turn = excluded.turn, header = excluded.header
+WHERE p.folded_offset < excluded.folded_offset
+"""
+
+_FORGET = "DELETE FROM runtime.parked_turn WHERE turn_id = %s"
+
+
+class Parking:
+    """Parked turns in Postgres. Raises DATABASE_UNAVAILABLE."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self) -> None:
+        """Makes the schema, or brings it up to date."""
+        await self._database.migrate("runtime", "agentshell.runtime.migrations")
+
+    async def list(self, partitions: Collection[int]) -> dict[str, datetime]:
+        """Returns the parked turns of some partitions, and when each is to be looked at again."""
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(_LIST, (list(partitions),))
+            return dict(await cursor.fetchall())
+
+    async def save(self, parked: OpenTurn) -> datetime:
+        """Parks a turn that waits, and returns when it is to be looked at again."""
+        wake_time = datetime.fromtimestamp(parked.next_time(), UTC)
+        messages = (parked.turn, parked.requested, parked.header)
+        row = (parked.turn.turn_id, parked.partition, parked.folded_offset, wake_time)
+        async with self._database.connection() as connection:
+            await connection.execute(_SAVE, (*row, *(message.SerializeToString() for message in messages)))
+        return wake_time
+
+    async def load(self, turn_id: str) -> OpenTurn | None:
+        """Returns a parked turn; None: it is over. It stays parked until then."""
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(_LOAD, (turn_id,))
+            row = await cursor.fetchone()
+        if row is None:
+            return None
+        partition, folded_offset, turn, requested, header = row
+        return OpenTurn(
+            partition,
+            folded_offset,
+            TurnRequested.FromString(requested),
+            EventHeader.FromString(header),
+            folded_offset,
+            Turn.FromString(turn),
+        )
+
+    async def forget(self, turn_id: str) -> None:
+        """Forgets a turn that is over."""
+        async with self._database.connection() as connection:
+            await connection.execute(_FORGET, (turn_id,))

@@ -1,0 +1,53 @@
+"""How far an owner has read its partitions, and how far it may commit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from agentshell.log.log import Ack
+
+
+class Progress:
+    """Positions in partitions: what is read, what of it was there at the start, and what is committed."""
+
+    def __init__(self, partitions: Iterable[int], committed: Mapping[int, int], ends: Sequence[int]) -> None:
+        self._positions = {partition: committed.get(partition, 0) for partition in partitions}
+        self._replay_ends = {p: ends[p] for p, position in self._positions.items() if position < ends[p]}
+        self._committed = dict(committed)
+        self._written: dict[tuple[int, int], str] = {}  # place -> turn
+
+    def position(self, partition: int) -> int:
+        """Returns the offset that is read next."""
+        return self._positions[partition]
+
+    def is_replaying(self, partition: int) -> bool:
+        """Returns whether what was there at the start is not all read yet: nothing is decided before that."""
+        return partition in self._replay_ends
+
+    def wrote(self, turn_id: str, ack: Ack) -> None:
+        """Says what the owner has written itself: it is known already when it is read."""
+        self._written[ack.partition, ack.offset] = turn_id
+
+    def read(self, partition: int, offset: int) -> str:
+        """Says that a record was read, and returns the turn of one of our own; empty: it is news."""
+        self._positions[partition] = offset + 1
+        return self._written.pop((partition, offset), "")
+
+    def end_replays(self, *, all_read: bool) -> list[int]:
+        """Returns the partitions whose replay is over now. `all_read`: there is nothing more to wait for."""
+        over = [p for p, end in self._replay_ends.items() if all_read or self._positions[p] >= end]
+        for partition in over:
+            del self._replay_ends[partition]
+        return over
+
+    def to_commit(self, open_places: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Returns what may be committed: a partition up to its oldest open turn, or all of it that was read."""
+        progress = {p: position for p, position in self._positions.items() if p not in self._replay_ends}
+        for partition, offset in open_places:
+            if partition in progress:
+                progress[partition] = min(progress[partition], offset)
+        return {p: offset for p, offset in progress.items() if offset > self._committed.get(p, 0)}
+
+    def committed(self, offsets: Mapping[int, int]) -> None:
+        """Says what was committed."""
+        self._committed.update(offsets)

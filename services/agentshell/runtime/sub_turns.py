@@ -1,0 +1,50 @@
+"""The turns that a turn's agent steps have asked for: they do not outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import structlog
+
+from agentshell.mesh import call, errors
+from agentshell.turn.records import turn_id_of
+from kfm.error.v1 import error_pb2
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn
+from kfm.turn.v1.turn_service_pb2 import CancelTurnRequest
+from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
+
+_log = structlog.get_logger("agentshell.sub_turns")
+
+_TRY_SECONDS = 5.0
+# The step's request may be on its way when the step is ended: a turn not found is looked for once more.
+_DELAYS_SECONDS = (0.05, 0.5, 2.0)
+
+
+class SubTurns:
+    """Cancels what is left of a turn's sub-turns."""
+
+    def __init__(self, gateway: grpc.aio.Channel) -> None:
+        self._turns = TurnServiceStub(gateway)
+
+    async def cancel(self, tenant_id: str, turn: Turn) -> None:
+        """Cancels the turns of agent steps that were under way when `turn` ended. Tries for a while, then says so."""
+        steps = [s for s in turn.plan.steps if s.HasField("agent") and s.state == STEP_STATE_SCHEDULED]
+        await asyncio.gather(*(self._cancel(tenant_id, turn, step.step_id) for step in steps))
+
+    async def _cancel(self, tenant_id: str, turn: Turn, step_id: str) -> None:
+        request = CancelTurnRequest(turn_id=turn_id_of(tenant_id, step_id), message=f"turn {turn.turn_id} has ended")
+        for delay in (*_DELAYS_SECONDS, None):
+            try:
+                with call.scope(call.Principal(tenant_id, turn.principal_id), _TRY_SECONDS):
+                    await self._turns.CancelTurn(request)
+                return
+            except grpc.aio.AioRpcError as failed:
+                error = errors.of(failed)
+            if error.reason == error_pb2.ERROR_REASON_TURN_STATE:  # It is over.
+                return
+            if delay is None:
+                if error.reason != error_pb2.ERROR_REASON_TURN_NOT_FOUND:
+                    _log.error("sub-turn goes on", turn_id=request.turn_id, step_id=step_id, reason=error.name)
+                return
+            await asyncio.sleep(delay)

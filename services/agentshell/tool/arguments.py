@@ -1,0 +1,89 @@
+"""The arguments of a tool call: their model, derived from the tool's signature, and what is wrong with some."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+_MAX_PROBLEMS = 8
+_MAX_SHOWN_CHARACTERS = 60
+# Beyond this a double has no fraction, and more digits than it means.
+_MAX_WHOLE_NUMBER = 2**53
+
+
+class ArgumentError(ValueError):
+    """An argument fits the schema, but makes no sense to the tool."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+        self.problem = problem
+
+
+def model_of(run: Callable[..., Any]) -> type[BaseModel]:
+    """Returns the model of what a caller may give to `run`: its keyword arguments, and nothing else."""
+    hints = get_type_hints(run, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return create_model(run.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def check(tool: str, model: type[BaseModel], arguments: Struct) -> dict[str, Any]:
+    """Returns the arguments as `run` takes them. Raises TOOL_ARGUMENTS_INVALID."""
+    try:
+        checked = model.model_validate(_plain(MessageToDict(arguments)))
+    except ValidationError as error:
+        raise invalid(tool, _problems(error, model)) from None
+    return {name: getattr(checked, name) for name in model.model_fields}
+
+
+def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
+    """The error for arguments that a model can mend: `problems` are pairs of a name and what is wrong with it."""
+    said = "; ".join(f"{name}: {problem}" for name, problem in problems)
+    return AgentShellError(
+        error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
+        f"arguments of tool {tool!r}: {said}. Mend them and call it again",
+        metadata={"tool": tool, "field": problems[0][0]},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a Struct's value as JSON means it: 3.0 is a whole number, which a Struct cannot say."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= _MAX_WHOLE_NUMBER:
+            return int(value)
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType] - JSON
+        case list():
+            return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
+        case _:
+            return value
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+    for found in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        match found["type"]:
+            case "extra_forbidden":
+                problem = f"no such argument; there are: {', '.join(model.model_fields) or 'none'}"
+            case "missing":
+                problem = "missing; give it"
+            case _:
+                problem = f"{found['msg'][:1].lower()}{found['msg'][1:]}, not {_short(repr(found['input']))}"
+        problems.append((_short(".".join(str(part) for part in found["loc"])), problem))
+    return problems
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 3]}..."

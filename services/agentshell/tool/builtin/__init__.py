@@ -1,0 +1,1 @@
+"""The tools that come with Agent Shell: one file each, all of them in `table`."""

@@ -1,0 +1,70 @@
+"""What tools answered to which request, and at which attempt: a repeat within 24 hours gets the first result."""
+
+from __future__ import annotations
+
+from agentshell.db.database import Database
+from agentshell.tool.attempt import Attempt
+from kfm.content.v1.content_pb2 import ToolResult
+
+_KEPT = "interval '24 hours'"
+
+# The first result stays. No row comes back where the id is another call's, or a later attempt has been seen. What is
+# too old is as if it were not there, and goes, a few at each call, so that the table needs no sweeper.
+_SETTLE = f"""
+WITH swept AS (
+    DELETE FROM tool.results WHERE (tenant_id, request_id) IN (
+        SELECT tenant_id, request_id FROM tool.results
+        WHERE use_time <= now() - {_KEPT} AND (tenant_id, request_id) <> (%(tenant)s, %(request)s)
+        ORDER BY use_time LIMIT 8 FOR UPDATE SKIP LOCKED
+    )
+)
+INSERT INTO tool.results AS r (tenant_id, request_id, request_digest, attempt, result)
+VALUES (%(tenant)s, %(request)s, %(digest)s, %(attempt)s, %(result)s)
+ON CONFLICT (tenant_id, request_id) DO UPDATE
+SET request_digest = excluded.request_digest, attempt = excluded.attempt, use_time = now(),
+    result = coalesce(CASE WHEN r.use_time > now() - {_KEPT} THEN r.result END, excluded.result)
+WHERE r.use_time <= now() - {_KEPT} OR (r.request_digest = excluded.request_digest AND r.attempt <= excluded.attempt)
+RETURNING result
+"""  # noqa: S608 - a constant
+
+_FIND = "SELECT request_digest FROM tool.results WHERE tenant_id = %(tenant)s AND request_id = %(request)s"
+
+
+class Results:
+    """The results of the last 24 hours, of all tenants. Raises DATABASE_UNAVAILABLE."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self) -> None:
+        """Makes the schema, or brings it up to date."""
+        await self._database.migrate("tool", "agentshell.tool.migrations")
+
+    async def claim(self, attempt: Attempt) -> ToolResult | None:
+        """Returns the first result; None: there is none yet, and lower attempts are refused from now on.
+
+        Raises REQUEST_ID_REUSED and FENCED.
+        """
+        return await self._settle(attempt, None)
+
+    async def keep(self, attempt: Attempt, result: ToolResult) -> ToolResult:
+        """Keeps a result durably and returns the first one: this, or one that came before.
+
+        Raises REQUEST_ID_REUSED and FENCED.
+        """
+        return await self._settle(attempt, result) or result
+
+    async def _settle(self, attempt: Attempt, result: ToolResult | None) -> ToolResult | None:
+        values = {
+            "tenant": attempt.tenant_id,
+            "request": attempt.request_id,
+            "digest": attempt.digest,
+            "attempt": attempt.number,
+            "result": None if result is None else result.SerializeToString(),
+        }
+        async with self._database.connection() as connection:
+            row = await (await connection.execute(_SETTLE, values)).fetchone()
+            if row is not None:
+                return None if row[0] is None else ToolResult.FromString(bytes(row[0]))
+            seen = await (await connection.execute(_FIND, values)).fetchone()
+        raise attempt.reused() if seen and bytes(seen[0]) != attempt.digest else attempt.fenced()

@@ -1,0 +1,86 @@
+"""What messages say, as plain text and plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message as AnyMessage
+from google.protobuf.struct_pb2 import Struct, Value
+
+from kfm.content.v1.content_pb2 import Message, Part, Role, Text, ToolCall
+
+MAX_DEPTH = 24
+
+Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
+
+
+def text_of(message: Message) -> str:
+    """Returns the words of a message."""
+    return "\n".join(part.text.text for part in message.parts if part.HasField("text"))
+
+
+def calls_of(message: Message) -> list[ToolCall]:
+    """Returns the tools that a model asks for."""
+    return [part.tool_call for part in message.parts if part.HasField("tool_call")]
+
+
+def plain_of(message: Message) -> Plain:
+    """Returns what a message holds as data: a tool's result, else its text read as JSON; None where it is neither."""
+    for part in message.parts:
+        if part.HasField("tool_result"):
+            return plain(part.tool_result.output)
+    try:
+        return json.loads(text_of(message))
+    except ValueError:
+        return None
+
+
+def plain(value: Value | Struct) -> Any:
+    """Returns a Protobuf value as Python's own; a number without a fraction becomes an int."""
+    return _whole(json_format.MessageToDict(value))
+
+
+def fill(message: AnyMessage, value: Plain) -> None:
+    """Makes a Protobuf value or struct of Python's own.
+
+    Raises ValueError for what JSON has no form of, and for what is nested so deeply that a message around it, and one
+    around that, could no longer be read: Protobuf's readers give up at 100 levels, and each of JSON's takes three.
+    """
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    try:
+        json_format.ParseDict(value, message)  # pyright: ignore[reportArgumentType] - a Value is any JSON
+        json_format.MessageToDict(message)  # Fails for NaN and infinities, which Python reads and JSON does not have.
+    except (json_format.ParseError, json_format.SerializeToJsonError) as error:
+        raise ValueError(str(error)) from None
+
+
+def message_of(value: Plain, role: Role.ValueType) -> Message:
+    """Returns a message that says a value: text as it is, anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return Message(role=role, parts=[Part(text=Text(text=text))])
+
+
+def _depth(value: Any) -> int:
+    match value:
+        case dict():
+            return 1 + max(map(_depth, value.values()), default=0)  # pyright: ignore[reportUnknownArgumentType] - JSON
+        case list():
+            return 1 + max(map(_depth, value), default=0)  # pyright: ignore[reportUnknownArgumentType] - JSON
+        case _:
+            return 0
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return value

@@ -1,0 +1,81 @@
+"""Where the steps of a plan stand to one another: which can start, which never can, which nobody waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from kfm.content.v1.content_pb2 import Message
+from kfm.turn.v1 import turn_pb2 as t
+
+_ENDED = frozenset({t.STEP_STATE_SUCCEEDED, t.STEP_STATE_SKIPPED, t.STEP_STATE_EXPANDED})
+_NOT_BEGUN = frozenset({t.STEP_STATE_UNSPECIFIED, t.STEP_STATE_SKIPPED})
+
+
+class Verdict(Enum):
+    """What the steps that it depends on mean for a step that has not begun."""
+
+    WAIT = "wait"
+    START = "start"
+    SKIP = "skip"
+
+
+class Graph:
+    """A turn's steps by name, without compensations. `may_retry` says whether a failed step is tried again."""
+
+    def __init__(self, turn: t.Turn, may_retry: Callable[[t.Step], bool]) -> None:
+        self.steps = {step.step_id: step for step in turn.plan.steps if not step.compensates}
+        self.states = {name: step.state for name, step in self.steps.items()}
+        self._may_retry = may_retry
+        # Only a race makes the end of a step that is under way unneeded: else who depends on it waits for it.
+        has_races = any(step.HasField("join") and not step.join.HasField("all") for step in self.steps.values())
+        self._needed = self._find_needed() if has_races else None
+
+    def has_ended(self, name: str) -> bool:
+        """Returns whether nothing more comes of a step."""
+        state = self.states[name]
+        if state == t.STEP_STATE_FAILED:
+            return not (self._may_retry(self.steps[name]) and self.is_needed(name))
+        return state in _ENDED
+
+    def is_needed(self, name: str) -> bool:
+        """Returns whether its end matters: nothing depends on it, or what does is needed itself and has not begun."""
+        return self._needed is None or name in self._needed
+
+    def verdict(self, step: t.Step) -> Verdict:
+        """Returns whether a step that has not begun can start, by its join."""
+        before = list(step.depends_on)
+        if not step.HasField("join") or step.join.HasField("all"):
+            if any(self.states[name] == t.STEP_STATE_SKIPPED for name in before):
+                return Verdict.SKIP
+            return Verdict.START if all(map(self.has_ended, before)) else Verdict.WAIT
+        count = step.join.quorum.count if step.join.HasField("quorum") else 1
+        succeeded = sum(self.states[name] == t.STEP_STATE_SUCCEEDED for name in before)
+        if succeeded >= count:
+            return Verdict.START
+        open_steps = [self.steps[name] for name in before if not self.has_ended(name)]
+        if any(other.fan_out or other.HasField("plan") for other in open_steps):  # How many will stand in for it?
+            return Verdict.WAIT
+        return Verdict.WAIT if succeeded + len(open_steps) >= count else Verdict.SKIP
+
+    def output(self) -> Message:
+        """Returns the turn's output: that of the last step listed which succeeded and on which no other depends."""
+        for name in reversed(self.steps):
+            if self.states[name] == t.STEP_STATE_SUCCEEDED and not self._dependents(name):
+                return self.steps[name].result.output
+        return Message()
+
+    def _dependents(self, name: str) -> list[str]:
+        return [other for other, step in self.steps.items() if name in step.depends_on]
+
+    def _find_needed(self) -> set[str]:
+        needed: set[str] = set()
+        depended_on = {name for step in self.steps.values() for name in step.depends_on}
+        found = [name for name in self.steps if name not in depended_on]
+        while found:
+            name = found.pop()
+            if name not in needed:
+                needed.add(name)
+                if self.states[name] in _NOT_BEGUN:
+                    found.extend(self.steps[name].depends_on)
+        return needed

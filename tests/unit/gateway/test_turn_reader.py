@@ -1,0 +1,128 @@
+"""What a reader is told, and when, over a real log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+from tests.unit.gateway.turn_log import SESSION, TENANT, append, beginning, done, end, say
+
+from agentshell.gateway import feed as feed_module
+from agentshell.gateway.feed import Feeds
+from agentshell.gateway.turn_index import IndexedTurn
+from agentshell.gateway.turn_reader import TurnReader
+from agentshell.log.log import Log
+from agentshell.log.postgres import PostgresLog
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent, TurnUpdate
+from kfm.turn.v1.turn_pb2 import Turn
+
+Batches = AsyncGenerator[list[TurnUpdate]]
+WAIT_SECONDS = 10.0
+
+
+def reader(log: Log, feeds: Feeds, turn_id: str = "T", session: str = SESSION) -> Batches:
+    row = IndexedTurn(TENANT, Turn(turn_id=turn_id, session_id=session), 0, 0)
+    return TurnReader(log, feeds, row, 0, None).batches()
+
+
+def told(*news: TurnEvent | OutputDelta) -> list[TurnUpdate]:
+    return [TurnUpdate(event=new) if isinstance(new, TurnEvent) else TurnUpdate(delta=new) for new in news]
+
+
+async def rest(batches: Batches) -> list[TurnUpdate]:
+    """Returns all that is still to come."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        return [update async for updates in batches for update in updates]
+
+
+async def follow(batches: Batches) -> asyncio.Task[list[TurnUpdate]]:
+    """Asks for what comes next, and returns when that is waited for."""
+    waiting = asyncio.ensure_future(anext(batches))
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not [task for task in asyncio.all_tasks() if task.get_name().startswith("feed of")]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return waiting
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was told something is not told of mere progress while the test runs."""
+    monkeypatch.setattr(feed_module, "_PACE_SECONDS", 1000.0)
+    monkeypatch.setattr(feed_module, "_MAX_PACE_SECONDS", 1000.0)
+
+
+async def test_a_reader_is_told_what_was_and_what_comes_of_its_turn_alone(log: PostgresLog) -> None:
+    feeds = Feeds(log)
+    events = [*beginning("T", "a"), *done("T", "a"), end("T")]
+    others = [*beginning("U", "a", session="u"), *done("U", "a", session="u"), end("U", session="u")]
+    await append(log, *(event for pair in zip(events[:2], others[:2], strict=True) for event in pair))
+    async with aclosing(reader(log, feeds)) as batches, aclosing(reader(log, feeds, "U", "u")) as other_batches:
+        assert await anext(batches) == told(*events[:2])
+        assert await anext(other_batches) == told(*others[:2])
+        waiting = await follow(batches)
+        await append(log, events[2], others[2])
+        assert await waiting == told(events[2])
+        delta = await say(log, "T", "a", 0)
+        await append(log, others[3], events[3], events[4], others[4])
+        assert await rest(batches) == told(delta, *events[3:])
+        assert await rest(other_batches) == told(*others[2:])
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_progress_waits_for_what_is_urgent_and_text_and_the_end_wait_for_nothing(log: PostgresLog) -> None:
+    events = [*beginning("T", "a", "b"), *done("T", "a"), *done("T", "b"), end("T")]
+    await append(log, events[0])
+    async with aclosing(reader(log, Feeds(log))) as batches:
+        assert await anext(batches) == told(events[0])
+        waiting = await follow(batches)
+        await append(log, events[1])
+        await append(log, events[2])
+        delta = await say(log, "T", "a", 0)
+        assert await waiting == told(*events[1:3], delta)
+        waiting = await follow(batches)
+        await append(log, *events[3:5])
+        await append(log, *events[5:])
+        assert await waiting == told(*events[3:])
+        assert await rest(batches) == []
+
+
+async def test_a_reader_that_falls_behind_misses_nothing(log: PostgresLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_MAX_WAITING_RECORDS", 3)
+    steps = [f"s{number}" for number in range(5)]
+    events = [*beginning("T", *steps), *(event for step in steps for event in done("T", step)), end("T")]
+    await append(log, *events[:2])
+    async with aclosing(reader(log, Feeds(log))) as batches:
+        assert await anext(batches) == told(*events[:2])
+        waiting = await follow(batches)
+        await append(log, events[2])
+        assert await waiting == told(events[2])
+        delta = await say(log, "T", "s0", 0)
+        await append(log, *events[3:])
+        assert await rest(batches) == told(delta, *events[3:])
+
+
+async def test_a_reader_is_told_when_the_log_fails(log: PostgresLog) -> None:
+    await append(log, beginning("T")[0])
+    async with aclosing(reader(log, Feeds(log))) as batches:
+        assert len(await anext(batches)) == 1
+        waiting = await follow(batches)
+        await log.close()
+        with pytest.raises(AgentShellError) as caught:
+            await waiting
+    assert caught.value.reason == error_pb2.ERROR_REASON_LOG_UNAVAILABLE
+
+
+async def test_nothing_is_read_for_those_who_have_left(log: PostgresLog) -> None:
+    await append(log, beginning("T")[0])
+    batches = reader(log, Feeds(log))
+    assert len(await anext(batches)) == 1
+    waiting = await follow(batches)
+    feeding = [task for task in asyncio.all_tasks() if task.get_name().startswith("feed of")]
+    waiting.cancel()
+    done, _ = await asyncio.wait([*feeding, waiting], timeout=WAIT_SECONDS)
+    assert done == {*feeding, waiting}
