@@ -1,7 +1,11 @@
-"""Kills a mesh at random instants while turns run, and then checks all that was acknowledged.
+"""Kills a mesh at every boundary of its journal and at random instants, and checks all that it owes.
 
-`python -m tests.crash.explorer --seed 1 --kills 100` (or `make crash`) is the long form of `test_explorer.py`. The seed
-decides what is asked and when the kills come; the machine decides what they hit.
+`python -m tests.crash.explorer --seed 1 --kills 1000` (or `make crash KILLS=1000`) is the long form of
+`test_explorer.py`. It first counts the boundaries that a script of turns meets, in each layout of processes; then it
+runs the script again for each of them and kills the process there. Half of the times it kills it once more while that
+recovers. Every third run, and what is left of the kills, is a storm: kills at random instants, a faulty log, a clock
+that jumps.
+The seed decides what is hit; a fault is printed with what repeats its run.
 """
 
 from __future__ import annotations
@@ -9,156 +13,268 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import random
+import sys
 import tempfile
-import uuid
 from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
-import grpc.aio
-from tests.flow.mesh import Mesh
-from tests.flow.test_turns import chain, spec
+from tests.conftest import create_database
+from tests.crash import checks, shots
+from tests.crash.faulty_mesh import EMBEDDED, LAYOUTS, FaultyMesh, Layout
+from tests.crash.page import BOUNDARIES, FAULTS
+from tests.crash.shots import Shot, Weather
+from tests.crash.workload import SORTS, Run, Vendor, World, script
+from tests.flow.conftest import environment_for
+from tests.flow.ledger import Ledger
 
-from agentshell.turn.state import apply
-from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
-from kfm.memory.v1.memory_service_pb2 import ListMessagesRequest
-from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
-from kfm.turn.v1 import turn_service_pb2 as pb
-from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn
-from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
-from xenocomm import Client, XenocommError
+from agentshell.db.server import PostgresServer
+from xenocomm import Client
 
-_CALLERS = 4
-_SESSIONS = 12
-_CALL_SECONDS = 5.0
-_WAIT_SECONDS = 120.0
-_LIFE_SECONDS = 1.2  # Between two kills, at the most.
+_RUN_SECONDS = 60.0
+_LINGER_SECONDS = 1.5  # What is done once a second is done.
+_RECOVERY_SECONDS = 0.5
+_MONTH_SECONDS = 30 * 24 * 3600  # No limit of time is met when the clock jumps.
+_STORM_EVERY = 3  # runs
+_CALM = Weather()
 
 
 @dataclass
-class Explorer:
-    """Callers that start turns, and what was acknowledged to them."""
+class Tally:
+    """What was done, and what was found wrong."""
 
-    mesh: Mesh
-    seed: int
-    acknowledged: dict[str, tuple[str, pb.TurnSpec]] = field(default_factory=dict[str, tuple[str, pb.TurnSpec]])
+    kills: Counter[str] = field(default_factory=Counter[str])
+    faults_made: Counter[str] = field(default_factory=Counter[str])
+    missed: int = 0  # Boundaries that a run did not meet as often as when they were counted: killed at its end.
+    boundaries: int = 0  # Those that were counted,
+    boundaries_hit: int = 0  # and those of them that were aimed at.
+    turns: int = 0
+    effects: int = 0
+    calls: int = 0
     faults: list[str] = field(default_factory=list[str])
 
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)  # noqa: S311 - to be repeatable
-        self._key = ""
+    def add(self, other: Tally) -> None:
+        """Adds what was done elsewhere."""
+        self.kills += other.kills
+        self.faults_made += other.faults_made
+        self.missed += other.missed
+        self.boundaries += other.boundaries
+        self.boundaries_hit += other.boundaries_hit
+        self.turns += other.turns
+        self.effects += other.effects
+        self.calls += other.calls
+        self.faults += other.faults
 
-    async def run(self, kills: int) -> None:
-        """Starts the mesh and kills it `kills` times; it runs at the end."""
-        await self.mesh.start()
-        self._key = self.mesh.key("explorer")
-        for _ in range(kills):
-            callers = [asyncio.create_task(self._call()) for _ in range(_CALLERS)]
-            await asyncio.sleep(self._random.uniform(0.05, _LIFE_SECONDS))
-            await self.mesh.kill("runtime")
-            for caller in callers:
-                caller.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
-            await self.mesh.start()
+    def __str__(self) -> str:
+        counted = [f"{count:6} {name}" for name, count in (*self.kills.most_common(), *self.faults_made.most_common())]
+        summary = (
+            f"{self.kills.total()} kills: at {self.boundaries_hit} of {self.boundaries} boundaries"
+            f" ({self.missed} of which did not come again: at the end of the script), then at any instant;"
+            f" {self.turns} turns, {self.effects} effects in {self.calls} calls, {len(self.faults)} faults"
+        )
+        return "\n".join([*counted, *self.faults, summary])
 
-    async def check(self) -> None:
-        """Fills `faults` with what was acknowledged and did not happen, or happened twice."""
-        answered = Counter[str]()
-        async with Client.connect(self.mesh.endpoints.address, self._key, timeout_seconds=_WAIT_SECONDS) as client:
-            there = {turn.turn_id async for turn in client.list(page_size=500)}
-            self.faults += [f"{turn_id}: acknowledged and lost" for turn_id in self.acknowledged.keys() - there]
-            for turn_id in there:  # Those too whose caller was killed before it heard of them.
-                turn = await self._check_turn(client, turn_id)
-                answered[turn.session_id] += turn.output.role == ROLE_ASSISTANT
-            for turn_id, (request_id, asked) in self.acknowledged.items():
-                request = pb.CreateTurnRequest(request_id=request_id, turn=asked)
-                again = await TurnServiceStub(client.channel).CreateTurn(request, timeout=_CALL_SECONDS)
-                if again.turn.turn_id != turn_id:
-                    self.faults.append(f"{turn_id}: its request made another turn")
-            for session_id, turns in answered.items():
-                await self._check_history(client, session_id, turns)
 
-    async def _call(self) -> None:
+class Explorer:
+    """Explores one layout; make it with `open`."""
+
+    def __init__(self, mesh: FaultyMesh, ledger: Ledger, seed: int) -> None:
+        self.mesh = mesh
+        self.tally = Tally()
+        self.counts: Mapping[str, Mapping[str, int]] = {}
+        self._ledger = ledger
+        self._random = Random(f"{seed} {mesh.layout.name}")  # noqa: S311 - to be repeatable
+        self._seed = seed
+        self._runs = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, layout: Layout, directory: Path, seed: int) -> AsyncGenerator[Explorer]:
+        """An explorer of a mesh in `directory`, which runs."""
+        async with Vendor() as vendor, contextlib.AsyncExitStack() as stack:
+            ledger = stack.enter_context(World())
+            environment = environment_for(vendor, ledger) | {
+                "AGENTSHELL_RUNTIME__MAX_TURN_SECONDS": str(_MONTH_SECONDS),
+                "AGENTSHELL_RUNTIME__STEP_SECONDS": str(_MONTH_SECONDS),
+                "AGENTSHELL_RUNTIME__APPROVAL_WAIT_SECONDS": str(_MONTH_SECONDS),
+                "AGENTSHELL_RUNTIME__MAX_ATTEMPTS": "10",
+            }
+            if layout is not EMBEDDED:  # Its own Postgres dies with it; that of several processes goes on.
+                server = await PostgresServer.start(directory / "shared")
+                stack.push_async_callback(server.stop)
+                environment["AGENTSHELL_DATABASE__URL"] = await create_database(server.url)
+            mesh = await stack.enter_async_context(FaultyMesh.open(layout, directory, environment, seed))
+            explorer = cls(mesh, ledger, seed)
+            await explorer._restart()
+            yield explorer
+            explorer.tally.effects = len(ledger.effects)
+            explorer.tally.calls = ledger.calls.total()
+
+    async def count(self) -> None:
+        """Runs the script with nobody killed, twice as the first also warms up, and counts the boundaries."""
+        for _ in range(2):
+            run, key = self._begin()
+            for page in self.mesh.pages.values():
+                page.arm()
+            await self._undisturbed(run, key)
+            await self._check(run, key, "with nobody killed")
+            await asyncio.sleep(_LINGER_SECONDS)
+        self.counts = {name: page.counts for name, page in self.mesh.pages.items()}
+
+    async def explore(self, kills: int) -> None:
+        """Kills the mesh about so often (0: until every boundary is hit), every third time at random in a storm."""
+        await self.count()
+        targets = shots.sweep(self.counts, self._random)
+        self.tally.boundaries = len(targets)
+        while self.tally.kills.total() < kills or (targets and not kills):
+            is_calm = targets and self._runs % _STORM_EVERY
+            weather = _CALM if is_calm else shots.storm(self._random)
+            self.tally.boundaries_hit += bool(is_calm)
+            first = targets.pop(0) if is_calm else shots.instant(self.mesh.pages, self._random)
+            again = [shots.instant(self.mesh.pages, self._random)] if self._random.random() < 0.5 else []
+            await self.fire([first, *again], weather)
+
+    async def fire(
+        self, volley: Sequence[Shot], weather: Weather = _CALM, *, sorts: Collection[str] = tuple(SORTS)
+    ) -> None:
+        """Runs the script once: kills it at the first shot, its recovery at those that follow, and checks the end."""
+        run, key = self._begin(sorts)
+        name = f"seed {self._seed}, {self.mesh.layout.name}, run {self._runs}: {[*volley]}, {weather}"
+        jumping = asyncio.create_task(self._jump(weather.jumps))
         try:
-            async with Client.connect(self.mesh.endpoints.address, self._key) as client:
-                stub = TurnServiceStub(client.channel)
-                while True:
-                    request_id, asked = uuid.uuid4().hex, self._ask()
-                    request = pb.CreateTurnRequest(request_id=request_id, turn=asked)
-                    created = await stub.CreateTurn(request, timeout=_CALL_SECONDS)
-                    self.acknowledged[created.turn.turn_id] = (request_id, asked)
-                    await asyncio.sleep(self._random.uniform(0, 0.03))
-        except (grpc.aio.AioRpcError, XenocommError):
-            return  # Killed: what was not acknowledged is owed to nobody.
+            async with asyncio.timeout(_RUN_SECONDS):
+                self._set_faults(weather.faults_per_mille)
+                await self._shoot(volley[0], self._undisturbed(run, key))
+                for shot in volley[1:]:
+                    await self._shoot(shot, self._recovery())
+                self._set_faults(0)
+                for page in self.mesh.pages.values():
+                    page.arm()
+                await self._restart()
+                await self._check(run, key, name)
+        except Exception as error:
+            self._found([f"{name}: {type(error).__name__}: {error}"])
+            await self.mesh.kill()
+            await self._restart()
+        finally:
+            jumping.cancel()
 
-    def _ask(self) -> pb.TurnSpec:
-        session_id = f"s{self._random.randrange(_SESSIONS)}"
-        if self._random.random() < 0.6:
-            return spec(plan=chain(self._random.randint(1, 12)), session_id=session_id)
-        return spec("What is a turn?", session_id=session_id)
+    async def _restart(self) -> None:
+        if not await self.mesh.start():
+            raise RuntimeError(f"the mesh does not start:\n{self.mesh.errors}")
 
-    async def _check_turn(self, client: Client, turn_id: str) -> Turn:
-        turn, succeeded = Turn(), Counter[str]()
-        async for update in client.watch(turn_id):
-            if update.HasField("event"):
-                succeeded[update.event.step_succeeded.step_id] += update.event.HasField("step_succeeded")
-                if not apply(turn, update.event):
-                    self.faults.append(f"{turn_id}: {update.event.WhichOneof('event')} was shown and changes nothing")
-        if turn.state != TURN_STATE_COMPLETED:
-            self.faults.append(f"{turn_id}: ended as {turn.state}: {turn.failure.message}")
-        if any(succeeded[step.step_id] != 1 for step in turn.plan.steps):
-            self.faults.append(f"{turn_id}: not every step succeeded once: {dict(succeeded)}")
-        if await client.get(turn_id) != turn:
-            self.faults.append(f"{turn_id}: GetTurn differs from its events")
-        return turn
+    def _found(self, faults: Sequence[str]) -> None:
+        self.tally.faults += faults
+        for fault in faults:
+            print(fault, file=sys.stderr)
 
-    async def _check_history(self, client: Client, session_id: str, turns: int) -> None:
-        """Checks the effect that each answered turn has in memory: its question and its answer, once."""
-        count = await _count_messages(client, session_id)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CALL_SECONDS):
-                while count < 2 * turns:  # The last ones are remembered just after they are answered.
-                    count = await _count_messages(client, session_id)
-        if count != 2 * turns:
-            self.faults.append(f"session {session_id}: {turns} turns were answered, {count} messages are remembered")
+    def _begin(self, sorts: Collection[str] = tuple(SORTS)) -> tuple[Run, str]:
+        self._runs += 1
+        run = Run(f"t{self._runs}", script(self._ledger, sorts))
+        return run, self.mesh.key(run.tenant_id)
+
+    def _set_faults(self, faults_per_mille: int) -> None:
+        for page in self.mesh.pages.values():
+            page.faults_per_mille = faults_per_mille
+
+    async def _jump(self, jumps: Sequence[tuple[float, int]]) -> None:
+        """Has the clock jump now and then: that of one machine, so that of all processes."""
+        for delay, clock_seconds in jumps:
+            await asyncio.sleep(delay)
+            for page in self.mesh.pages.values():
+                page.clock_seconds = clock_seconds
+
+    async def _shoot(self, shot: Shot, work: Coroutine[None, None, None]) -> None:
+        """Kills within the work, or at its end where what is to be hit did not come."""
+        for name, page in self.mesh.pages.items():
+            page.arm(shot.boundary if name == shot.process else "", shot.nth)
+        working, killed = asyncio.create_task(work), asyncio.create_task(self.mesh.killed())
+        try:
+            await asyncio.wait(
+                {working, killed}, timeout=shot.seconds or _RUN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if shot.boundary and not killed.done():
+                await asyncio.wait({killed}, timeout=_LINGER_SECONDS)
+            if await self.mesh.kill(shot.process):
+                self.tally.missed += bool(shot.boundary)
+        finally:
+            working.cancel()
+            killed.cancel()
+            for page in self.mesh.pages.values():
+                self.tally.faults_made.update({name: page.counts.get(name, 0) for name in FAULTS})
+            await asyncio.gather(working, killed, return_exceptions=True)  # What the killed one broke off is no fault.
+        self.tally.kills[shot.kind] += 1
+
+    async def _undisturbed(self, run: Run, key: str) -> None:
+        """Runs the script to its end."""
+        async with self.mesh.client(key) as client:
+            await run.drive(client)
+            await asyncio.gather(*(_end_of(client, asked.turn_id) for asked in run.asked))
+
+    async def _recovery(self) -> None:
+        if await self.mesh.start():
+            await asyncio.sleep(_RECOVERY_SECONDS)
+
+    async def _check(self, run: Run, key: str, name: str) -> None:
+        async with self.mesh.client(key) as client:
+            faults = await checks.lost(client, run)
+            await run.drive(client)
+            faults += run.faults + await checks.all_of(client, run, self._ledger)
+        self.tally.turns += len(run.asked)
+        self._found([f"{name}: {fault}" for fault in faults])
 
 
-async def _count_messages(client: Client, session_id: str) -> int:
-    stub = MemoryServiceStub(client.channel)
-    count, request = 0, ListMessagesRequest(session_id=session_id, page_size=500)
-    while True:
-        page = await stub.ListMessages(request, timeout=_CALL_SECONDS)
-        count += len(page.messages)
-        if not page.next_page_token:
-            return count
-        request.page_token = page.next_page_token
+async def _end_of(client: Client, turn_id: str) -> None:
+    async for _ in client.watch(turn_id):
+        pass
 
 
-async def explore(directory: Path, seed: int, kills: int) -> Explorer:
-    """Explores over a mesh in `directory`, with a Postgres that dies with it."""
-    longest = {"AGENTSHELL_RUNTIME__MAX_TURN_SECONDS": "3600"}
-    explorer = Explorer(Mesh(directory, "", longest, separate=False), seed)
-    try:
-        await explorer.run(kills)
-        await explorer.check()
-    finally:
-        await explorer.mesh.stop()
-    return explorer
+async def explore(directory: Path, seed: int, kills: int, layouts: Sequence[Layout] = LAYOUTS) -> Tally:
+    """Explores layouts beside one another, each its part of the kills."""
+    total = Tally()
+
+    async def part(layout: Layout) -> None:
+        place = directory / layout.name
+        place.mkdir()
+        async with Explorer.open(layout, place, seed) as explorer:
+            await explorer.explore(-(-kills // len(layouts)))
+        total.add(explorer.tally)
+
+    await asyncio.gather(*(part(layout) for layout in layouts))
+    return total
+
+
+async def _repeat(directory: Path, seed: int, layout: Layout, shot: Shot, times: int) -> Tally:
+    """Kills one layout at one boundary, so many times."""
+    async with Explorer.open(layout, directory, seed) as explorer:
+        await explorer.count()
+        for _ in range(times):
+            await explorer.fire([shot])
+    return explorer.tally
 
 
 def main() -> None:
     """Runs from the command line; exits with 1 where there are faults."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="0: until every boundary is hit once")
+    parser.add_argument("--layout", choices=[layout.name for layout in LAYOUTS], help="only this one")
+    parser.add_argument("--boundary", choices=BOUNDARIES, help="only this one, of --layout")
+    parser.add_argument("--nth", type=int, default=1, help="how often it is met before the kill")
+    parser.add_argument("--process", default="mesh", help="whose boundary it is")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="as-") as directory:
-        explorer = asyncio.run(explore(Path(directory), arguments.seed, arguments.kills))
-    print(*explorer.faults, sep="\n")
-    told = f"{arguments.kills} kills, {len(explorer.acknowledged)} turns acknowledged, {len(explorer.faults)} faults"
-    print(f"seed {arguments.seed}: {told}")
-    raise SystemExit(bool(explorer.faults))
+    chosen = [layout for layout in LAYOUTS if arguments.layout in (None, layout.name)]
+    with tempfile.TemporaryDirectory(prefix="as-") as name:
+        if arguments.boundary:
+            shot = Shot(arguments.process, arguments.boundary, arguments.nth)
+            work = _repeat(Path(name), arguments.seed, chosen[0], shot, arguments.kills)
+        else:
+            work = explore(Path(name), arguments.seed, arguments.kills, chosen)
+        tally = asyncio.run(work)
+    print(tally)
+    raise SystemExit(bool(tally.faults))
 
 
 if __name__ == "__main__":

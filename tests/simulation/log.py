@@ -1,0 +1,37 @@
+"""A model of a partition of `agent.turns`: appends are whole, in order, and what is there is there for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentshell.turn import state
+from kfm.turn.v1.turn_event_pb2 import TurnEvent
+from kfm.turn.v1.turn_pb2 import Turn
+
+
+class Log:
+    """Events by offset. `fold` is what they make of the turn, `has_changed` says of each whether it counted.
+
+    `drops_duplicates` is how Postgres does it; Iggy writes a repeated id again.
+    """
+
+    def __init__(self, *, drops_duplicates: bool) -> None:
+        self.drops_duplicates = drops_duplicates
+        self.events: list[TurnEvent] = []
+        self.has_changed: list[bool] = []
+        self.fold = Turn()
+        self._offsets: dict[str, int] = {}
+
+    def append(self, events: Sequence[TurnEvent]) -> list[tuple[int, bool]]:
+        """Appends all, and returns where each is and whether it was there before."""
+        return [self._append(event) for event in events]
+
+    def _append(self, event: TurnEvent) -> tuple[int, bool]:
+        event_id = event.header.event_id
+        if self.drops_duplicates and event_id in self._offsets:
+            return self._offsets[event_id], True
+        offset = len(self.events)
+        self._offsets[event_id] = offset
+        self.events.append(event)
+        self.has_changed.append(state.apply(self.fold, event))
+        return offset, False

@@ -1,0 +1,324 @@
+"""One schedule: a turn, its log, owners, workers, people, a clock, and all that may go wrong between them.
+
+Chance comes from one `Random`, so that a schedule is a seed, and hypothesis can shrink it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+
+from tests.simulation.log import Log
+from tests.simulation.owner import Owner
+from tests.simulation.plans import a_request, a_written_plan
+
+from agentshell.turn import envelope, state
+from agentshell.turn.content import calls_of
+from agentshell.turn.merge import Merge
+from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text, ToolCall, Usage
+from kfm.error.v1.error_pb2 import ERROR_REASON_PROVIDER_UNAVAILABLE, Failure
+from kfm.turn.v1 import turn_event_pb2 as e
+from kfm.turn.v1 import turn_pb2 as t
+
+TURN_ID = "T"
+_MAX_ACTIONS = 80
+_CANCEL_SHARE = 0.01
+_MAX_CALM_ROUNDS = 200
+_BEGIN_MICROS = 1_750_000_000_000_000
+_INVALID_ARGUMENT, _UNAVAILABLE = 3, 14
+_ENDED = (t.STEP_STATE_SUCCEEDED, t.STEP_STATE_FAILED, t.STEP_STATE_SKIPPED, t.STEP_STATE_EXPANDED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attempt:
+    owner: Owner
+    step: t.Step
+    attempt: int
+
+
+class World:
+    """Runs one schedule; `run` raises AssertionError where an invariant does not hold."""
+
+    def __init__(self, random: Random, *, one_owner: bool = False) -> None:
+        self._random = random
+        self._one_owner = one_owner  # No owner outlives its lease.
+        self.attempts_outlive_owners = random.random() < 0.4
+        self.log = Log(drops_duplicates=random.random() < 0.5)
+        self.requested = a_request(random)
+        self.effects = Counter[str]()
+        self._results: dict[str, t.StepResult] = {}
+        self._fences: dict[str, int] = {}
+        self._micros = 0
+        self._owners: list[Owner] = []
+        self._attempts: list[_Attempt] = []
+        self._is_calm = False
+        self.log.append([self.stamp(e.TurnEvent(turn_requested=self.requested), 0)])
+
+    def run(self) -> None:
+        """Lets things happen and go wrong for a while, then lets them go right until the turn is over."""
+        for _ in range(self._random.randrange(_MAX_ACTIONS)):
+            self.act()
+            if self._is_at_end():
+                break
+        self.conclude()
+
+    # What the owners see of the world.
+
+    def nanoseconds(self, skew_micros: int) -> int:
+        """Returns what time an owner thinks it is, since 1970."""
+        return (_BEGIN_MICROS + self._micros + skew_micros) * 1000
+
+    def stamp(self, event: e.TurnEvent, skew_micros: int) -> e.TurnEvent:
+        """Names an event and says when it was."""
+        event.turn_id = TURN_ID
+        event.header.event_id = "/".join(map(str, envelope.event_key(event)))
+        envelope.set_time(event.header.time, self.nanoseconds(skew_micros))
+        self._micros += 1000
+        return event
+
+    def begin(self, owner: Owner, turn: t.Turn, step_id: str, attempt: int) -> None:
+        """Begins an attempt, which may never be made."""
+        step = next(step for step in turn.plan.steps if step.step_id == step_id)
+        if not step.HasField("approval"):
+            asked = t.Step()
+            asked.CopyFrom(step)
+            if step.tool.asked_by:
+                self._check_call(turn, step)
+            self._attempts.append(_Attempt(owner, asked, attempt))
+
+    def append(self, owner: Owner, events: list[e.TurnEvent]) -> list[tuple[int, bool]] | None:
+        """Appends for an owner, who may crash before or after, or not hear of it; None: it does not get an answer.
+
+        Attempts begin meanwhile, or by the same append where they outlive their owner.
+        """
+        fate = 9 if self._is_calm else self._random.randrange(40)
+        if fate != 0 or not self.attempts_outlive_owners:
+            owner.begin(events)
+        if fate == 0:  # Nothing was written.
+            return None
+        acks = self.log.append(events)
+        if fate == 1:  # It was written, and the owner is gone.
+            return None
+        if fate == 2:  # The answer is lost; it asks again.
+            acks = self.log.append(events)
+        return acks
+
+    def end(self, owner: Owner) -> None:
+        """Ends an owner, and the attempts that do not outlive it."""
+        owner.is_alive = False
+        self._owners = [other for other in self._owners if other is not owner]
+        if not self.attempts_outlive_owners:
+            for attempt in [each for each in self._attempts if each.owner is owner]:
+                self._attempts.remove(attempt)
+                if self._random.random() < 0.3:
+                    self._do(attempt)  # The effect is there, and nobody hears of it.
+
+    # What may happen.
+
+    def act(self) -> None:
+        """Lets one thing happen."""
+        action = World.cancel if self._random.random() < _CANCEL_SHARE else self._random.choice(_CHANCES)
+        action(self)
+
+    def take_over(self) -> None:
+        """Makes a new owner; the one before may live on without knowing, for a while."""
+        random = self._random
+        for owner in list(self._owners):
+            if self._one_owner or self._is_calm or len(self._owners) > 1 or random.random() < 0.5:
+                self.end(owner)
+        there = len(self.log.events)
+        end = there if self._is_calm or self._one_owner or random.random() < 0.8 else random.randrange(there + 1)
+        self._owners.append(Owner(self, end, 0 if self._is_calm else random.choice((0, 0, -20_000, 20_000))))
+
+    def crash(self) -> None:
+        """Ends an owner."""
+        if self._owners:
+            self.end(self._random.choice(self._owners))
+
+    def own(self) -> None:
+        """Has an owner read what it may see of the log by now, and do what follows."""
+        if not self._owners:
+            self.take_over()
+        owner = self._random.choice(self._owners)
+        owner.read(self._random.choice((0, 1, 2, 3, 100)))
+        owner.handle()
+
+    def work(self) -> None:
+        """Makes an attempt."""
+        if self._attempts:
+            self._finish(self._random.choice(self._attempts))
+
+    def pass_time(self) -> None:
+        """Moves the clock: by a moment, or so far that somebody's time is up."""
+        self._micros += self._random.choice((1_000, 300_000, 5_000_000, 61_000_000))
+
+    def cancel(self) -> None:
+        """Somebody wants the turn to end."""
+        self._say(e.TurnEvent(turn_cancel_requested=e.TurnCancelRequested(message="enough")))
+
+    def provide(self) -> None:
+        """Somebody answers a question that the log says is open."""
+        fold = self.log.fold
+        waiting = [s.step_id for s in fold.plan.steps if s.HasField("approval") and s.state == t.STEP_STATE_SCHEDULED]
+        if waiting:
+            answer = Message(role=ROLE_USER, parts=[Part(text=Text(text="yes"))])
+            provided = e.InputProvided(step_id=self._random.choice(waiting), input=answer, principal_id="ann")
+            self._say(e.TurnEvent(input_provided=provided))
+
+    def conclude(self) -> None:
+        """Lets things go right until the turn is over, and checks all that must hold."""
+        self._calm_down()
+        self._check()
+
+    def _finish(self, attempt: _Attempt) -> None:
+        """Makes an attempt; what came of it is told at once, later, twice or never."""
+        event = self._result_of(attempt)
+        fate = 9 if self._is_calm else self._random.randrange(10)
+        if fate != 0:  # Else it will be made once more.
+            self._attempts.remove(attempt)
+        for _ in range(2 if fate == 1 else 1):
+            if self.attempts_outlive_owners:
+                self.log.append([event])
+            elif attempt.owner.is_alive:
+                attempt.owner.inbox.append(event)
+
+    def _result_of(self, attempt: _Attempt) -> e.TurnEvent:
+        random, step_id = self._random, attempt.step.step_id
+        chance = 9 if self._is_calm else random.randrange(16)
+        is_refused = attempt.attempt < self._fences.get(step_id, 0)
+        if chance > 2 and not is_refused:
+            succeeded = e.StepSucceeded(step_id=step_id, attempt=attempt.attempt, result=self._do(attempt))
+            return self.stamp(e.TurnEvent(step_succeeded=succeeded), random.choice((0, -5_000)))
+        if chance == 0 and not is_refused:
+            self._do(attempt)  # Done, and yet it failed.
+        code = _INVALID_ARGUMENT if chance == 1 else _UNAVAILABLE
+        failure = Failure(code=code, reason=ERROR_REASON_PROVIDER_UNAVAILABLE, message="down")
+        failed = e.StepFailed(step_id=step_id, attempt=attempt.attempt, failure=failure)
+        return self.stamp(e.TurnEvent(step_failed=failed), 0)
+
+    def _do(self, attempt: _Attempt) -> t.StepResult:
+        """Does what an attempt is for, once for each key; a lower attempt than one that was seen is refused."""
+        step_id = attempt.step.step_id
+        self._fences[step_id] = max(self._fences.get(step_id, 0), attempt.attempt)
+        if step_id not in self._results:
+            self.effects[step_id] += 1
+            self._results[step_id] = self._produce(attempt.step)
+        return self._results[step_id]
+
+    def _produce(self, step: t.Step) -> t.StepResult:
+        random = self._random
+        text = random.choice(("yes", "no"))
+        result = t.StepResult(output=Message(role=ROLE_ASSISTANT, parts=[Part(text=Text(text=text))]))
+        result.usage.CopyFrom(Usage(input_tokens=1, output_tokens=1))
+        result.usage.cost.amount_micros = 1
+        if step.HasField("model") and random.random() < 0.4:
+            for index in range(1 + random.randrange(2)):
+                result.output.parts.add(tool_call=ToolCall(call_id=f"{step.step_id}-{index}", name="clock"))
+        if step.HasField("plan"):
+            result.plan.CopyFrom(a_written_plan(random))
+        return result
+
+    def _say(self, event: e.TurnEvent) -> None:
+        self.log.append([self.stamp(event, 0)])
+
+    # How it ends, and what must hold.
+
+    def _is_at_end(self) -> bool:
+        return state.is_over(self.log.fold) and not self._attempts and not self._owners
+
+    def _calm_down(self) -> None:
+        self._is_calm = True
+        if not self._owners or self._random.random() < 0.5:
+            self.take_over()
+        owner = self._owners[-1]
+        for other in self._owners[:-1]:
+            self.end(other)
+        for _ in range(_MAX_CALM_ROUNDS):
+            assert owner.is_alive, "nobody fences an owner that is alone"
+            owner.read(len(self.log.events))
+            owner.handle()
+            if owner.is_alive and owner.has_caught_up():
+                assert _standing(owner.turn) == _standing(self.log.fold), "an owner knows what the log says"
+            if state.is_over(self.log.fold) and state.is_over(owner.turn):
+                return
+            for attempt in list(self._attempts):
+                self._finish(attempt)
+            if self._random.random() < 0.5:
+                self.provide()
+            elif self.log.fold.state == t.TURN_STATE_WAITING:  # Else it must end without that.
+                self._micros += 30_000_000
+        raise AssertionError(f"the turn has no end: {_standing(self.log.fold)}")
+
+    def _check_call(self, turn: t.Turn, step: t.Step) -> None:
+        asker = next(other for other in turn.plan.steps if other.step_id == step.tool.asked_by)
+        assert step.tool.call.call_id in {call.call_id for call in calls_of(asker.result.output)}, "who asked for it?"
+
+    def _check(self) -> None:
+        again, ended, merge = t.Turn(), b"", Merge(TURN_ID)
+        settled, undone = Counter[str](), list[str]()
+        for event, has_changed in zip(self.log.events, self.log.has_changed, strict=True):
+            before = {step.step_id: step.state for step in again.plan.steps}
+            was = again.state
+            assert state.apply(again, event) == has_changed, "two folds of one log agree"
+            assert not state.apply(again, event), "an event written twice counts once"
+            assert merge.sees_event(event) == has_changed, "a reader sees what counts, once"
+            assert not (ended and has_changed), "nothing follows the end"
+            if has_changed:
+                _check_moves(was, before, again, event)
+            if state.is_over(again):
+                ended = ended or again.SerializeToString(deterministic=True)
+            kind = event.WhichOneof("event") or ""
+            if has_changed and kind in ("step_succeeded", "input_provided"):
+                settled[getattr(event, kind).step_id] += 1
+            if has_changed and kind == "step_scheduled":
+                if self._one_owner:  # What an owner decides after it lost its lease may rest on what does not count.
+                    _check_order(again, event.step_scheduled.step_id)
+                undone.append(event.step_scheduled.step_id)
+        assert again == self.log.fold
+        assert merge.is_over
+        assert ended == self.log.fold.SerializeToString(deterministic=True)
+        assert all(count == 1 for count in settled.values()), "no step succeeds twice"
+        undoes = {step.step_id: step.compensates for step in again.plan.steps if step.compensates}
+        began = list(dict.fromkeys(undoes[step_id] for step_id in undone if step_id in undoes))
+        assert began == sorted(began, key=list(settled).index, reverse=True), "what succeeded last is undone first"
+        assert all(count == 1 for count in self.effects.values()), "no effect is doubled"
+
+
+def _check_moves(was: int, before: Mapping[str, int], turn: t.Turn, event: e.TurnEvent) -> None:
+    kind = event.WhichOneof("event") or ""
+    assert state.TURN_MOVES.get((was, kind)) == turn.state, "the turn moves by its table"  # pyright: ignore[reportArgumentType] - a state
+    for step in turn.plan.steps:
+        old = before.get(step.step_id, t.STEP_STATE_UNSPECIFIED)
+        if step.state != old and kind not in state.LAST_EVENTS and kind != "plan_created":
+            assert state.STEP_MOVES.get((old, kind)) == step.state, "a step moves by its table"  # pyright: ignore[reportArgumentType] - a state
+
+
+def _check_order(turn: t.Turn, step_id: str) -> None:
+    steps = {step.step_id: step for step in turn.plan.steps}
+    step = steps[step_id]
+    states = [steps[name].state for name in step.depends_on]
+    succeeded = sum(each == t.STEP_STATE_SUCCEEDED for each in states)
+    match step.join.WhichOneof("kind"):
+        case "any":
+            assert succeeded >= 1, "one that it depends on has succeeded"
+        case "quorum":
+            assert succeeded >= step.join.quorum.count, "so many that it depends on have succeeded"
+        case _:
+            assert all(each in _ENDED for each in states), "all that it depends on have ended"
+
+
+def _standing(turn: t.Turn) -> tuple[object, ...]:
+    return (turn.state, *((step.step_id, step.state, step.attempt) for step in turn.plan.steps))
+
+
+# What may happen next, each as likely as it is listed often.
+_CHANCES = (
+    *[World.own] * 8,
+    *[World.work] * 6,
+    *[World.provide] * 2,
+    World.pass_time,
+    World.take_over,
+    World.crash,
+)
