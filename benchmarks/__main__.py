@@ -1,66 +1,71 @@
-"""`make bench`: measures everything, prints the table, and writes results.json."""
+"""`make bench`: measures everything, prints the table, and writes results.json.
+
+    python -m benchmarks [--quick] [PART ...]
+
+A quick run, or one of some parts alone, writes nothing.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import json
 import os
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-import psycopg
 import uvloop
-from psycopg import sql
 from rich.console import Console
 
-from agentshell.db.server import PostgresServer
-from benchmarks import resources, rpc, steps, turns
+from benchmarks import iggy, resources, resume, rpc, steps, stream, tool_turn, turns
+from benchmarks.bench import Bench
 from benchmarks.figure import Figure, machine, to_json, to_table
-from benchmarks.floor import Floor
-from benchmarks.mesh import Mesh
 
 _RESULTS = Path(__file__).with_name("results.json")
 _WARN_LOAD = 0.5
 
+_PARTS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
+    "steps": steps.measure,
+    "turns": turns.measure,
+    "tool_turn": tool_turn.measure,
+    "stream": stream.measure,
+    "resume": resume.measure,
+    "rpc": rpc.measure,
+    "iggy": iggy.measure,
+    "resources": resources.measure,
+}
 
-async def main() -> None:
-    """Runs the benchmarks, one after another: they must not share the machine."""
-    console, began, load = Console(width=140), time.perf_counter(), os.getloadavg()[0]
-    console.print(f"[dim]{machine()}, load average {load:.1f}; it takes about two minutes[/dim]")
+
+async def main(parts: Sequence[str], *, quick: bool) -> None:
+    """Runs the parts one after another: they must not share the machine."""
+    console, began, load = Console(width=160), time.perf_counter(), os.getloadavg()[0]
+    console.print(f"[dim]{machine()}, load average {load:.1f}[/dim]")
     if load > _WARN_LOAD:
         console.print("[yellow]other work shares this machine: these figures are not for the record[/yellow]")
+    figures: list[Figure] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="agentshell-bench-") as name:
-        directory = Path(name)
-        console.print("[dim]steps and turns[/dim]")
-        figures = await _with_postgres(directory)
-        console.print("[dim]calls[/dim]")
-        figures += await rpc.measure()
-        console.print("[dim]starts[/dim]")
-        figures += await resources.measure(directory)
+        async with Bench.open(Path(name), console, quick=quick) as bench:
+            for part in parts or _PARTS:
+                console.print(f"[dim]{part}[/dim]")
+                try:
+                    figures += await _PARTS[part](bench)
+                except Exception:  # What the other parts find is worth having.
+                    failed.append(part)
+                    console.print_exception()
     console.print(to_table(figures))
-    _RESULTS.write_text(json.dumps(to_json(figures, load), indent=2) + "\n")
-    console.print(f"[dim]{time.perf_counter() - began:.0f} s; written to benchmarks/{_RESULTS.name}[/dim]")
-
-
-async def _with_postgres(directory: Path) -> list[Figure]:
-    """Measures what shares one bundled Postgres: ours, the peer and the floor, each with a database of its own."""
-    server = await PostgresServer.start(directory)
-    try:
-        urls = [await _database(server.url, name) for name in ("mesh", "dbos", "floor")]
-        async with contextlib.AsyncExitStack() as stack:
-            mesh = await stack.enter_async_context(Mesh.run(directory / "mesh", urls[0]))
-            floor = await stack.enter_async_context(Floor.open(urls[2], directory))
-            return [*await steps.measure(mesh, floor, urls[1]), *await turns.measure(mesh, floor)]
-    finally:
-        await server.stop()
-
-
-async def _database(server_url: str, name: str) -> str:
-    async with await psycopg.AsyncConnection.connect(server_url, autocommit=True) as connection:
-        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return server_url.replace("/postgres?", f"/{name}?")
+    if failed:
+        raise SystemExit(f"without figures, for the reasons above: {', '.join(failed)}")
+    if not quick and not parts:
+        _RESULTS.write_text(json.dumps(to_json(figures, load), indent=2) + "\n")
+        console.print(f"[dim]written to benchmarks/{_RESULTS.name}[/dim]")
+    console.print(f"[dim]{time.perf_counter() - began:.0f} s[/dim]")
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures Agent Shell beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="few rounds: does it run?")
+    parser.add_argument("parts", nargs="*", choices=[*_PARTS, []], metavar="PART", help=", ".join(_PARTS))
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.parts, quick=arguments.quick))

@@ -24,6 +24,10 @@ _TOPIC = "bench.records"
 _PARTITIONS = 8
 _PAYLOAD_BYTES = 256
 _RECORDS_EACH = 40
+_RELAY = "bench.relay"
+_RELAYS = 100
+_RELAY_SECONDS = 5.0
+_APART_SECONDS = 0.005
 
 
 class Floor:
@@ -41,6 +45,7 @@ class Floor:
         log = await PostgresLog.open(database)
         try:
             await log.ensure_topic(Topic(_TOPIC, _PARTITIONS))
+            await log.ensure_topic(Topic(_RELAY, 1, durability="relaxed"))
             yield cls(log, directory)
         finally:
             await log.close()
@@ -80,6 +85,19 @@ class Floor:
             times.append(time.perf_counter() - began)
         return median(times) * 1e3
 
-    async def _append(self) -> None:
+    async def relay_milliseconds(self) -> float:
+        """Returns the median time from appending a record that need not be on disk to its reader having it."""
+        times: list[float] = []
+        [offset] = await self._log.end_offsets(_RELAY)
+        for number in range(offset, offset + _RELAYS):
+            reader = asyncio.create_task(self._log.read(_RELAY, 0, number, 1, _RELAY_SECONDS))
+            await asyncio.sleep(_APART_SECONDS)  # It waits by then.
+            began = time.perf_counter()
+            await self._append(_RELAY)
+            await reader
+            times.append(time.perf_counter() - began)
+        return median(times) * 1e3
+
+    async def _append(self, topic: str = _TOPIC) -> None:
         name = ids.ulid()
-        await self._log.append(_TOPIC, [Record(name, ids.record_id(name), bytes(_PAYLOAD_BYTES))])
+        await self._log.append(topic, [Record(name, ids.record_id(name), bytes(_PAYLOAD_BYTES))])

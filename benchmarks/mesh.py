@@ -1,4 +1,4 @@
-"""The whole mesh in a process of its own, started by the command that users start it with, at its defaults."""
+"""A mesh in processes of its own, started by the command that users start it with, at its defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,17 @@ from kfm.personality.v1.personality_service_pb2 import KNOWLEDGE_STATE_READY, Ge
 from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 from xenocomm import Client
 
+Services = tuple[str, ...]
+Layout = Sequence[Services]
+"""The services of each process; none: all of them."""
+
 UP = (str(Path(sys.executable).with_name("agentshell")), "up")
+ALL: Services = ()
+ALL_BUT_RUNTIME: Services = ("memory", "provider", "personality", "tool", "gateway")
+RUNTIME: Services = ("runtime",)
+MANAGER: Services = ("manager",)
+WORKER: Services = ("worker",)
+
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _CALL_SECONDS = 60.0
@@ -26,37 +36,88 @@ _LOOK_SECONDS = 0.01
 
 
 class Mesh:
-    """A running mesh. `ready_seconds` is from the start of its process to its ready line."""
+    """Processes over one data directory. `ready_seconds` is from the start of the last one to its ready line."""
 
-    def __init__(self, process: Process, data_dir: Path, ready_seconds: float) -> None:
-        self.pid = process.pid
-        self.ready_seconds = ready_seconds
+    def __init__(self, data_dir: Path, layout: Layout, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.ready_seconds = 0.0
         self._data_dir = data_dir
+        self._layout = layout
+        self._command = command
+        self._environment = environment
+        self._processes: dict[int, Process] = {}
+        self._addresses: list[str] = []
 
     @classmethod
     @asynccontextmanager
-    async def run(cls, data_dir: Path, database_url: str = "", command: Sequence[str] = UP) -> AsyncGenerator[Mesh]:
+    async def run(
+        cls,
+        data_dir: Path,
+        database_url: str = "",
+        *,
+        layout: Layout = (ALL,),
+        command: Sequence[str] = UP,
+        environment: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Mesh]:
         """Runs a mesh, on a Postgres of its own where no URL is given, and stops it as an operator would."""
-        environment = {
+        variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AGENTSHELL_")},
             **({"AGENTSHELL_DATABASE__URL": database_url} if database_url else {}),
             "AGENTSHELL_SERVER__ADDRESS": "127.0.0.1:0",
             "AGENTSHELL_SERVER__HTTP_ADDRESS": "127.0.0.1:0",
+            **(environment or {}),
         }
-        arguments = (*command, "--data-dir", str(data_dir))
-        began = time.perf_counter()
-        process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, stderr=DEVNULL, env=environment)
+        mesh = cls(data_dir, layout, command, variables)
         try:
-            async with asyncio.timeout(_START_SECONDS):
-                await _until_ready(process)
-            yield cls(process, data_dir, time.perf_counter() - began)
+            for number in range(len(layout)):
+                await mesh.start(number)
+            yield mesh
         finally:
-            await _stop(process)
+            await asyncio.gather(*(_stop(process) for process in mesh._processes.values()))
+
+    @property
+    def pid(self) -> int:
+        """The first process."""
+        return self._processes[0].pid
+
+    def clients(self) -> Sequence[AbstractAsyncContextManager[Client]]:
+        """Returns a client of the default tenant for each process that serves clients, to be connected."""
+        key = key_file(self._data_dir).read_text().strip()
+        return [Client.connect(address, key, timeout_seconds=_CALL_SECONDS) for address in self._addresses]
 
     def client(self) -> AbstractAsyncContextManager[Client]:
-        """Connects a client of the default tenant."""
-        address = Endpoints.model_validate_json(endpoints_file(self._data_dir).read_text()).address
-        return Client.connect(address, key_file(self._data_dir).read_text().strip(), timeout_seconds=_CALL_SECONDS)
+        """Returns the first of the clients."""
+        return self.clients()[0]
+
+    async def start(self, number: int) -> None:
+        """Starts a process of the layout, and returns when it is ready."""
+        services = self._layout[number]
+        arguments = (*self._command, *services, "--data-dir", str(self._data_dir))
+        environment = {**self._environment, **self._whereabouts(number)}
+        began = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=PIPE, stderr=DEVNULL, env=environment)
+        self._processes[number] = process
+        async with asyncio.timeout(_START_SECONDS):
+            await _until_ready(process)
+        self.ready_seconds = time.perf_counter() - began
+        if not services or "gateway" in services:
+            self._addresses.append(Endpoints.model_validate_json(endpoints_file(self._data_dir).read_text()).address)
+
+    async def kill(self, number: int) -> float:
+        """Kills a process with no warning; returns the time of `perf_counter` at which it did."""
+        process = self._processes.pop(number)
+        process.kill()
+        killed = time.perf_counter()
+        await process.communicate()
+        return killed
+
+    def _whereabouts(self, number: int) -> dict[str, str]:
+        """Returns where a process of several is, and that the first has what it has not itself."""
+        if len(self._layout) == 1:
+            return {}
+        first, own = (f"unix:{self._data_dir}/run/{at}.sock" for at in (0, number))
+        services = self._layout[number]
+        peers = [f'{name} = "{first}"' for name in ALL_BUT_RUNTIME if services and name not in services]
+        return {"AGENTSHELL_SERVER__MESH_ADDRESS": own, "AGENTSHELL_PEERS": f"{{ {', '.join(peers)} }}"}
 
 
 async def until_it_knows(client: Client) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.bench import Bench
 from benchmarks.figure import Figure, Goal, median
 from benchmarks.floor import DURABLE
 from benchmarks.mesh import Mesh, until_it_knows
@@ -21,14 +22,14 @@ _INSTALLED = Path(sys.prefix) / "installed"
 _SETTINGS = f"{DURABLE}; all services in one process, Postgres bundled"
 
 
-async def measure(directory: Path) -> list[Figure]:
+async def measure(bench: Bench) -> list[Figure]:
     """Starts the mesh where there is nothing yet, and once more where it has been."""
     new_ready: list[float] = []
     first_answers: list[float] = []
     warm_ready: list[float] = []
     memory: list[float] = []
-    for number in range(_ROUNDS):
-        data_dir = directory / f"up-{number}"
+    for number in range(bench.rounds(_ROUNDS)):
+        data_dir = bench.directory / f"up-{number}"
         async with Mesh.run(data_dir) as mesh, mesh.client() as client:
             new_ready.append(mesh.ready_seconds)
             began = time.perf_counter()
@@ -58,5 +59,5 @@ def _install() -> list[Figure]:
     if not _INSTALLED.exists():
         return []
     seconds = float(_INSTALLED.read_text() or 0)
-    how = "a virtual environment with all dependencies and DBOS, from the package index"
+    how = "a virtual environment with all dependencies, from the package index"
     return [Figure("install, from nothing", "s", seconds, goal=Goal("ours", "<=", 90), settings=how)]

@@ -13,7 +13,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import grpc.aio
 import uvloop
@@ -21,11 +21,15 @@ import uvloop
 from agentshell.mesh.config import ServerConfig
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.server import Server
-from agentshell.tool.service import ToolService
+from benchmarks.bench import Bench
 from benchmarks.figure import Figure, median
 from benchmarks.processes import cpu_seconds
 from kfm.tool.v1 import tool_service_pb2 as pb
-from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceStub, add_ToolServiceServicer_to_server
+from kfm.tool.v1.tool_service_pb2_grpc import (
+    ToolServiceServicer,
+    ToolServiceStub,
+    add_ToolServiceServicer_to_server,
+)
 
 if TYPE_CHECKING:
     from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
@@ -40,11 +44,16 @@ _CALL_SECONDS = 10.0
 _SETTINGS = "no state; trace, metrics, credential, deadline and validation on every call"
 
 
-class _Echo(ToolService):
+class _Echo(ToolServiceServicer):
     async def ListTools(  # noqa: N802 - the RPC's name
         self, request: pb.ListToolsRequest, context: grpc.aio.ServicerContext[pb.ListToolsRequest, pb.ListToolsResponse]
     ) -> pb.ListToolsResponse:
         return pb.ListToolsResponse()
+
+    async def InvokeTool(  # noqa: N802 - the RPC's name
+        self, request: pb.InvokeToolRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[pb.InvokeToolResponse]:
+        yield pb.InvokeToolResponse()
 
 
 class _Place(NamedTuple):
@@ -61,11 +70,11 @@ class _Reading(NamedTuple):
     lone_microseconds: float  # a call where there is no other
 
 
-async def measure() -> list[Figure]:
+async def measure(bench: Bench) -> list[Figure]:
     """Calls both servers in turn."""
     readings: dict[Kind, list[_Reading]] = {"mesh": [], "bare": []}
     async with _running("mesh") as mesh, _running("bare") as bare:
-        for _ in range(_ROUNDS):
+        for _ in range(bench.rounds(_ROUNDS)):
             readings["mesh"].append(await _read(mesh))
             readings["bare"].append(await _read(bare))
     ours, peer = (

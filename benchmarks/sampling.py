@@ -22,9 +22,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import tool_turn, vendor
+from benchmarks.contender import burst
 from benchmarks.mesh import Mesh, until_it_knows
 from benchmarks.processes import cpu_seconds, tree
-from benchmarks.steps import CHAIN_STEPS, STEPS, TURNS, burst
+from benchmarks.steps import CHAIN_STEPS, STEPS, TURNS
 from benchmarks.turns import ask
 from xenocomm import Client
 
@@ -33,6 +35,7 @@ _LOOK_SECONDS = 0.01
 _LOAD_SECONDS = 10.0
 _ROWS = 24
 _REPORT = "BENCH_REPORT"  # the variable that says where the mesh's process leaves what it saw
+_COMMAND = (sys.executable, "-m", "benchmarks.sampling", "up")
 _QUESTION = "What happens if the process is killed during a turn?"
 
 Load = Callable[[Client], Awaitable[object]]
@@ -90,19 +93,20 @@ async def main() -> None:
         "a turn of the guide": (1, lambda client: ask(client, _QUESTION)),
     }
     with tempfile.TemporaryDirectory(prefix="agentshell-profile-") as name:
-        report = Path(name) / "report"
-        os.environ[_REPORT] = str(report)
-        command = (sys.executable, "-m", "benchmarks.sampling", "up")
-        async with Mesh.run(Path(name), command=command) as mesh, mesh.client() as client:
+        os.environ[_REPORT] = f"{name}/report"
+        async with Mesh.run(Path(name), command=_COMMAND) as mesh, mesh.client() as client:
             await until_it_knows(client)
             for title, (units, load) in loads.items():
-                await load(client)
-                await _profile(console, mesh, client, title, units, load, report)
+                await _profile(console, mesh, client, title, units, load)
+        async with vendor.run() as model:
+            environment = tool_turn.environment(Path(name) / "packs", model)
+            async with Mesh.run(Path(name), command=_COMMAND, environment=environment) as mesh, mesh.client() as client:
+                await _profile(console, mesh, client, "a turn of model, tool, model", 1, tool_turn.run)
 
 
-async def _profile(
-    console: Console, mesh: Mesh, client: Client, title: str, units: int, load: Load, report: Path
-) -> None:
+async def _profile(console: Console, mesh: Mesh, client: Client, title: str, units: int, load: Load) -> None:
+    report = Path(os.environ[_REPORT])
+    await load(client)
     processes = {"mesh": [mesh.pid], "Postgres": tree(mesh.pid)[1:], "client": [os.getpid()]}
     os.kill(mesh.pid, signal.SIGUSR1)
     before = {who: cpu_seconds(pids) for who, pids in processes.items()}

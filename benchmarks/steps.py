@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from benchmarks.bench import Bench
+from benchmarks.contender import Contender, Load, contenders
 from benchmarks.figure import Figure, Goal, median
 from benchmarks.floor import DURABLE, PRODUCERS, Floor
-from benchmarks.mesh import Mesh, message
 from benchmarks.processes import cpu_seconds, tree
-from kfm.turn.v1.turn_pb2 import NoopStep, Plan, Step
-from kfm.turn.v1.turn_service_pb2 import RunTurnRequest, TurnSpec
-from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
-from xenocomm import Client
 
 TURNS = 50
 STEPS = 5
 CHAIN_STEPS = 20
 
-_ROUNDS = 12
-_CHAINS = 5
+_ROUNDS = 3
+_BURSTS = 5
+_CHAINS = 10
 _SETTLE_SECONDS = 0.3  # What a load leaves behind (history, index) is paid for by that load.
-_CALL_SECONDS = 60.0
-
-_Load = Callable[[], Awaitable[float]]
+_RATE = f"durable steps, {TURNS} turns x {STEPS}"
+_FLOOR_RATE = f"one append a step, {PRODUCERS} producers"
+_STEP = f"sequential step, a chain of {CHAIN_STEPS}"
+_SETTINGS = {
+    "DBOS": f"{DURABLE}; defaults",
+    "LangGraph": f"{DURABLE}; AsyncPostgresSaver over a pool of 20, durability=sync",
+    "Restate": "log-server's RocksDB, WAL fsync on; defaults, one node",
+}
+_RATE_GOALS = {"DBOS": Goal("ratio", ">=", 10), "LangGraph": Goal("ratio", ">=", 4)}
+_STEP_GOALS = {
+    "DBOS": Goal("ratio", "<=", 0.4),
+    "LangGraph": Goal("ratio", "<=", 0.8),
+    "Restate": Goal("ratio", "<=", 0.8),
+}
 
 
 class _Cost(NamedTuple):
@@ -39,102 +46,116 @@ class _Cost(NamedTuple):
     cpu_seconds: float
 
 
-async def measure(mesh: Mesh, floor: Floor, dbos_url: str) -> list[Figure]:
-    """Runs each load again and again: ours, the peer's and the floor's in turn."""
-    bursts: dict[str, list[_Cost]] = {"ours": [], "dbos": []}
-    chains: dict[str, list[float]] = {"ours": [], "dbos": []}
-    rates: list[float] = []
-    appends: list[float] = []
+@dataclass(slots=True)
+class _Readings:
+    """What a contender took, over all rounds; chains are in seconds."""
+
+    bursts: list[_Cost] = field(default_factory=list[_Cost])
+    chains: list[float] = field(default_factory=list[float])
+
+
+class _Standing(NamedTuple):
+    contender: Contender
+    readings: _Readings
+
+
+async def measure(bench: Bench) -> list[Figure]:
+    """Runs all in turn, and that again and again. Nobody else is there while one runs."""
+    readings: dict[str, _Readings] = defaultdict(_Readings)
     disk: list[float] = []
-    async with mesh.client() as client, _dbos(dbos_url) as dbos:
-
-        def load(who: str, turns: int, steps: int) -> _Load:
-            return lambda: burst(client, turns, steps) if who == "ours" else _dbos_burst(dbos, turns, steps)
-
-        for who in bursts:  # Both warm up: connections, prepared statements, code.
-            await load(who, TURNS, STEPS)()
-        pids = tree(os.getpid())
-        for _ in range(_ROUNDS):
-            for who in bursts:
-                bursts[who].append(await _cost(load(who, TURNS, STEPS), pids))
-            for who in bursts:
-                chains[who] += [await load(who, 1, CHAIN_STEPS)() for _ in range(_CHAINS)]
-                await asyncio.sleep(_SETTLE_SECONDS)
-            rates.append(await floor.appends_per_second())
-            appends.append(await floor.append_milliseconds())
+    appends: list[float] = []
+    rates: list[float] = []
+    everyone, floor_url = await contenders(bench), await bench.database("floor")
+    for _ in range(bench.rounds(_ROUNDS)):
+        for contender in everyone:
+            async with contender.open() as load:
+                await _read(load, readings[contender.name], bench)
+        async with Floor.open(floor_url, bench.directory) as floor:
             disk.append(floor.disk_milliseconds())
+            appends.append(await floor.append_milliseconds())
+            rates.append(await floor.appends_per_second())
+    standings = [_Standing(contender, readings[contender.name]) for contender in everyone]
+    ours = [standing for standing in standings if standing.contender.family == "ours"]
+    peers = [standing for standing in standings if standing.contender.family != "ours"]
     return [
         Figure("disk, 4 kB append", "ms", median(disk), settings="fdatasync; the physical limit"),
-        *_many(bursts["ours"], bursts["dbos"], median(rates)),
-        *_one(median(chains["ours"]), median(chains["dbos"]), median(appends)),
+        *_many(ours, peers, median(rates)),
+        *_one(ours, [peer for peer in peers if peer.contender.processes == 1], median(appends)),
     ]
 
 
-def _many(ours: list[_Cost], dbos: list[_Cost], floor: float) -> list[Figure]:
-    name, steps = f"durable steps, {TURNS} turns x {STEPS}", TURNS * STEPS
-    rate, peer_rate = (steps / median([cost.seconds for cost in costs]) for costs in (ours, dbos))
-    cpu, peer_cpu = (median([cost.cpu_seconds for cost in costs]) / steps * 1e6 for costs in (ours, dbos))
-    return [
-        Figure(name, "1/s", rate, "DBOS", peer_rate, Goal("ratio", ">=", 10), DURABLE),
-        Figure(name, "1/s", rate, f"one append a step, {PRODUCERS} producers", floor, settings=DURABLE),
-        Figure(f"{name}, CPU of all processes", "us", cpu, "DBOS", peer_cpu, settings=f"{DURABLE}; a step"),
-    ]
-
-
-def _one(ours: float, dbos: float, append: float) -> list[Figure]:
-    name = f"sequential step, a chain of {CHAIN_STEPS}"
-    step, peer_step = (seconds / CHAIN_STEPS * 1e3 for seconds in (ours, dbos))
-    return [
-        Figure(name, "ms", step, "DBOS", peer_step, Goal("ratio", "<=", 0.4), DURABLE),
-        Figure(name, "ms", step, "one append", append, settings=DURABLE),
-    ]
-
-
-async def _cost(load: _Load, pids: list[int]) -> _Cost:
-    before = cpu_seconds(pids)
-    seconds = await load()
+async def _read(load: Load, readings: _Readings, bench: Bench) -> None:
+    for turns, steps in ((TURNS, STEPS), (1, CHAIN_STEPS)):  # Connections, prepared statements, code.
+        await load(turns, steps)
     await asyncio.sleep(_SETTLE_SECONDS)
-    return _Cost(seconds, cpu_seconds(pids) - before)
+    pids = tree(os.getpid())
+    for _ in range(bench.rounds(_BURSTS)):
+        before = cpu_seconds(pids)
+        seconds = await load(TURNS, STEPS)
+        await asyncio.sleep(_SETTLE_SECONDS)
+        readings.bursts.append(_Cost(seconds, cpu_seconds(pids) - before))
+    readings.chains += [await load(1, CHAIN_STEPS) for _ in range(bench.rounds(_CHAINS))]
 
 
-async def burst(client: Client, turns: int, steps: int) -> float:
-    """Returns the seconds that so many turns at once take, each a chain of so many steps, read to its end."""
-    stub = TurnServiceStub(client.channel)
-    spec = TurnSpec(input=message("Nothing is to be done."), plan=_chain(steps))
-
-    async def run() -> None:
-        succeeded, completed = 0, False
-        async for response in stub.RunTurn(RunTurnRequest(turn=spec), timeout=_CALL_SECONDS):
-            succeeded += sum(update.event.HasField("step_succeeded") for update in response.updates)
-            completed = any(update.event.HasField("turn_completed") for update in response.updates)
-        if not completed or succeeded != steps:
-            raise RuntimeError(f"a turn ended after {succeeded} of {steps} steps")
-
-    began = time.perf_counter()
-    await asyncio.gather(*(run() for _ in range(turns)))
-    return time.perf_counter() - began
-
-
-def _chain(steps: int) -> Plan:
-    def step(number: int) -> Step:
-        return Step(step_id=f"s{number}", depends_on=[f"s{number - 1}"] if number else [], noop=NoopStep())
-
-    return Plan(steps=[step(number) for number in range(steps)])
+def _many(ours: Sequence[_Standing], peers: Sequence[_Standing], floor: float) -> list[Figure]:
+    """Compares rates: ours in one process, and in the layout that is fastest, with all others."""
+    default, fastest = ours[0], max(ours, key=_rate)
+    shown = [default] if fastest is default else [default, fastest]
+    best, figures = _best(peers), list[Figure]()
+    for standing in shown:
+        name = f"{_RATE}, {standing.contender.name}"
+        for peer in peers:
+            family = peer.contender.family
+            goal = _RATE_GOALS.get(family) if peer in best else None
+            settings = _SETTINGS[family]
+            figures.append(Figure(name, "1/s", _rate(standing), peer.contender.name, _rate(peer), goal, settings))
+        figures.append(Figure(name, "1/s", _rate(standing), _FLOOR_RATE, floor, settings=DURABLE))
+    for other in ours[1:]:
+        name, alone = f"{_RATE}, {other.contender.name}", default.contender.name
+        figures.append(Figure(name, "1/s", _rate(other), f"ours, {alone}", _rate(default), settings=DURABLE))
+    for peer in best:
+        name, other = f"{_RATE}, CPU of all processes", peer.contender.name
+        figures.append(Figure(name, "us", _cpu(default), other, _cpu(peer), settings="a step"))
+    return figures
 
 
-@asynccontextmanager
-async def _dbos(database_url: str) -> AsyncGenerator[Process]:
-    command = (sys.executable, "-m", "benchmarks.peers.dbos_steps", database_url)
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
-    try:
-        yield process
-    finally:
-        await process.communicate(b"")  # It ends with its stdin.
+def _one(ours: Sequence[_Standing], peers: Sequence[_Standing], append: float) -> list[Figure]:
+    """Compares steps that follow one another: ours in one process with all others."""
+    default, best = ours[0], _best(peers, fastest_step=True)
+    step, figures = _step(default), list[Figure]()
+    for peer in peers:
+        family = peer.contender.family
+        goal = _STEP_GOALS[family] if peer in best else None
+        figures.append(Figure(_STEP, "ms", step, peer.contender.name, _step(peer), goal, _SETTINGS[family]))
+    figures.append(Figure(_STEP, "ms", step, "one append", append, settings=DURABLE))
+    for other in ours[1:]:
+        name, alone = f"{_STEP}, {other.contender.name}", default.contender.name
+        figures.append(Figure(name, "ms", _step(other), f"ours, {alone}", step, settings=DURABLE))
+    return figures
 
 
-async def _dbos_burst(process: Process, workflows: int, steps: int) -> float:
-    assert process.stdin is not None  # noqa: S101 - both are pipes
-    assert process.stdout is not None  # noqa: S101
-    process.stdin.write(f"{workflows} {steps}\n".encode())
-    async with asyncio.timeout(_CALL_SECONDS):
-        return float(await process.stdout.readline())
+def _best(peers: Sequence[_Standing], *, fastest_step: bool = False) -> list[_Standing]:
+    """Returns the best of each family: the anchor of its goal."""
+    families = dict.fromkeys(peer.contender.family for peer in peers)
+    return [
+        max(
+            (peer for peer in peers if peer.contender.family == family),
+            key=lambda peer: -_step(peer) if fastest_step else _rate(peer),
+        )
+        for family in families
+    ]
+
+
+def _rate(standing: _Standing) -> float:
+    """Steps a second."""
+    return TURNS * STEPS / median([cost.seconds for cost in standing.readings.bursts])
+
+
+def _cpu(standing: _Standing) -> float:
+    """Microseconds of processor time a step."""
+    return median([cost.cpu_seconds for cost in standing.readings.bursts]) / (TURNS * STEPS) * 1e6
+
+
+def _step(standing: _Standing) -> float:
+    """Milliseconds a step of a chain."""
+    return median(standing.readings.chains) / CHAIN_STEPS * 1e3

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import NamedTuple
 
+from benchmarks.bench import Bench
 from benchmarks.figure import Figure, median, percentile
 from benchmarks.floor import DURABLE, Floor
 from benchmarks.mesh import Mesh, until_it_knows
@@ -31,15 +32,20 @@ class Latency(NamedTuple):
     end: float
 
 
-async def measure(mesh: Mesh, floor: Floor) -> list[Figure]:
+async def measure(bench: Bench) -> list[Figure]:
     """Asks many times, each in a session of its own."""
     latencies: list[Latency] = []
     appends: list[float] = []
-    async with mesh.client() as client:
+    mesh_url, floor_url = await bench.database("turns"), await bench.database("turns_floor")
+    async with (
+        Mesh.run(bench.directory / "turns", mesh_url) as mesh,
+        mesh.client() as client,
+        Floor.open(floor_url, bench.directory) as floor,
+    ):
         await until_it_knows(client)
         for question in _QUESTIONS:
             await ask(client, question)
-        for _ in range(_ROUNDS):
+        for _ in range(bench.rounds(_ROUNDS)):
             await asyncio.sleep(_SETTLE_SECONDS)
             latencies += [await ask(client, _QUESTIONS[n % len(_QUESTIONS)]) for n in range(_TURNS)]
             appends.append(await floor.append_milliseconds())

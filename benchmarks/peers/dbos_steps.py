@@ -1,6 +1,6 @@
 """DBOS running the same steps: a process of its own that runs one load a line of stdin and prints its seconds.
 
-    python -m benchmarks.peers.dbos_steps postgresql://... <<< "50 5"
+    python -m benchmarks.peers.dbos_steps postgresql://... EXECUTOR <<< "50 5"
 
 Steps are async functions that do nothing. A workflow is awaited where it is called, which is DBOS' fastest way: no
 queue, no handle to poll. Everything else is at its default, but for the logs, which are errors only.
@@ -15,6 +15,8 @@ import time
 from typing import Any
 
 import uvloop
+
+from benchmarks.peers.serving import serve
 
 dbos: Any = importlib.import_module("dbos")  # Without types here: only the `bench` extra has it.
 
@@ -31,29 +33,23 @@ async def chain(steps: int) -> None:
         await nothing()
 
 
-async def burst(workflows: int, steps: int) -> float:
-    """Returns the seconds that so many workflows at once take."""
+async def burst(words: list[str]) -> tuple[float]:
+    """Returns the seconds that `WORKFLOWS STEPS` take: so many workflows at once."""
+    workflows, steps = map(int, words)
     began = time.perf_counter()
     await asyncio.gather(*(chain(steps) for _ in range(workflows)))
-    return time.perf_counter() - began
+    return (time.perf_counter() - began,)
 
 
-async def serve() -> None:
-    """Answers each line `WORKFLOWS STEPS` with the seconds it took, until stdin ends."""
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        workflows, steps = map(int, line.split())
-        print(await burst(workflows, steps), flush=True)
-
-
-def main(url: str) -> None:
-    """Runs DBOS on a database."""
-    dbos.DBOS(config={"name": "bench", "system_database_url": url, "log_level": "ERROR"})
+def main(url: str, executor: str) -> None:
+    """Runs DBOS on a database, as one of its executors."""
+    dbos.DBOS(config={"name": "bench", "system_database_url": url, "executor_id": executor, "log_level": "ERROR"})
     dbos.DBOS.launch()
     try:
-        uvloop.run(serve())
+        uvloop.run(serve(burst))
     finally:
         dbos.DBOS.destroy()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
