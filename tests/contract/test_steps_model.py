@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from tests.contract.steps import Services, request_of, run, serve
 from tests.vendors.vendor_server import Call, Reply
 
+from agentshell.content import calls_of
 from agentshell.db.database import Database
 from agentshell.mesh import errors
 from agentshell.mesh.errors import AgentShellError
@@ -20,7 +21,6 @@ from agentshell.runtime.steps.memory import MemoryRunner
 from agentshell.runtime.steps.model import ModelRunner
 from agentshell.runtime.steps.tool import ToolRunner
 from agentshell.tool.builtin.table import TOOLS
-from agentshell.turn.content import calls_of
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_TOOL, Message, Part, ToolCall
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest

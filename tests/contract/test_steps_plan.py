@@ -12,10 +12,10 @@ from tests.contract.steps import Services, request_of, run, serve
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Reply, Request
 
+from agentshell.content import text_of
 from agentshell.db.database import Database
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.steps.plan import PlanRunner
-from agentshell.turn.content import text_of
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import PlanStep, Step, StepResult

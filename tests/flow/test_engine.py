@@ -11,7 +11,7 @@ from tests.flow.test_turns import create, run, spec
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Call, Fault, Reply
 
-from agentshell.turn.content import text_of
+from agentshell.content import text_of
 from agentshell.turn.state import apply
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1 import turn_service_pb2 as pb

@@ -13,8 +13,8 @@ from tests.flow.test_turns import create, passes, run, spec
 from tests.vendors.openai_server import OpenAIServer
 from tests.vendors.vendor_server import Reply
 
+from agentshell.content import text_of
 from agentshell.mesh import errors
-from agentshell.turn.content import text_of
 from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, ForkPoint, Turn, TurnLimits
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub

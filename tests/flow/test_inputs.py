@@ -13,7 +13,7 @@ from tests.flow.mesh import Mesh
 from tests.flow.test_engine import over, states
 from tests.flow.test_turns import create, spec
 
-from agentshell.turn.content import text_of
+from agentshell.content import text_of
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_pb2 import (
     ON_FAILURE_CONTINUE,

@@ -14,8 +14,8 @@ from tests.simulation.log import Log
 from tests.simulation.owner import Owner
 from tests.simulation.plans import a_request, a_written_plan
 
+from agentshell.content import calls_of
 from agentshell.turn import envelope, state
-from agentshell.turn.content import calls_of
 from agentshell.turn.merge import Merge
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text, ToolCall, Usage
 from kfm.error.v1.error_pb2 import ERROR_REASON_PROVIDER_UNAVAILABLE, Failure

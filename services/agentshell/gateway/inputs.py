@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 
-from agentshell.turn.content import Plain, plain, text_of
+from agentshell.content import Plain, plain, text_of
 from agentshell.turn.decision import input_end_times
 from agentshell.turn.state import is_over
 from kfm.content.v1.content_pb2 import ROLE_USER, Message

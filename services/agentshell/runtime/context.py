@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from agentshell.turn.content import calls_of, fill, plain
+from agentshell.content import calls_of, fill, plain
 from kfm.content.v1.content_pb2 import (
     ROLE_ASSISTANT,
     ROLE_TOOL,

@@ -8,6 +8,7 @@ import contextlib
 import structlog
 
 from agentshell.log.log import Lease
+from agentshell.log.rejoin import rejoin
 from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.owner import Means, Owner
@@ -57,14 +58,12 @@ class Manager:
                 # A defect. To fold anew from the log is the one state that is known to be right.
                 _log.exception("owner failed")
                 await asyncio.sleep(_RETRY_SECONDS)
-            with contextlib.suppress(AgentShellError):
-                await self._log.leave(lease)  # The next lease gives again what this one was given and did not commit.
-            lease = self._lease = await self._join()
+            lease = self._lease = await self._rejoin(lease)
 
-    async def _join(self) -> Lease:
+    async def _rejoin(self, lease: Lease) -> Lease:
         while True:
             try:
-                return await self._log.join(envelope.TURNS, GROUP, self._member)
+                return await rejoin(self._log, lease)
             except AgentShellError as error:
                 _log.warning("cannot join", reason=error.name, message=error.message)
             await asyncio.sleep(_RETRY_SECONDS)

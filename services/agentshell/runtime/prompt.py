@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from agentshell.content import text_of
 from agentshell.runtime import context
-from agentshell.turn.content import text_of
 from kfm.content.v1.content_pb2 import ROLE_SYSTEM, ROLE_USER, Message, Part, Text
 from kfm.personality.v1.personality_service_pb2 import Personality
 from kfm.provider.v1.provider_service_pb2 import Generation, ToolDefinition

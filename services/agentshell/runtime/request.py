@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from agentshell.content import calls_of, fill, plain
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import envelope, expression
-from agentshell.turn.content import calls_of, fill, plain
 from agentshell.turn.decision import end_nanoseconds, nanoseconds
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, ToolResult
 from kfm.error.v1 import error_pb2

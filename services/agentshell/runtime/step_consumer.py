@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from agentshell.log.dead_letter import bury
 from agentshell.log.log import Lease, Log, StoredRecord, partition_of
+from agentshell.log.rejoin import rejoin
 from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.worker import Worker
@@ -47,7 +48,7 @@ class StepConsumer:
     async def start(self) -> None:
         """Joins the group and begins."""
         self._lease = await self._log.join(envelope.STEPS, GROUP, self._member)
-        self._task = asyncio.create_task(self._run(), name="step consumer")
+        self._task = asyncio.create_task(self._run(self._lease), name="step consumer")
 
     async def stop(self, timeout: float) -> None:
         """Gives the attempts under way `timeout` seconds, then leaves: another worker makes the others again."""
@@ -63,24 +64,29 @@ class StepConsumer:
                 await self._commit(self._lease)
                 await self._log.leave(self._lease)
 
-    async def _run(self) -> None:
+    async def _run(self, lease: Lease) -> None:
         while True:
             try:
-                self._lease = await self._log.join(envelope.STEPS, GROUP, self._member)
                 while True:
-                    await self._serve(self._lease)
+                    await self._serve(lease)
             except AgentShellError as error:
                 level = "info" if error.reason == error_pb2.ERROR_REASON_FENCED else "warning"
                 getattr(_log, level)("worker's lease over", reason=error.name, message=error.message)
             except Exception:
                 _log.exception("step consumer failed")
+                await asyncio.sleep(_RETRY_SECONDS)
             self._worker.cancel()  # Whoever has the partitions now makes these attempts.
             self._open.clear()
             self._positions.clear()
             self._committed.clear()
-            if self._lease is not None:
-                with contextlib.suppress(AgentShellError):
-                    await self._log.leave(self._lease)  # The next lease gives again what this one did not commit.
+            lease = self._lease = await self._rejoin(lease)
+
+    async def _rejoin(self, lease: Lease) -> Lease:
+        while True:
+            try:
+                return await rejoin(self._log, lease)
+            except AgentShellError as error:
+                _log.warning("cannot join", reason=error.name, message=error.message)
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _serve(self, lease: Lease) -> None:

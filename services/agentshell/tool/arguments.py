@@ -6,17 +6,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from agentshell.content import plain
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 _MAX_PROBLEMS = 8
 _MAX_SHOWN_CHARACTERS = 60
-# Beyond this a double has no fraction, and more digits than it means.
-_MAX_WHOLE_NUMBER = 2**53
 
 
 class ArgumentError(ValueError):
@@ -42,7 +40,7 @@ def model_of(run: Callable[..., Any]) -> type[BaseModel]:
 def check(tool: str, model: type[BaseModel], arguments: Struct) -> dict[str, Any]:
     """Returns the arguments as `run` takes them. Raises TOOL_ARGUMENTS_INVALID."""
     try:
-        checked = model.model_validate(_plain(MessageToDict(arguments)))
+        checked = model.model_validate(plain(arguments))
     except ValidationError as error:
         raise invalid(tool, _problems(error, model)) from None
     return {name: getattr(checked, name) for name in model.model_fields}
@@ -56,19 +54,6 @@ def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
         f"arguments of tool {tool!r}: {said}. Mend them and call it again",
         metadata={"tool": tool, "field": problems[0][0]},
     )
-
-
-def _plain(value: Any) -> Any:
-    """Returns a Struct's value as JSON means it: 3.0 is a whole number, which a Struct cannot say."""
-    match value:
-        case float() if value.is_integer() and abs(value) <= _MAX_WHOLE_NUMBER:
-            return int(value)
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType] - JSON
-        case list():
-            return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
-        case _:
-            return value
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from agentshell.turn.content import Plain, message_of, plain, plain_of, text_of
+from agentshell.content import Plain, message_of, plain, plain_of, text_of
 from kfm.content.v1.content_pb2 import ROLE_USER, Message
 from kfm.turn.v1.turn_pb2 import Step, StepState, Turn
 

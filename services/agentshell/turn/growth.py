@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentshell.content import Plain, calls_of, fill
 from agentshell.turn import plan
-from agentshell.turn.content import Plain, calls_of, fill
 from kfm.content.v1.content_pb2 import ToolCall
 from kfm.turn.v1.turn_event_pb2 import PlanExtended
 from kfm.turn.v1.turn_pb2 import ON_FAILURE_CONTINUE, ModelStep, Step, ToolStep

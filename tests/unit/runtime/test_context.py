@@ -8,8 +8,8 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentshell.content import calls_of
 from agentshell.runtime import context
-from agentshell.turn.content import calls_of
 from kfm.content.v1.content_pb2 import (
     ROLE_ASSISTANT,
     ROLE_SYSTEM,

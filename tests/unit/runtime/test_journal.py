@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from agentshell.content import fill, text_of
 from agentshell.log.log import Record
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.runtime.dispatch import LogDispatch
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.request import step_request
-from agentshell.turn.content import fill, text_of
 from agentshell.turn.decision import decide
 from agentshell.turn.records import record_of, stamp
 from agentshell.turn.state import is_over

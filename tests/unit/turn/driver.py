@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from agentshell.content import fill
 from agentshell.mesh import ids
 from agentshell.turn import envelope, state
-from agentshell.turn.content import fill
 from agentshell.turn.decision import decide, expire, expire_inputs, restart
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text, ToolCall, Usage
 from kfm.error.v1.error_pb2 import ERROR_REASON_PROVIDER_UNAVAILABLE, Failure

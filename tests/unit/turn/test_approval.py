@@ -5,7 +5,7 @@ from datetime import timedelta
 from tests.golden.record import question
 from tests.unit.turn.driver import Driver, noop, request, says
 
-from agentshell.turn.content import text_of
+from agentshell.content import text_of
 from agentshell.turn.decision import end_nanoseconds, input_end_times
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1 import turn_event_pb2 as e

@@ -3,8 +3,8 @@
 import pytest
 from tests.unit.turn.driver import noop, says
 
+from agentshell.content import fill, text_of
 from agentshell.turn import expression
-from agentshell.turn.content import fill, text_of
 from kfm.content.v1.content_pb2 import Message, Part, Passage, Text, ToolResult
 from kfm.turn.v1 import turn_pb2 as t
 

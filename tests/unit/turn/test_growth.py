@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.unit.turn.driver import Driver, fails, noop, request, says
 
-from agentshell.turn.content import plain
+from agentshell.content import plain
 from kfm.turn.v1 import turn_pb2 as t
 
 

@@ -2,7 +2,7 @@
 
 from tests.unit.turn.driver import Driver, asks, fails, noop, request, says
 
-from agentshell.turn.content import calls_of
+from agentshell.content import calls_of
 from kfm.turn.v1 import turn_pb2 as t
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from agentshell.content import plain
 from agentshell.mesh import errors
 from agentshell.mesh.config import VendorConfig
 from agentshell.mesh.errors import AgentShellError
@@ -238,7 +239,7 @@ def _conversation(generation: pb.Generation) -> dict[str, Any]:
             {
                 "name": tool.name,
                 "description": tool.description,
-                "input_schema": part_text.plain(tool.input_schema) or {"type": "object", "properties": {}},
+                "input_schema": plain(tool.input_schema) or {"type": "object", "properties": {}},
             }
             for tool in generation.tools
         ]
@@ -285,7 +286,7 @@ def _blocks(
             yield {"type": "image", "source": _source(part.image)}
         case "tool_call":
             call = part.tool_call
-            yield {"type": "tool_use", "id": call.call_id, "name": call.name, "input": part_text.plain(call.arguments)}
+            yield {"type": "tool_use", "id": call.call_id, "name": call.name, "input": plain(call.arguments)}
         case "tool_result":
             result = part.tool_result
             block: dict[str, Any] = {"type": "tool_result", "tool_use_id": result.call_id}

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from agentshell.content import plain
 from agentshell.mesh import errors
 from agentshell.mesh.config import VendorConfig
 from agentshell.mesh.errors import AgentShellError
@@ -218,7 +219,7 @@ def _request(generation: pb.Generation) -> dict[str, Any]:
                 "function": {
                     "name": tool.name,
                     "description": tool.description,
-                    "parameters": part_text.plain(tool.input_schema) or {"type": "object", "properties": {}},
+                    "parameters": plain(tool.input_schema) or {"type": "object", "properties": {}},
                 },
             }
             for tool in generation.tools

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
+from agentshell.content import plain
 from kfm.content.v1 import content_pb2
 
 _CLOSING = "</passage"
@@ -30,20 +30,3 @@ def result(result: content_pb2.ToolResult) -> str:
 def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
     """Returns a structure as JSON, always the same: a Struct's own order is another in each process."""
     return json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
-
-
-def plain(value: struct_pb2.Struct | struct_pb2.Value) -> Any:
-    """Returns a structure as plain Python, whole numbers as integers: Protobuf's structures know only floats."""
-    return _whole(json_format.MessageToDict(value))
-
-
-def _whole(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _whole(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType] - JSON
-        case list():
-            return [_whole(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
-        case float() if value.is_integer():
-            return int(value)
-        case _:
-            return value

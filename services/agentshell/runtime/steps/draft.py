@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from agentshell.content import fill, plain
 from agentshell.turn import plan
-from agentshell.turn.content import fill, plain
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.provider.v1.provider_service_pb2 import ToolDefinition
 from kfm.turn.v1.turn_pb2 import AgentStep, MemoryStep, ModelChoice, ModelStep, Plan, Step, ToolStep

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.struct_pb2 import Value
 
+from agentshell.content import fill, plain_of, text_of
 from agentshell.mesh import call, errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.steps.step import Emit
-from agentshell.turn.content import fill, plain_of, text_of
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, ToolResult
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest

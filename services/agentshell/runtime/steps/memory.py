@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import grpc.aio
 
+from agentshell.content import text_of
 from agentshell.runtime import prompt
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
-from agentshell.turn.content import text_of
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, Passage
 from kfm.memory.v1 import memory_service_pb2 as pb
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub

@@ -6,11 +6,11 @@ import asyncio
 
 import grpc.aio
 
+from agentshell.content import calls_of
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime import prompt
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
-from agentshell.turn.content import calls_of
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1.personality_service_pb2 import Personality
 from kfm.provider.v1.provider_service_pb2 import GenerateResponse, Generation, StreamGenerateRequest

@@ -6,12 +6,12 @@ import asyncio
 
 import grpc.aio
 
+from agentshell.content import text_of
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime import prompt
 from agentshell.runtime.steps import draft
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
-from agentshell.turn.content import text_of
 from agentshell.turn.state import add_usage
 from kfm.content.v1.content_pb2 import Usage
 from kfm.error.v1 import error_pb2

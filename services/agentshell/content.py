@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from kfm.content.v1.content_pb2 import Message, Part, Role, Text, ToolCall
 
 MAX_DEPTH = 24
+_MAX_WHOLE_NUMBER = 2**53  # Beyond it a float, which is all that Protobuf's values know, is not one whole number.
 
 Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
 
@@ -76,7 +77,7 @@ def _depth(value: Any) -> int:
 
 def _whole(value: Any) -> Any:
     match value:
-        case float() if value.is_integer():
+        case float() if value.is_integer() and abs(value) <= _MAX_WHOLE_NUMBER:
             return int(value)
         case list():
             return [_whole(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON
