@@ -34,6 +34,7 @@ class Owner:
         self._skew_micros = skew_micros
         self._own: set[int] = set()  # offsets of own records that are yet to be read
         self._newest_own = -1
+        self._newest_id = ""  # of the newest event that counted
         self._is_interrupted = True
         self._awaits_own = False
 
@@ -52,7 +53,7 @@ class Owner:
             if offset < self._newest_own:
                 self._fold_anew()  # It was decided without knowing this: what counts is the log's order.
             else:
-                state.apply(self.turn, event)
+                self._apply(event)
 
     def handle(self) -> None:
         """Takes in results, decides what follows, begins attempts, and writes."""
@@ -119,14 +120,20 @@ class Owner:
         """Folds the turn by the log up to the newest own record; what is between is known then."""
         self.turn = t.Turn()
         for event in self._world.log.events[: self._newest_own + 1]:
-            state.apply(self.turn, event)
+            self._apply(event)
 
     def _add_all(self, events: Iterable[TurnEvent], news: list[TurnEvent]) -> bool:
-        added = [self._add(self._world.stamp(event, self._skew_micros), news) for event in events]
+        added = [self._add(self._world.stamp(event, self._skew_micros, self._newest_id), news) for event in events]
         return any(added)
 
     def _add(self, event: TurnEvent, news: list[TurnEvent]) -> bool:
-        if not state.apply(self.turn, event):
+        if not self._apply(event):
             return False
         news.append(event)
+        return True
+
+    def _apply(self, event: TurnEvent) -> bool:
+        if not state.apply(self.turn, event):
+            return False
+        self._newest_id = event.header.event_id
         return True
