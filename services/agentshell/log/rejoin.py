@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import structlog
+
 from agentshell.log.log import Lease, Log
+from agentshell.mesh.errors import AgentShellError
+
+_log = structlog.get_logger("agentshell.log")
+
+_RETRY_SECONDS = 0.5
 
 
 async def rejoin(log: Log, before: Lease) -> Lease:
     """Returns a lease that gives all that is not committed, after `before` has come to an end, or its holder has.
 
-    Joining may give the same lease, which goes on behind what it gave: then the member leaves first. It does not leave
-    otherwise: that would end the leases of the others, who would do the same.
+    Tries until the log lets it. Joining may give the same lease, which goes on behind what it gave: then the member
+    leaves first. It does not leave otherwise: that would end the leases of the others, who would do the same.
     """
-    lease = await log.join(before.topic, before.group, before.member)
-    if lease != before:
-        return lease
-    await log.leave(lease)
-    return await log.join(before.topic, before.group, before.member)
+    while True:
+        try:
+            lease = await log.join(before.topic, before.group, before.member)
+            if lease != before:
+                return lease
+            await log.leave(lease)
+            return await log.join(before.topic, before.group, before.member)
+        except AgentShellError as error:
+            _log.warning("cannot join", group=before.group, reason=error.name, message=error.message)
+        await asyncio.sleep(_RETRY_SECONDS)

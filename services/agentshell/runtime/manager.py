@@ -58,12 +58,4 @@ class Manager:
                 # A defect. To fold anew from the log is the one state that is known to be right.
                 _log.exception("owner failed")
                 await asyncio.sleep(_RETRY_SECONDS)
-            lease = self._lease = await self._rejoin(lease)
-
-    async def _rejoin(self, lease: Lease) -> Lease:
-        while True:
-            try:
-                return await rejoin(self._log, lease)
-            except AgentShellError as error:
-                _log.warning("cannot join", reason=error.name, message=error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            lease = self._lease = await rejoin(self._log, lease)

@@ -79,15 +79,7 @@ class StepConsumer:
             self._open.clear()
             self._positions.clear()
             self._committed.clear()
-            lease = self._lease = await self._rejoin(lease)
-
-    async def _rejoin(self, lease: Lease) -> Lease:
-        while True:
-            try:
-                return await rejoin(self._log, lease)
-            except AgentShellError as error:
-                _log.warning("cannot join", reason=error.name, message=error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            lease = self._lease = await rejoin(self._log, lease)
 
     async def _serve(self, lease: Lease) -> None:
         for stored in await self._log.poll(lease, _POLL_RECORDS, _POLL_SECONDS):
