@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
-.PHONY: demo test check lint types contracts gen gen-check diagram unit bench crash simulate clean
+.PHONY: demo test check lint types contracts gen gen-check diagram unit image bench crash simulate clean
 
 demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
 	$(BIN)/agentshell demo
@@ -50,8 +50,11 @@ gen-check: gen
 diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the code.
 	$(BIN)/python -m agentshell.turn.diagram ARCHITECTURE.md
 
-unit: .venv/installed
+unit: .venv/installed image
 	$(BIN)/pytest
+
+image: .venv/installed  ## Build the interpreter of the tools' sandbox, once on a machine.
+	$(BIN)/python -m agentshell.tool.sandbox.image
 
 # ARGS=--quick shows that it runs, ARGS='stream resume' runs some parts. Restate takes part where AGENTSHELL_BENCH_RESTATE
 # names its server's program.
@@ -66,8 +69,8 @@ bench: .venv-bench/installed  ## Measure it beside its peers, on a machine that 
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && \
 	echo $$seconds > $@
 
-crash: .venv/installed  ## Kill the mesh at the boundaries of its journal and at random (SEED=1 KILLS=1000), and check all that it owes.
-	$(BIN)/python -m tests.crash.explorer --seed $(or $(SEED),1) --kills $(or $(KILLS),100)
+crash: .venv/installed  ## Kill the mesh at the boundaries of its journal and at random (SEED=1 KILLS=1000 LOG=iggy), and check all that it owes.
+	$(BIN)/python -m tests.crash.explorer --seed $(or $(SEED),1) --kills $(or $(KILLS),100) --log $(or $(LOG),postgres)
 
 simulate: .venv/installed  ## Drive the engine's pure parts through many schedules.
 	$(BIN)/python -m tests.simulation --examples $(or $(EXAMPLES),1000000) --processes 2

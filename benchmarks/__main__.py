@@ -18,7 +18,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from benchmarks import iggy, resources, resume, rpc, steps, stream, tool_turn, turns
+from benchmarks import iggy, provider, resources, resume, rpc, steps, stream, streams, tool_call, tool_turn, turns
 from benchmarks.bench import Bench
 from benchmarks.figure import Figure, machine, to_json, to_table
 
@@ -29,9 +29,12 @@ _PARTS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "steps": steps.measure,
     "turns": turns.measure,
     "tool_turn": tool_turn.measure,
+    "tool_call": tool_call.measure,
     "stream": stream.measure,
     "resume": resume.measure,
     "rpc": rpc.measure,
+    "provider": provider.measure,
+    "streams": streams.measure,
     "iggy": iggy.measure,
     "resources": resources.measure,
 }

@@ -23,6 +23,11 @@ class Peer:
         self.word = word
         """What it said of itself when it was ready, such as where it is."""
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     @classmethod
     @asynccontextmanager
     async def run(cls, module: str, *arguments: str) -> AsyncGenerator[Peer]:

@@ -28,12 +28,17 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 def memory_bytes(pids: Iterable[int]) -> int:
     """Returns the memory that processes have resident; what they share is counted once (their PSS)."""
-    return sum(_pss_bytes(pid) for pid in pids)
+    return sum(_bytes(pid, "Pss") for pid in pids)
 
 
-def _pss_bytes(pid: int) -> int:
+def own_memory_bytes(pid: int) -> int:
+    """Returns the memory that a process has for itself: what others share or read of the same files is not in it."""
+    return _bytes(pid, "Anonymous")
+
+
+def _bytes(pid: int, kind: str) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"the kernel says nothing of the memory of process {pid}")
 

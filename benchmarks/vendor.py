@@ -18,7 +18,11 @@ def run() -> AbstractAsyncContextManager[Peer]:
 
 def environment(vendor: Peer) -> Mapping[str, str]:
     """Returns the variables that make a mesh call it."""
-    return {"AGENTSHELL_PROVIDER__OPENAI__BASE_URL": vendor.word, "OPENAI_API_KEY": "none"}
+    return {
+        "AGENTSHELL_PROVIDER__VENDORS__OPENAI__ADAPTER": "openai_chat",  # Which is what it speaks.
+        "AGENTSHELL_PROVIDER__VENDORS__OPENAI__BASE_URL": vendor.word,
+        "OPENAI_API_KEY": "none",
+    }
 
 
 def ticks(count: int, milliseconds: int) -> ModelChoice:

@@ -1,4 +1,4 @@
-"""What messages say, as plain text and plain values."""
+"""What messages say, as plain text and plain values, and what calls used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message as AnyMessage
 from google.protobuf.struct_pb2 import Struct, Value
 
-from kfm.content.v1.content_pb2 import Message, Part, Role, Text, ToolCall
+from kfm.content.v1.content_pb2 import Message, Part, Role, Text, ToolCall, Usage
 
 MAX_DEPTH = 24
 _MAX_WHOLE_NUMBER = 2**53  # Beyond it a float, which is all that Protobuf's values know, is not one whole number.
@@ -63,6 +63,25 @@ def message_of(value: Plain, role: Role.ValueType) -> Message:
     """Returns a message that says a value: text as it is, anything else as JSON."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return Message(role=role, parts=[Part(text=Text(text=text))])
+
+
+def add_usage(total: Usage, used: Usage) -> None:
+    """Adds what a call used. The cost is unknown as soon as one call's is."""
+    total.input_tokens += used.input_tokens
+    total.output_tokens += used.output_tokens
+    total.cached_input_tokens += used.cached_input_tokens
+    total.reasoning_tokens += used.reasoning_tokens
+    total.cache_write_tokens += used.cache_write_tokens
+    total.long_cache_write_tokens += used.long_cache_write_tokens
+    total.image_input_tokens += used.image_input_tokens
+    total.audio_input_tokens += used.audio_input_tokens
+    total.audio_output_tokens += used.audio_output_tokens
+    total.cached_answers += used.cached_answers
+    total.estimated |= used.estimated
+    if not used.HasField("cost"):
+        total.ClearField("cost")
+    elif total.HasField("cost"):
+        total.cost.amount_micros += used.cost.amount_micros
 
 
 def _depth(value: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ _log = structlog.get_logger("agentshell")
 DEFAULT_TENANT = "default"
 DEFAULT_PRINCIPAL = "owner"
 _STOP_SECONDS = 1.0
+_GC_THRESHOLDS = (10_000, 50, 50)
 
 
 class Process:
@@ -92,6 +94,8 @@ class Process:
         self._leave_word()
         await self._server.ready()
         self._http.ready = True
+        gc.freeze()  # What there is now stays, and what comes is mostly freed without a search for cycles.
+        gc.set_threshold(*_GC_THRESHOLDS)
 
     def _leave_word(self) -> None:
         """Makes the default tenant's key where there is none, and says where this process is."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
 import grpc.aio
 
@@ -25,12 +26,10 @@ from agentshell.log.postgres import PostgresLog
 from agentshell.memory.service import MemoryService
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.mesh import channel
-from agentshell.mesh.config import Config
+from agentshell.mesh.config import Config, LogConfig
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality.service import PersonalityService
-from agentshell.provider import adapters
-from agentshell.provider.answers import Answers
 from agentshell.provider.service import ProviderService
 from agentshell.runtime.conclusion import Conclusion
 from agentshell.runtime.dispatch import Dispatch, LocalDispatch, LogDispatch
@@ -53,6 +52,7 @@ from agentshell.runtime.steps.tool import ToolRunner
 from agentshell.runtime.sub_turns import SubTurns
 from agentshell.runtime.worker import Worker
 from agentshell.tool.results import Results
+from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
 from agentshell.turn import envelope
 from kfm.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
@@ -78,6 +78,22 @@ async def _nothing() -> None:
 
 async def _nothing_for(_seconds: float) -> None:
     """Stops nothing."""
+
+
+def topics(config: LogConfig) -> Sequence[Topic]:
+    """Returns the topics of the log. Dead letters wait for somebody, so they are kept for ever by default."""
+
+    def topic(name: str, retention_days: int | None, durability: Literal["durable", "relaxed"] = "durable") -> Topic:
+        days = config.retention_days_of(name) or retention_days
+        return Topic(name, config.partitions_of(name), timedelta(days=days) if days else None, durability)
+
+    return (
+        topic(envelope.TURNS, config.retention_days),
+        topic(envelope.OUTPUTS, config.retention_days, "relaxed"),
+        topic(envelope.STEPS, config.retention_days),
+        topic(envelope.TURNS + SUFFIX, None),
+        topic(envelope.STEPS + SUFFIX, None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +140,10 @@ class Parts:
     async def log(self) -> Log:
         """Returns the log, with its topics."""
         if self._log is None:
-            config = self.config.log
             log = await self._open_log()
             self._open.push_async_callback(log.close)
-            keep = timedelta(days=config.retention_days)
-            await log.ensure_topic(Topic(envelope.TURNS, config.partitions, keep))
-            await log.ensure_topic(Topic(envelope.OUTPUTS, config.partitions, keep, "relaxed"))
-            await log.ensure_topic(Topic(envelope.STEPS, config.partitions, keep))
-            await log.ensure_topic(Topic(envelope.TURNS + SUFFIX, config.partitions))
-            await log.ensure_topic(Topic(envelope.STEPS + SUFFIX, config.partitions))
+            for topic in topics(self.config.log):
+                await log.ensure_topic(topic)
             self._log = log
         return self._log
 
@@ -164,7 +175,8 @@ async def _gateway(parts: Parts) -> Member:
     projector, lag = Projector(log, index), Lag(log, _GROUPS)
     backlog = Backlog(database, config.runtime)
     admin = AdminService(log, index, [envelope.TURNS, envelope.STEPS])
-    service = TurnService(log, index, backlog, parts.channel("personality"), config.runtime, config.log.partitions)
+    partitions = config.log.partitions_of(envelope.TURNS)
+    service = TurnService(log, index, backlog, parts.channel("personality"), config.runtime, partitions)
 
     async def start() -> None:
         await projector.start()
@@ -204,7 +216,8 @@ async def _manager(parts: Parts) -> Member:
 
 async def _worker(parts: Parts) -> Member:
     """A worker for managers in other processes."""
-    consumer = StepConsumer(await parts.log(), await _local_worker(parts), parts.config.log.partitions)
+    partitions = parts.config.log.partitions_of(envelope.TURNS)
+    consumer = StepConsumer(await parts.log(), await _local_worker(parts), partitions)
     return Member(start=consumer.start, stop=consumer.stop)
 
 
@@ -234,12 +247,13 @@ async def _local_worker(parts: Parts) -> Worker:
 
 
 async def _provider(parts: Parts) -> Member:
-    config = parts.config.provider
-    service = ProviderService(config, adapters.build(config, os.environ), Answers(await parts.database()))
-    await service.open()
+    async with contextlib.AsyncExitStack() as stack:
+        opening = ProviderService.open(parts.config.provider, os.environ, await parts.database())
+        service = await stack.enter_async_context(opening)
+        open_parts = stack.pop_all()
     return Member(
         {"kfm.provider.v1.ProviderService": lambda server: add_ProviderServiceServicer_to_server(service, server)},
-        stop=lambda _seconds: service.close(),
+        stop=lambda _seconds: open_parts.aclose(),
     )
 
 
@@ -262,9 +276,13 @@ async def _personality(parts: Parts) -> Member:
 
 
 async def _tool(parts: Parts) -> Member:
-    service = ToolService(Results(await parts.database()), parts.channel("memory"), parts.channel("personality"))
+    results, sandbox = Results(await parts.database()), Sandbox.of(parts.config.tool, os.environ)
+    service = ToolService(results, parts.channel("memory"), parts.channel("personality"), sandbox)
     await service.open()
-    return Member({"kfm.tool.v1.ToolService": lambda server: add_ToolServiceServicer_to_server(service, server)})
+    return Member(
+        {"kfm.tool.v1.ToolService": lambda server: add_ToolServiceServicer_to_server(service, server)},
+        stop=lambda _seconds: service.close(),
+    )
 
 
 # In the order in which they begin; they end in the reverse order. `manager` and `worker` are `runtime` taken apart.

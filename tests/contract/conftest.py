@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.contract.log_stores import PARTITIONS, STORES, Store
+from tests.contract.provider import VENDORS, Subject, subject_of
 
 from agentshell.log.log import Log, Topic
 
@@ -23,3 +24,17 @@ async def log(store: Store) -> Log:
     log = await store.open()
     await log.ensure_topic(Topic("topic", PARTITIONS))
     return log
+
+
+@pytest.fixture(params=["local", *VENDORS])
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """Every adapter."""
+    async with subject_of(request.param) as found:
+        yield found
+
+
+@pytest.fixture(params=list(VENDORS))
+async def vendor(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """Every adapter that has a vendor behind it."""
+    async with subject_of(request.param) as found:
+        yield found

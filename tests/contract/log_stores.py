@@ -145,12 +145,12 @@ async def poll_all(log: Log, lease: Lease, count: int) -> list[StoredRecord]:
 
 
 async def until_fenced(log: Log, lease: Lease) -> list[StoredRecord]:
-    """Polls until the lease is over; returns what it was given until then."""
+    """Polls until the lease is over; returns what it was given until then. The log may fail meanwhile."""
     records: list[StoredRecord] = []
     async with asyncio.timeout(WAIT):
         try:
             while True:
-                records += await log.poll(lease, 100, WAIT)
+                records += await recovered(lambda: log.poll(lease, 100, WAIT))
         except AgentShellError as error:
             if error.reason != error_pb2.ERROR_REASON_FENCED:
                 raise

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import grpc.aio
 from tests.contract.serving import member
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 
 from agentshell.db.database import Database
 from agentshell.memory.service import MemoryService
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.mesh import call, channel
-from agentshell.mesh.config import MemoryConfig, PersonalityConfig, ProviderConfig
+from agentshell.mesh.config import MemoryConfig, PersonalityConfig, ProviderConfig, ToolConfig
 from agentshell.personality.service import PersonalityService
-from agentshell.provider import adapters
-from agentshell.provider.answers import Answers
 from agentshell.provider.service import ProviderService
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import StepRunner
 from agentshell.tool.builtin.table import TOOLS
 from agentshell.tool.results import Results
+from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
@@ -49,7 +48,7 @@ tools: {{enabled: {enabled}, exposed_tools: [{tools}]}}
 class Services:
     """The services, by way of a channel of the mesh, and the model vendor behind them."""
 
-    def __init__(self, inside: grpc.aio.Channel, vendor: OpenAIServer) -> None:
+    def __init__(self, inside: grpc.aio.Channel, vendor: OpenAIChatServer) -> None:
         self.inside = inside
         self.vendor = vendor
         self.sources = Sources(inside, inside, inside, max_history_messages=10)
@@ -68,29 +67,28 @@ async def serve(database: Database, packs: Path) -> AsyncGenerator[Services]:
     (packs / "plain" / "knowledge" / "soup.md").write_text("# Soup\n\nSimmer the onions slowly.")
     with (packs / "plain" / "manifest.yaml").open("a") as manifest:
         manifest.write("knowledge: {sources: [{type: directory, path: knowledge}]}\n")
-    async with (
-        OpenAIServer() as vendor,
-        member() as served,
-        channel.connect(served.mesh_address, served.keyring) as inside,
-    ):
-        config = ProviderConfig.model_validate({"openai": {"base_url": f"{vendor.url}/v1"}})
-        provider = ProviderService(config, adapters.build(config, {"OPENAI_API_KEY": "sk-x"}), Answers(database))
+    async with AsyncExitStack() as stack:
+        vendor = await stack.enter_async_context(OpenAIChatServer())
+        served = await stack.enter_async_context(member())
+        inside = await stack.enter_async_context(channel.connect(served.mesh_address, served.keyring))
+        openai = {"adapter": "openai_chat", "base_url": f"{vendor.url}/v1"}
+        config = ProviderConfig.model_validate({"vendors": {"openai": openai}, "max_attempts": 1})
+        opening = ProviderService.open(config, {"OPENAI_API_KEY": "sk-x"}, database)
+        provider = await stack.enter_async_context(opening)
         memory = MemoryService(MemoryConfig(), await PgvectorStore.open(database))
         personality = PersonalityService(PersonalityConfig(directories=(packs,), default="plain"), inside)
-        tool = ToolService(Results(database), inside, inside)
+        tool = ToolService(Results(database), inside, inside, Sandbox.of(ToolConfig(), {}))
         add = served.server.add
         add("kfm.memory.v1.MemoryService", partial(add_MemoryServiceServicer_to_server, memory))
         add("kfm.personality.v1.PersonalityService", partial(add_PersonalityServiceServicer_to_server, personality))
         add("kfm.provider.v1.ProviderService", partial(add_ProviderServiceServicer_to_server, provider))
         add("kfm.tool.v1.ToolService", partial(add_ToolServiceServicer_to_server, tool))
-        await provider.open()
         await tool.open()
         async with await served.start():
             await personality.start()
             await personality.knowledge_ready()
             yield Services(inside, vendor)
             await personality.stop()
-        await provider.close()
 
 
 async def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _TOPIC = "agent.turns"
 _PARTITIONS = 2
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 60.0
 _REQUESTS: dict[str, Any] = {
     "ListDeadLetters": pb.ListDeadLettersRequest(),
     "GetDeadLetter": pb.GetDeadLetterRequest(dead_letter_id="agent.turns/0/0"),
@@ -156,6 +157,32 @@ async def test_a_dropped_letter_is_listed_no_more_and_can_no_longer_be_replayed(
     replay = await served.operator.ReplayDeadLetter(pb.ReplayDeadLetterRequest(dead_letter_id=dead_letter_id))
     assert replay.settlement == pb.SETTLEMENT_DROPPED
     assert [it.record.payload for it in await served.records("acme/one")].count(b"\xffone") == 1
+
+
+async def test_what_is_replayed_and_dropped_at_the_same_time_is_one_of_both(served: Served) -> None:
+    for number in range(20):
+        _, dead_letter_id = await served.bury(f"{number}")
+        replay = served.operator.ReplayDeadLetter(pb.ReplayDeadLetterRequest(dead_letter_id=dead_letter_id))
+        drop = served.operator.DropDeadLetter(pb.DropDeadLetterRequest(dead_letter_id=dead_letter_id))
+        settlements = [response.settlement for response in await asyncio.gather(replay, drop)]
+        records = await served.records(f"acme/{number}")
+        copies = len({stored.record.record_id for stored in records if stored.record.payload == b"\xff%d" % number})
+        assert settlements == [pb.SETTLEMENT_REPLAYED if copies == 2 else pb.SETTLEMENT_DROPPED] * 2
+    assert await served.listed() == []
+
+
+async def test_a_replay_that_was_cut_off_is_listed_and_made_by_whoever_settles_it(served: Served) -> None:
+    stored, dead_letter_id = await served.bury("one")
+    letter_id = stored.record.record_id.hex()
+    claim = Record(
+        "acme/one", ids.record_id("a claim"), b"\x00", {"dlq-settles": letter_id, "dlq-settlement": "claimed"}
+    )
+    await served.log.append(_TOPIC + SUFFIX, [claim])
+    assert await served.listed() == [dead_letter_id]
+    drop = await served.operator.DropDeadLetter(pb.DropDeadLetterRequest(dead_letter_id=dead_letter_id))
+    assert drop.settlement == pb.SETTLEMENT_REPLAYED
+    assert [it.record.payload for it in await served.records("acme/one")].count(b"\xffone") == 2
+    assert await served.listed() == []
 
 
 async def test_pages_have_every_unsettled_letter_once(served: Served) -> None:

@@ -10,6 +10,8 @@ from tests.contract.log_stores import PARTITIONS, WAIT, Store, names, poll_all, 
 from agentshell.log.log import Lease, Log, Topic
 from kfm.error.v1 import error_pb2
 
+_LEASE_SECONDS = 1.5  # Longer than the processor keeps a test waiting.
+
 
 async def test_nothing_committed_is_not_an_offset_of_zero(log: Log) -> None:
     assert await log.committed("topic", "group") == {}
@@ -114,7 +116,7 @@ async def test_a_stale_lease_cannot_commit_or_poll(store: Store, log: Log) -> No
 
 
 async def test_a_silent_member_loses_its_partitions_and_its_work_is_given_again(store: Store) -> None:
-    log, other = await store.open(lease_seconds=0.6), await store.open(lease_seconds=0.6)
+    log, other = await store.open(lease_seconds=_LEASE_SECONDS), await store.open(lease_seconds=_LEASE_SECONDS)
     await log.ensure_topic(Topic("single", 1))
     await log.append("single", [record("a"), record("b")])
     silent = await log.join("single", "group", "silent")
@@ -130,11 +132,11 @@ async def test_a_silent_member_loses_its_partitions_and_its_work_is_given_again(
 
 
 async def test_a_member_that_only_waits_keeps_its_lease(store: Store) -> None:
-    log, other = await store.open(lease_seconds=0.4), await store.open(lease_seconds=0.4)
+    log, other = await store.open(lease_seconds=_LEASE_SECONDS), await store.open(lease_seconds=_LEASE_SECONDS)
     await log.ensure_topic(Topic("single", 1))
     lease = await log.join("single", "group", "patient")
-    assert await log.poll(lease, 1, 1.0) == []
-    assert await other.read("single", 0, 1_000_000, 1, 0.2) == []  # Half a lease of silence, after the wait.
+    assert await log.poll(lease, 1, 1.5 * _LEASE_SECONDS) == []
+    assert await other.read("single", 0, 1_000_000, 1, 0.2 * _LEASE_SECONDS) == []  # It may be silent for a while.
     await other.append("single", [record("a")])
     assert names(await log.poll(lease, 1, WAIT)) == ["a"]
 

@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -174,6 +175,23 @@ async def test_what_two_owners_decide_alike_has_one_effect(store: Store, log: Ig
 
 def happened(**event: Any) -> e.TurnEvent:
     return stamp(e.TurnEvent(**event), "T", EventHeader(tenant_id="acme", session_id="s"))
+
+
+async def test_each_topic_has_its_own_retention_and_another_one_at_any_start(store: Store, log: IggyLog) -> None:
+    server, _, stream = store.url.partition("#")
+    wire = Wire(server, stream)
+    week, month = timedelta(days=7), timedelta(days=30)
+    for topics in ({"a": week, "b": month, "c": None}, {"a": month, "b": None, "c": week}):
+        for name, retention in topics.items():
+            await log.ensure_topic(Topic(name, 1, retention))
+        assert {name: (await retained(wire, name)) for name in topics} == topics
+    await wire.close()
+
+
+async def retained(wire: Wire, name: str) -> timedelta | None:
+    topic = await wire.topic(name)
+    assert topic is not None
+    return topic.retention
 
 
 async def test_a_wrong_secret_is_refused_without_repeating_it(store: Store) -> None:

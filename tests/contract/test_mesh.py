@@ -74,6 +74,7 @@ class Probe(PersonalityServiceServicer):
         return pb.GetResponse(personality=pb.Personality(personality_id=call.tenant()))
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncGenerator[pb.WatchResponse]:
+        self.calls.append(call.current())
         try:
             yield pb.WatchResponse(removed_personality_id="first")
             await asyncio.Event().wait()
@@ -86,6 +87,7 @@ class Mesh:
     served: Member
     probe: Probe
     stub: Any
+    peer: Any  # What one service has of another.
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ async def mesh() -> AsyncGenerator[Mesh]:
         probe.peer = peer
         served.server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
         async with await served.start() as to_service:
-            yield Mesh(served, probe, PersonalityServiceStub(to_service))
+            yield Mesh(served, probe, PersonalityServiceStub(to_service), PersonalityServiceStub(peer))
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ async def test_the_credential_says_whose_the_call_is_and_the_next_service_hears_
 
 async def test_a_deadline_and_a_cancellation_reach_the_next_service(mesh: Mesh, stub: Any, key: Any) -> None:
     began = time.monotonic()
-    error = await refusal(stub.Get(pb.GetRequest(personality_id="slow-chain"), metadata=key, timeout=0.3))
+    error = await refusal(stub.Get(pb.GetRequest(personality_id="slow-chain"), metadata=key, timeout=2.0))
     assert error.name == "DEADLINE_EXCEEDED"
     first, second = mesh.probe.calls
     assert first.deadline is not None
@@ -217,19 +219,29 @@ async def test_a_taken_address_is_named_with_its_key(mesh: Mesh, tmp_path: Path)
 
 
 async def test_nobody_calls_on_nobodys_behalf(mesh: Mesh) -> None:
-    async with channel.connect(mesh.served.mesh_address, mesh.served.keyring) as made:
-        with pytest.raises(AgentShellError) as caught:
-            await PersonalityServiceStub(made).Get(pb.GetRequest())
-        assert caught.value.reason == error_pb2.ERROR_REASON_CREDENTIAL_INVALID
+    with pytest.raises(AgentShellError) as caught:
+        await mesh.peer.Get(pb.GetRequest())
+    assert caught.value.reason == error_pb2.ERROR_REASON_CREDENTIAL_INVALID
 
 
-async def test_a_stream_carries_the_caller_too(mesh: Mesh) -> None:
-    async with channel.connect(mesh.served.mesh_address, mesh.served.keyring) as made:
-        with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
-            stub: Any = PersonalityServiceStub(made)
-            watch = stub.Watch(pb.WatchRequest())
-            assert (await watch.read()).removed_personality_id == "first"
-            watch.cancel()
+async def test_a_stream_carries_the_caller_too_and_ends_when_it_is_abandoned(mesh: Mesh) -> None:
+    with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
+        watch = mesh.peer.Watch(pb.WatchRequest())
+    assert (await anext(aiter(watch))).removed_personality_id == "first"
+    watch.cancel()
+    await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
+    assert [made.principal for made in mesh.probe.calls] == [Principal("acme", "ann")]
+
+
+async def test_between_services_too_a_deadline_a_drained_watch_and_a_missing_method_are_errors(mesh: Mesh) -> None:
+    with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
+        late = mesh.peer.Get(pb.GetRequest(personality_id="slow"), timeout=0.2)
+        assert (await refusal(late)).name == "DEADLINE_EXCEEDED"
+        assert (await refusal(mesh.peer.List(pb.ListRequest()))).code is grpc.StatusCode.UNIMPLEMENTED
+        watch = aiter(mesh.peer.Watch(pb.WatchRequest()))
+        assert (await anext(watch)).removed_personality_id == "first"
+        await mesh.served.server.drain()
+        assert (await refusal(anext(watch))).name == "SERVICE_UNAVAILABLE"
 
 
 async def test_a_trace_of_the_contributed_instrumentation_goes_through_two_services(mesh: Mesh, key: Any) -> None:

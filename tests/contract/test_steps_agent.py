@@ -205,7 +205,7 @@ async def test_the_end_of_a_step_is_the_end_of_its_sub_turn(subject: Subject) ->
 async def test_a_sub_turn_ends_at_the_steps_deadline(subject: Subject) -> None:
     subject.gateway.streams = [[BEGUN, None]]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await subject.run(asking(), seconds=0.3)
+        await subject.run(asking(), seconds=1.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert subject.gateway.cancelled.get_nowait().turn_id == CHILD
 

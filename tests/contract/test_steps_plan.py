@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.contract.steps import Services, request_of, run, serve
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Reply, Request
 
 from agentshell.content import text_of
@@ -35,13 +35,13 @@ async def services(database: Database, tmp_path: Path) -> AsyncIterator[Services
 def answer(services: Services, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Has the vendor's model say one text after the other."""
     waiting = list(texts)
-    events = OpenAIServer.events
+    events = OpenAIChatServer.events
 
-    def next_events(server: OpenAIServer, request: Request) -> Any:
+    def next_events(server: OpenAIChatServer, request: Request) -> Any:
         server.reply = Reply(texts=(waiting.pop(0),), input_tokens=100, output_tokens=10, cached_tokens=0)
         return events(server, request)
 
-    monkeypatch.setattr(OpenAIServer, "events", next_events)
+    monkeypatch.setattr(OpenAIChatServer, "events", next_events)
 
 
 def planning(steps_left: int = 10) -> StepRequest:

@@ -20,11 +20,12 @@ from agentshell.db.database import Database
 from agentshell.memory.service import MemoryService
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.mesh import channel
-from agentshell.mesh.config import MemoryConfig, PersonalityConfig
+from agentshell.mesh.config import MemoryConfig, PersonalityConfig, ToolConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality.service import PersonalityService
 from agentshell.tool.builtin.table import TOOLS
 from agentshell.tool.results import Results
+from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
 from kfm.content.v1.content_pb2 import ToolCall
 from kfm.error.v1 import error_pb2
@@ -132,7 +133,7 @@ async def serve(database: Database, packs: Path) -> AsyncGenerator[Mesh]:
     memory = Memory(await PgvectorStore.open(database))
     async with member() as served, channel.connect(served.mesh_address, served.keyring) as inside:
         personalities = PersonalityService(PersonalityConfig(directories=(packs,), default="all"), inside)
-        tools = ToolService(Results(database), inside, inside)
+        tools = ToolService(Results(database), inside, inside, Sandbox.of(ToolConfig(), {}))
         await tools.open()
         served.server.add(
             "kfm.memory.v1.MemoryService",
@@ -152,6 +153,7 @@ async def serve(database: Database, packs: Path) -> AsyncGenerator[Mesh]:
             await personalities.start()
             await personalities.knowledge_ready()
             yield mesh
+            await tools.close()
             await personalities.stop()
 
 

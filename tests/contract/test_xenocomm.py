@@ -206,7 +206,7 @@ async def test_an_abandoned_stream_ends_its_call() -> None:
 async def test_a_turn_that_takes_too_long_ends_the_wait_and_names_the_turn() -> None:
     service = BreakingTurnService()
     service.hang = True
-    async with serving(service) as address, Client.connect(address, _KEY, timeout_seconds=0.3) as client:
+    async with serving(service) as address, Client.connect(address, _KEY, timeout_seconds=1.5) as client:
         with pytest.raises(XenocommError) as caught:
             await client.ask("count to four")
     assert (caught.value.reason, caught.value.metadata) == ("DEADLINE_EXCEEDED", {"turn_id": "t1"})

@@ -1,10 +1,10 @@
 """Kills a mesh at every boundary of its journal and at random instants, and checks all that it owes.
 
 `python -m tests.crash.explorer --seed 1 --kills 1000` (or `make crash KILLS=1000`) is the long form of
-`test_explorer.py`. It first counts the boundaries that a script of turns meets, in each layout of processes; then it
-runs the script again for each of them and kills the process there. Half of the times it kills it once more while that
-recovers. Every third run, and what is left of the kills, is a storm: kills at random instants, a faulty log, a clock
-that jumps.
+`test_explorer.py`; `--log iggy` keeps the log on the server that AGENTSHELL_TEST_IGGY names. It first counts the
+boundaries that a script of turns meets, in each layout of processes; then it runs the script again for each of them and
+kills the process there. Half of the times it kills it once more while that recovers. Every third run, and what is left
+of the kills, is a storm: kills at random instants, a faulty log, a clock that jumps.
 The seed decides what is hit; a fault is printed with what repeats its run.
 """
 
@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import tempfile
+import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 from tests.conftest import create_database
 from tests.crash import checks, shots
@@ -33,7 +36,7 @@ from tests.flow.ledger import Ledger
 from agentshell.db.server import PostgresServer
 from xenocomm import Client
 
-_RUN_SECONDS = 60.0
+_RUN_SECONDS = 240.0
 _LINGER_SECONDS = 1.5  # What is done once a second is done.
 _RECOVERY_SECONDS = 0.5
 _MONTH_SECONDS = 30 * 24 * 3600  # No limit of time is met when the clock jumps.
@@ -91,8 +94,8 @@ class Explorer:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, layout: Layout, directory: Path, seed: int) -> AsyncGenerator[Explorer]:
-        """An explorer of a mesh in `directory`, which runs."""
+    async def open(cls, layout: Layout, directory: Path, seed: int, log: str = "postgres") -> AsyncGenerator[Explorer]:
+        """An explorer of a mesh in `directory`, which runs, with its log in one of `LOGS`."""
         async with Vendor() as vendor, contextlib.AsyncExitStack() as stack:
             ledger = stack.enter_context(World())
             environment = environment_for(vendor, ledger) | {
@@ -100,6 +103,7 @@ class Explorer:
                 "AGENTSHELL_RUNTIME__STEP_SECONDS": str(_MONTH_SECONDS),
                 "AGENTSHELL_RUNTIME__APPROVAL_WAIT_SECONDS": str(_MONTH_SECONDS),
                 "AGENTSHELL_RUNTIME__MAX_ATTEMPTS": "10",
+                **LOGS[log](),
             }
             if layout is not EMBEDDED:  # Its own Postgres dies with it; that of several processes goes on.
                 server = await PostgresServer.start(directory / "shared")
@@ -226,19 +230,31 @@ class Explorer:
         self._found([f"{name}: {fault}" for fault in faults])
 
 
+def _iggy() -> dict[str, str]:
+    """Returns what puts a log into a new stream of the Iggy server of the tests."""
+    url = urlsplit(os.environ["AGENTSHELL_TEST_IGGY"])._replace(path=f"/crash-{uuid.uuid4().hex}")
+    return {"AGENTSHELL_LOG__DRIVER": "iggy", "AGENTSHELL_LOG__URL": url.geturl()}
+
+
+# Where the log may be, and the variables that put it there.
+LOGS: Mapping[str, Callable[[], dict[str, str]]] = {"postgres": dict, "iggy": _iggy}
+
+
 async def _end_of(client: Client, turn_id: str) -> None:
     async for _ in client.watch(turn_id):
         pass
 
 
-async def explore(directory: Path, seed: int, kills: int, layouts: Sequence[Layout] = LAYOUTS) -> Tally:
+async def explore(
+    directory: Path, seed: int, kills: int, layouts: Sequence[Layout] = LAYOUTS, log: str = "postgres"
+) -> Tally:
     """Explores layouts beside one another, each its part of the kills."""
     total = Tally()
 
     async def part(layout: Layout) -> None:
         place = directory / layout.name
         place.mkdir()
-        async with Explorer.open(layout, place, seed) as explorer:
+        async with Explorer.open(layout, place, seed, log) as explorer:
             await explorer.explore(-(-kills // len(layouts)))
         total.add(explorer.tally)
 
@@ -246,9 +262,9 @@ async def explore(directory: Path, seed: int, kills: int, layouts: Sequence[Layo
     return total
 
 
-async def _repeat(directory: Path, seed: int, layout: Layout, shot: Shot, times: int) -> Tally:
+async def _repeat(directory: Path, seed: int, layout: Layout, shot: Shot, times: int, log: str) -> Tally:
     """Kills one layout at one boundary, so many times."""
-    async with Explorer.open(layout, directory, seed) as explorer:
+    async with Explorer.open(layout, directory, seed, log) as explorer:
         await explorer.count()
         for _ in range(times):
             await explorer.fire([shot])
@@ -261,6 +277,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=100, help="0: until every boundary is hit once")
     parser.add_argument("--layout", choices=[layout.name for layout in LAYOUTS], help="only this one")
+    parser.add_argument("--log", choices=LOGS, default="postgres")
     parser.add_argument("--boundary", choices=BOUNDARIES, help="only this one, of --layout")
     parser.add_argument("--nth", type=int, default=1, help="how often it is met before the kill")
     parser.add_argument("--process", default="mesh", help="whose boundary it is")
@@ -269,9 +286,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="as-") as name:
         if arguments.boundary:
             shot = Shot(arguments.process, arguments.boundary, arguments.nth)
-            work = _repeat(Path(name), arguments.seed, chosen[0], shot, arguments.kills)
+            work = _repeat(Path(name), arguments.seed, chosen[0], shot, arguments.kills, arguments.log)
         else:
-            work = explore(Path(name), arguments.seed, arguments.kills, chosen)
+            work = explore(Path(name), arguments.seed, arguments.kills, chosen, arguments.log)
         tally = asyncio.run(work)
     print(tally)
     raise SystemExit(bool(tally.faults))

@@ -20,9 +20,9 @@ from agentshell.mesh.data_directory import Endpoints, endpoints_file
 from xenocomm import Client
 
 _OTHERS = ("memory", "provider", "personality", "tool", "gateway")
-_START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
-_CALL_SECONDS = 30.0
+_START_SECONDS = 120.0
+_STOP_SECONDS = 60.0
+_CALL_SECONDS = 90.0  # On a machine that has much to do; nobody waits so long elsewhere.
 _ERRORS_CHARACTERS = 2000
 
 

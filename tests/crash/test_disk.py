@@ -27,7 +27,7 @@ _DISK = "size=224m,mode=755"
 _BLOCK_BYTES = 1024 * 1024
 _MOST_TURNS = 400
 _TEXT = "What is a turn? " * 8000  # Of 128 KB, so that what Postgres has set aside is soon used up.
-_CALL_SECONDS = 15.0
+_CALL_SECONDS = 30.0
 _RECOVERY_SECONDS = 60.0
 
 

@@ -12,7 +12,7 @@ from tests.conftest import create_database
 from tests.flow.conftest import environment_for
 from tests.flow.mesh import Mesh
 from tests.flow.test_turns import asking_vendor, chain, create, kinds, spec, wait_for_text
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Fault
 
 from kfm.turn.v1.turn_event_pb2 import TurnUpdate
@@ -21,13 +21,13 @@ from xenocomm import Transcript
 
 
 @pytest.fixture
-async def vendor() -> AsyncGenerator[OpenAIServer]:
-    async with OpenAIServer() as server:
+async def vendor() -> AsyncGenerator[OpenAIChatServer]:
+    async with OpenAIChatServer() as server:
         yield server
 
 
 @pytest.fixture
-async def alone(vendor: OpenAIServer) -> AsyncGenerator[Mesh]:
+async def alone(vendor: OpenAIChatServer) -> AsyncGenerator[Mesh]:
     """A mesh of one process, with a Postgres of its own that dies with it."""
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         mesh = Mesh(Path(directory), "", environment_for(vendor), separate=False)
@@ -39,7 +39,7 @@ async def alone(vendor: OpenAIServer) -> AsyncGenerator[Mesh]:
 
 
 @pytest.fixture
-async def apart(vendor: OpenAIServer, postgres_url: str, tmp_path: Path) -> AsyncGenerator[Mesh]:
+async def apart(vendor: OpenAIChatServer, postgres_url: str, tmp_path: Path) -> AsyncGenerator[Mesh]:
     """A mesh of a process a service."""
     mesh = Mesh(tmp_path, await create_database(postgres_url), environment_for(vendor), separate=True)
     try:
@@ -49,7 +49,7 @@ async def apart(vendor: OpenAIServer, postgres_url: str, tmp_path: Path) -> Asyn
         await mesh.stop()
 
 
-async def test_a_turn_that_a_kill_interrupts_is_finished_after_a_restart(alone: Mesh, vendor: OpenAIServer) -> None:
+async def test_a_turn_that_a_kill_interrupts_is_finished_after_a_restart(alone: Mesh, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     request_id, session = uuid.uuid4().hex, "s-killed"
     async with alone.client("acme") as client:
@@ -76,7 +76,7 @@ async def test_a_turn_that_a_kill_interrupts_is_finished_after_a_restart(alone: 
 
 
 @pytest.mark.parametrize("service", ["runtime", "gateway", "provider", "memory", "personality"])
-async def test_a_turn_survives_the_death_of_any_service(apart: Mesh, vendor: OpenAIServer, service: str) -> None:
+async def test_a_turn_survives_the_death_of_any_service(apart: Mesh, vendor: OpenAIChatServer, service: str) -> None:
     vendor.fault = Fault(stall_after=3)
     async with apart.client("acme") as client:
         turn_id = await create(client, asking_vendor())

@@ -55,7 +55,7 @@ def booking(ledger: Ledger) -> Plan:
     return Plan(steps=steps)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("victim", ["manager", "worker", "gateway"])
 async def test_turns_go_on_whichever_process_is_killed(wide: Mesh, ledger: Ledger, victim: str) -> None:
     key = wide.key("acme")

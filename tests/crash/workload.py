@@ -12,7 +12,7 @@ import grpc.aio
 from tests.flow.ledger import Ledger
 from tests.flow.test_engine import HANDY, asks_for, calculate, calculation, post
 from tests.flow.test_turns import chain, spec
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Reply, Request
 
 from kfm.turn.v1 import turn_service_pb2 as pb
@@ -39,7 +39,7 @@ _QUESTION = "What is a turn?"
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 
 
-class Vendor(OpenAIServer):
+class Vendor(OpenAIChatServer):
     """A model that asks for a tool, and answers once it has what that gave: whatever was asked before."""
 
     def events(self, request: Request) -> Sequence[bytes]:

@@ -11,16 +11,16 @@ import pytest
 from tests.conftest import create_database
 from tests.flow.ledger import Ledger
 from tests.flow.mesh import Mesh
-from tests.vendors.openai_server import OpenAIServer
-from tests.vendors.vendor_server import Fault, Reply
+from tests.vendors.openai_server import OpenAIChatServer
+from tests.vendors.vendor_server import Fault, Reply, VendorServer
 
 from xenocomm import Client
 
 
 @pytest.fixture(scope="session")
-async def vendor_process() -> AsyncGenerator[OpenAIServer]:
+async def vendor_process() -> AsyncGenerator[OpenAIChatServer]:
     """A model vendor's HTTP server, for turns that must take a while, or fail."""
-    async with OpenAIServer() as server:
+    async with OpenAIChatServer() as server:
         yield server
 
 
@@ -32,7 +32,7 @@ def ledger() -> Generator[Ledger]:
 
 
 @pytest.fixture
-def vendor(vendor_process: OpenAIServer) -> OpenAIServer:
+def vendor(vendor_process: OpenAIChatServer) -> OpenAIChatServer:
     """The vendor, well again."""
     vendor_process.reply, vendor_process.fault = Reply(), Fault()
     vendor_process.requests.clear()
@@ -46,7 +46,7 @@ async def mesh(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     postgres_url: str,
-    vendor_process: OpenAIServer,
+    vendor_process: OpenAIChatServer,
     ledger: Ledger,
 ) -> AsyncGenerator[Mesh]:
     """A running mesh: all services in one process, or each in its own."""
@@ -64,11 +64,12 @@ async def mesh(
         await mesh.stop()
 
 
-def environment_for(vendor: OpenAIServer, ledger: Ledger | None = None) -> dict[str, str]:
+def environment_for(vendor: VendorServer, ledger: Ledger | None = None) -> dict[str, str]:
     """The variables that make a mesh call the vendor, have the packs of the tests, and call what is on this machine."""
     directories = [str(Path(__file__).parents[2] / "personalities"), str(Path(__file__).parent / "packs")]
     return {
-        "AGENTSHELL_PROVIDER__OPENAI__BASE_URL": f"{vendor.url}/v1",
+        "AGENTSHELL_PROVIDER__VENDORS__OPENAI__ADAPTER": "openai_chat",
+        "AGENTSHELL_PROVIDER__VENDORS__OPENAI__BASE_URL": f"{vendor.url}/v1",
         "OPENAI_API_KEY": "sk-test",
         "AGENTSHELL_PERSONALITY__DIRECTORIES": json.dumps(directories),
         "AGENTSHELL_RUNTIME__HTTP_HOSTS": json.dumps([ledger.host] if ledger else []),

@@ -20,8 +20,8 @@ from xenocomm import Client
 
 SERVICES = ("memory", "provider", "personality", "tool", "runtime", "gateway")
 _AGENTSHELL = str(Path(sys.executable).with_name("agentshell"))
-_START_SECONDS = 40.0
-_STOP_SECONDS = 20.0
+_START_SECONDS = 120.0  # On a machine that has much to do, a dozen processes take their time.
+_STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 
 
@@ -77,7 +77,7 @@ class Mesh:
     async def client(self, tenant_id: str, service: str = "gateway") -> AsyncGenerator[Client]:
         """A client of a tenant, connected to the process of a service."""
         address = self.address_of(service)
-        async with Client.connect(address, self.key(tenant_id), timeout_seconds=40) as client:
+        async with Client.connect(address, self.key(tenant_id), timeout_seconds=60) as client:
             yield client
 
     async def start(self) -> None:

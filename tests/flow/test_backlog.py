@@ -12,7 +12,7 @@ from tests.flow.conftest import environment_for
 from tests.flow.mesh import Mesh
 from tests.flow.test_inputs import asks, end_of, waits
 from tests.flow.test_turns import WAIT_SECONDS, asking_vendor, create, passes, spec, wait_for_text
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Fault
 
 from agentshell.mesh import errors
@@ -34,7 +34,7 @@ async def admitted(client: Client, request_id: str) -> None:
 
 
 async def test_more_turns_than_may_be_open_are_refused_for_a_while_and_repeats_are_not(
-    tmp_path: Path, postgres_url: str, vendor: OpenAIServer
+    tmp_path: Path, postgres_url: str, vendor: OpenAIChatServer
 ) -> None:
     environment = {**environment_for(vendor), "AGENTSHELL_RUNTIME__MAX_OPEN_TURNS_PER_TENANT": "2"}
     mesh = Mesh(tmp_path, await create_database(postgres_url), environment, separate=False)

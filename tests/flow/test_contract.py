@@ -35,7 +35,7 @@ from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, NoopStep, P
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client, XenocommError
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 _CURRENCY = "turn.limits.max_cost.currency_code"
 BUF = str(Path(sys.executable).with_name("buf"))
 PACKAGES = {

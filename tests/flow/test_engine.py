@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.flow.ledger import Ledger
 from tests.flow.test_turns import create, run, spec
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Call, Fault, Reply
 
 from agentshell.content import text_of
@@ -72,7 +72,9 @@ def states(turn: Turn) -> dict[str, str]:
     return {s.step_id.partition("/")[2]: StepState.Name(s.state).removeprefix("STEP_STATE_") for s in turn.plan.steps}
 
 
-async def test_a_model_gets_the_tools_that_it_asks_for_and_then_answers(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_model_gets_the_tools_that_it_asks_for_and_then_answers(
+    client: Client, vendor: OpenAIChatServer
+) -> None:
     vendor.script = [
         asks_for(calculation("c1", "6 * 7"), calculation("c2", "1 / 0")),
         asks_for(calculation("c3", "42 + 1")),
@@ -98,7 +100,9 @@ async def test_a_model_gets_the_tools_that_it_asks_for_and_then_answers(client: 
     assert [tool["function"]["name"] for tool in vendor.requests[0].body["tools"]] == ["calculator", "clock"]
 
 
-async def test_a_model_that_never_stops_asking_ends_the_turn_at_its_limit(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_model_that_never_stops_asking_ends_the_turn_at_its_limit(
+    client: Client, vendor: OpenAIChatServer
+) -> None:
     vendor.reply = asks_for(calculation("c", "1 + 1"))
     turn = over(await run(client, spec(limits=TurnLimits(max_steps=6), **HANDY)))
     assert turn.state == TURN_STATE_FAILED
@@ -107,7 +111,7 @@ async def test_a_model_that_never_stops_asking_ends_the_turn_at_its_limit(client
     assert turn.failure.reason == error_pb2.ERROR_REASON_TOKEN_LIMIT
 
 
-async def test_a_model_writes_the_plan_that_is_then_run(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_model_writes_the_plan_that_is_then_run(client: Client, vendor: OpenAIChatServer) -> None:
     plan = '{"steps": [{"id": "sum", "kind": "tool", "tool": "calculator", "arguments": {"expression": "2 + 3"}}]}'
     vendor.script = [Reply(texts=("no plan",)), Reply(texts=(plan,)), Reply(texts=("Five.",))]
     turn = over(await run(client, spec("2 + 3?", strategy=PLAN_STRATEGY_PLANNED, **HANDY)))
@@ -169,7 +173,7 @@ async def test_what_succeeded_is_undone_in_reverse_when_a_step_is_lost(client: C
     assert ledger.calls[f"{turn.turn_id}/hotel"] == 2, "a failure that passes is tried again under the same key"
 
 
-async def test_another_personality_answers_in_a_turn_of_its_own(client: Client, vendor: OpenAIServer) -> None:
+async def test_another_personality_answers_in_a_turn_of_its_own(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.reply = Reply(texts=("Sub ", "answer."))
     ask = Step(step_id="ask", agent=AgentStep(personality_id="handy"))
     plan = Plan(steps=[ask, Step(step_id="end", depends_on=["ask"], noop=NoopStep(), input="outputs.ask.text")])
@@ -178,7 +182,7 @@ async def test_another_personality_answers_in_a_turn_of_its_own(client: Client, 
     assert turn.failure.cause.reason == error_pb2.ERROR_REASON_SUB_TURN_FAILED
 
 
-async def test_cancelling_a_turn_cancels_the_turns_below_it(client: Client, vendor: OpenAIServer) -> None:
+async def test_cancelling_a_turn_cancels_the_turns_below_it(client: Client, vendor: OpenAIChatServer) -> None:
     session_id = uuid.uuid4().hex
     vendor.fault = Fault(stall_after=2)
     child = Step(step_id="ask", agent=AgentStep(personality_id="guide"))

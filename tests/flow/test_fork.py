@@ -10,7 +10,7 @@ import pytest
 from tests.flow.test_engine import HANDY, asks_for, calculation, over
 from tests.flow.test_inputs import end_of
 from tests.flow.test_turns import create, passes, run, spec
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Reply
 
 from agentshell.content import text_of
@@ -26,7 +26,7 @@ def named(turn: Turn) -> dict[str, str]:
     return {step.step_id.partition("/")[2]: text_of(step.result.output) for step in turn.plan.steps}
 
 
-async def test_a_fork_goes_on_from_a_step_with_what_that_step_came_to(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_fork_goes_on_from_a_step_with_what_that_step_came_to(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.script = [asks_for(calculation("c1", "6 * 7")), Reply(texts=("It is 42.",))]
     source = over(await run(client, spec("What is 6 times 7?", **HANDY)))
     vendor.script = [Reply(texts=("Forty-two, in words.",))]
@@ -43,7 +43,7 @@ async def test_a_fork_goes_on_from_a_step_with_what_that_step_came_to(client: Cl
     assert "42" in next(message["content"] for message in asked if message["role"] == "tool")
 
 
-async def test_a_fork_from_no_step_runs_the_whole_turn_again(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_fork_from_no_step_runs_the_whole_turn_again(client: Client, vendor: OpenAIChatServer) -> None:
     source = over(await run(client, spec(plan=passes(("a",), ("b", "a")))))
     turn = await end_of(client, (await client.fork(source.turn_id, text="Something else")).turn_id)
     assert named(turn) == {"a": "Something else", "b": "Something else"}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tests.flow.mesh import Mesh
 from tests.flow.test_cli import Ended, agentshell
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Reply
 
 
-async def test_turns_are_decided_again_and_compared(mesh: Mesh, vendor: OpenAIServer, tmp_path: Path) -> None:
+async def test_turns_are_decided_again_and_compared(mesh: Mesh, vendor: OpenAIChatServer, tmp_path: Path) -> None:
     tenant_id = f"t-{uuid.uuid4().hex[:12]}"
 
     async def turns(*arguments: str) -> Ended:

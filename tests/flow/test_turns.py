@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from tests.flow.mesh import Mesh
-from tests.vendors.openai_server import OpenAIServer
+from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Fault, Reply
 
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
@@ -21,15 +22,17 @@ from kfm.turn.v1.turn_pb2 import (
     TURN_STATE_COMPLETED,
     TURN_STATE_RUNNING,
     ModelChoice,
+    ModelStep,
     NoopStep,
     Plan,
+    RetryPolicy,
     Step,
     TurnLimits,
 )
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client, Transcript, XenocommError
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 def spec(text: str = "What is a turn?", **changes: Any) -> pb.TurnSpec:
@@ -84,10 +87,13 @@ async def wait_for_text(client: Client, turn_id: str) -> None:
             return
 
 
-async def fail_once(client: Client, vendor: OpenAIServer, fault: Fault) -> str:
-    """Starts a turn whose first attempt meets the fault, and heals the vendor for those that follow."""
+async def fail_once(client: Client, vendor: OpenAIChatServer, fault: Fault) -> str:
+    """Starts a turn whose first attempt meets the fault, and heals the vendor while the next one is put off."""
     vendor.fault = fault
-    turn_id = await create(client, asking_vendor())
+    retry = RetryPolicy(first_delay=Duration(seconds=2))
+    turn_id = await create(
+        client, asking_vendor(plan=Plan(steps=[Step(step_id="answer", model=ModelStep(), retry=retry)]))
+    )
     async for update in client.watch(turn_id):
         if update.event.HasField("step_failed"):
             vendor.fault = Fault()
@@ -118,7 +124,7 @@ async def test_a_turn_retrieves_answers_and_says_so_in_order(client: Client) -> 
     assert (turn.state, turn.output, turn.usage) == (TURN_STATE_COMPLETED, completed.output, completed.usage)
 
 
-async def test_a_session_remembers_what_was_said(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_session_remembers_what_was_said(client: Client, vendor: OpenAIChatServer) -> None:
     session = f"s-{uuid.uuid4().hex}"
     await client.ask("My name is Ada.", session=session, provider="openai")
     vendor.reply = Reply(texts=("Ada.",))
@@ -163,7 +169,7 @@ async def test_a_stream_resumes_from_every_cursor_with_nothing_missed_and_nothin
         assert [update async for batch in rest for update in batch.updates] == whole[seen:]
 
 
-async def test_a_cancelled_turn_ends_the_call_to_the_vendor(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_cancelled_turn_ends_the_call_to_the_vendor(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     turn_id = await create(client, asking_vendor())
     await wait_for_text(client, turn_id)
@@ -177,7 +183,7 @@ async def test_a_cancelled_turn_ends_the_call_to_the_vendor(client: Client, vend
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "TURN_STATE")
 
 
-async def test_a_caller_that_goes_away_does_not_end_its_turn(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_caller_that_goes_away_does_not_end_its_turn(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     stub = TurnServiceStub(client.channel)
     call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=WAIT_SECONDS)
@@ -189,10 +195,10 @@ async def test_a_caller_that_goes_away_does_not_end_its_turn(client: Client, ven
     await vendor.wait_hung_up()
 
 
-async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     limits = TurnLimits()
-    limits.max_duration.FromMilliseconds(700)
+    limits.max_duration.FromSeconds(2)  # The vendor has been called by then.
     updates = await run(client, asking_vendor(limits=limits))
     failure = updates[-1].event.turn_failed.failure
     assert failure.message
@@ -200,14 +206,14 @@ async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: 
     await vendor.wait_hung_up()
 
 
-async def test_a_step_that_fails_for_a_while_is_tried_again(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_step_that_fails_for_a_while_is_tried_again(client: Client, vendor: OpenAIChatServer) -> None:
     turn_id = await fail_once(client, vendor, Fault(status=503))
     updates = [update async for update in client.watch(turn_id)]
     assert kinds(updates)[-5:] == ["step_failed", "step_scheduled", "text", "step_succeeded", "turn_completed"]
     assert updates[-2].event.step_succeeded.attempt == 2
 
 
-async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(status=401, message="no such key")
     with pytest.raises(XenocommError) as caught:
         await client.ask("Hello?", provider="openai")
@@ -216,7 +222,7 @@ async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAI
     assert len(vendor.requests) == 1, "what does not pass by itself is not tried again"
 
 
-async def test_text_of_a_run_that_broke_off_is_void(client: Client, vendor: OpenAIServer) -> None:
+async def test_text_of_a_run_that_broke_off_is_void(client: Client, vendor: OpenAIChatServer) -> None:
     turn_id = await fail_once(client, vendor, Fault(cut_after=3))
     transcript = Transcript()
     texts: list[str] = []
@@ -226,7 +232,7 @@ async def test_text_of_a_run_that_broke_off_is_void(client: Client, vendor: Open
     assert transcript.text == "Ready to serve." == "".join(texts)
 
 
-async def test_turns_of_one_session_run_one_after_another(client: Client, vendor: OpenAIServer) -> None:
+async def test_turns_of_one_session_run_one_after_another(client: Client, vendor: OpenAIChatServer) -> None:
     session = f"s-{uuid.uuid4().hex}"
     vendor.fault = Fault(stall_after=3)
     first = await create(client, asking_vendor(session_id=session))
@@ -285,21 +291,34 @@ async def test_a_turn_larger_than_a_message_is_read_in_pieces(client: Client) ->
     assert len([turn async for turn in client.list()]) == 6
 
 
-async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor: OpenAIServer) -> None:
+async def test_a_client_that_does_not_read_slows_nobody_and_misses_nothing(client: Client) -> None:
+    stub = TurnServiceStub(client.channel)
+    large = spec("x" * 250_000, plan=chain(20))  # More than the network holds between a server and a client.
+    idle = stub.RunTurn(pb.RunTurnRequest(turn=large), timeout=60)
+    first = await idle.read()
+    assert isinstance(first, pb.RunTurnResponse)
+    whole = [update async for update in client.watch(first.turn_id)]
+    assert kinds(whole)[-1] == "turn_completed"
+    late = [update async for response in idle for update in response.updates]
+    assert [*first.updates, *late] == whole
+
+
+async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     stub = TurnServiceStub(client.channel)
-    call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=1.0)
+    call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=2.0)
     turn_id = await acknowledged(call)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in call:
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await wait_for_text(client, turn_id)
     assert (await client.get(turn_id)).state == TURN_STATE_RUNNING
     await client.cancel(turn_id)
     await vendor.wait_hung_up()
 
 
-async def test_two_tenants_sessions_of_one_name_are_two(mesh: Mesh, vendor: OpenAIServer) -> None:
+async def test_two_tenants_sessions_of_one_name_are_two(mesh: Mesh, vendor: OpenAIChatServer) -> None:
     async with mesh.client("tenant-a") as ann, mesh.client("tenant-b") as bob:
         await ann.ask("My secret is 42.", session="shared-name", provider="openai")
         await bob.ask("What is the secret?", session="shared-name", provider="openai")

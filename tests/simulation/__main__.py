@@ -37,7 +37,9 @@ def run_all(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
         counts["events"] += len(world.log.events)
         counts["events that changed nothing"] += world.log.has_changed.count(False)
         counts["effects"] += len(world.effects)
-        counts[TurnState.Name(world.log.fold.state).removeprefix("TURN_STATE_").lower()] += 1
+        for fold in world.log.folds.values():
+            counts["turns"] += 1
+            counts[TurnState.Name(fold.turn.state).removeprefix("TURN_STATE_").lower()] += 1
     return counts, broken
 
 

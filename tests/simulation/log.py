@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
-from agentshell.turn import state
+from agentshell.turn.state import Fold
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
 from kfm.turn.v1.turn_pb2 import Turn
 
 
 class Log:
-    """Events by offset. `fold` is what they make of the turn, `has_changed` says of each whether it counted.
+    """Events by offset. `folds` is what they make of each turn, `has_changed` says of each event whether it counted.
 
     `drops_duplicates` is how Postgres does it; Iggy writes a repeated id again.
     """
@@ -19,7 +20,7 @@ class Log:
         self.drops_duplicates = drops_duplicates
         self.events: list[TurnEvent] = []
         self.has_changed: list[bool] = []
-        self.fold = Turn()
+        self.folds: dict[str, Fold] = defaultdict(lambda: Fold(Turn()))
         self._offsets: dict[str, int] = {}
 
     def append(self, events: Sequence[TurnEvent]) -> list[tuple[int, bool]]:
@@ -33,5 +34,5 @@ class Log:
         offset = len(self.events)
         self._offsets[event_id] = offset
         self.events.append(event)
-        self.has_changed.append(state.apply(self.fold, event))
+        self.has_changed.append(self.folds[event.turn_id].apply(event))
         return offset, False

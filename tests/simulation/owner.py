@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from agentshell.turn import state
+from agentshell.runtime.schedule import Schedule
 from agentshell.turn.decision import decide, end_nanoseconds, expire, expire_inputs, restart
+from agentshell.turn.state import Fold, is_over
 from kfm.turn.v1 import turn_pb2 as t
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
@@ -18,8 +20,31 @@ _MAX_ROUNDS = 200
 _BEGIN = datetime(1970, 1, 1)  # noqa: DTZ001 - as Protobuf's timestamps become: UTC without saying so
 
 
+@dataclass(slots=True, eq=False)
+class _OpenTurn:
+    """A turn as its owner knows it."""
+
+    fold: Fold = field(default_factory=lambda: Fold(t.Turn()))
+    own: set[int] = field(default_factory=set[int])  # offsets of own records that are yet to be read
+    newest_own: int = -1
+    newest_id: str = ""  # of the newest event that counted
+    is_interrupted: bool = True
+    awaits_own: bool = False
+    is_scheduled: bool = False
+    is_touched: bool = True  # to be decided about
+
+    @property
+    def turn(self) -> t.Turn:
+        return self.fold.turn
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is over, or waits for somebody."""
+        return is_over(self.turn) or self.turn.state == t.TURN_STATE_WAITING
+
+
 class Owner:
-    """Owns the one turn there is. It may be stale and not know it; `is_alive` ends with a crash or a lost lease.
+    """Owns the turns there are. It may be stale and not know it; `is_alive` ends with a crash or a lost lease.
 
     `end` is where what was there when it began ends: it decides nothing before it has read that.
     """
@@ -27,43 +52,49 @@ class Owner:
     def __init__(self, world: World, end: int, skew_micros: int) -> None:
         self.is_alive = True
         self.position = 0
-        self.turn = t.Turn()
         self.inbox: list[TurnEvent] = []
         self._world = world
         self._end = end
         self._skew_micros = skew_micros
-        self._own: set[int] = set()  # offsets of own records that are yet to be read
-        self._newest_own = -1
-        self._newest_id = ""  # of the newest event that counted
-        self._is_interrupted = True
-        self._awaits_own = False
+        self._turns: dict[str, _OpenTurn] = {}
+        self._schedule = Schedule(world.max_active)
+        self._leaps = 0  # of the clock, that it has seen
+
+    def turn(self, turn_id: str) -> t.Turn:
+        """Returns a turn as it is folded here."""
+        return self._turns[turn_id].turn
 
     def read(self, count: int) -> None:
         """Reads the next records."""
         end = min(self.position + count, len(self._world.log.events))
         while self.position < end:
-            offset = self.position
+            self._read_one(self.position, self._world.log.events[self.position])
             self.position += 1
-            event = self._world.log.events[offset]
-            if offset in self._own:
-                self._own.discard(offset)
-                continue
-            if offset >= self._end and event.HasField("step_scheduled"):
-                self._is_interrupted = True  # Another owner, who is gone by now, has begun what nobody will finish.
-            if offset < self._newest_own:
-                self._fold_anew()  # It was decided without knowing this: what counts is the log's order.
-            else:
-                self._apply(event)
+
+    def _read_one(self, offset: int, event: TurnEvent) -> None:
+        open_turn = self._turns.get(event.turn_id)
+        if open_turn is None:
+            open_turn = self._turns[event.turn_id] = _OpenTurn()
+            self._plan_in(event.turn_id, open_turn)
+        if offset in open_turn.own:
+            open_turn.own.discard(offset)
+            open_turn.is_touched |= not open_turn.own
+            return
+        if offset >= self._end and event.HasField("step_scheduled"):
+            open_turn.is_interrupted = True  # Another owner, gone by now, has begun what nobody will finish.
+        if offset < open_turn.newest_own:
+            self._fold_anew(event.turn_id, open_turn)  # Decided without knowing this: the log's order counts.
+        elif self._apply(open_turn, event):
+            self._go_on(event.turn_id, open_turn)
 
     def handle(self) -> None:
         """Takes in results, decides what follows, begins attempts, and writes."""
         news: list[TurnEvent] = []
         results, self.inbox = self.inbox, []
         for result in results:
-            self._add(result, news)
-        self._awaits_own = self._awaits_own and bool(self._own)
-        if self.position >= self._end and self.turn.turn_id:
-            self._decide(news)
+            self._add(self._turns[result.turn_id], result, news)
+        if self.position >= self._end:
+            self._decide_all(news)
         if news:
             self._write(news)
 
@@ -71,69 +102,109 @@ class Owner:
         """Returns whether it has read all there is."""
         return self.position == len(self._world.log.events)
 
-    def _decide(self, news: list[TurnEvent]) -> None:
-        if self._is_interrupted:
-            self._is_interrupted = False
-            self._take_over(news)
+    def _plan_in(self, turn_id: str, open_turn: _OpenTurn) -> None:
+        open_turn.is_scheduled = True
+        self._schedule.add(turn_id, "acme", self._world.sessions[turn_id])
+
+    def _go_on(self, turn_id: str, open_turn: _OpenTurn) -> None:
+        """Takes a turn up again that waited for somebody."""
+        if not open_turn.is_scheduled and not open_turn.rests:
+            self._plan_in(turn_id, open_turn)
+            self._schedule.resume(turn_id)
+
+    def _decide_all(self, news: list[TurnEvent]) -> None:
+        for turn_id in self._schedule.begin():
+            self._turns[turn_id].is_touched = True
+        is_late, self._leaps = self._leaps != self._world.leaps, self._world.leaps
+        for turn_id, open_turn in self._turns.items():
+            if is_late or open_turn.is_touched or open_turn.is_interrupted:
+                open_turn.is_touched = False
+                open_turn.awaits_own = open_turn.awaits_own and bool(open_turn.own)
+                if not open_turn.own and open_turn.is_scheduled and open_turn.rests:  # The log says so.
+                    open_turn.is_scheduled = False
+                    self._schedule.remove(turn_id)
+                self._decide(turn_id, open_turn, news)
+
+    def _decide(self, turn_id: str, open_turn: _OpenTurn, news: list[TurnEvent]) -> None:
+        turn = open_turn.turn
+        if open_turn.is_interrupted:
+            open_turn.is_interrupted = False
+            self._take_over(turn_id, open_turn, news)
         now = self._world.nanoseconds(self._skew_micros)
-        if self._add_all(expire_inputs(self.turn, _BEGIN + timedelta(microseconds=now // 1000)), news):
-            self._awaits_own = True  # Somebody may have answered before that is written: then that counts.
-        if self._awaits_own:
+        if self._add_all(open_turn, expire_inputs(turn, _BEGIN + timedelta(microseconds=now // 1000)), news):
+            open_turn.awaits_own = True  # Somebody may have answered before that is written: then that counts.
+            self._go_on(turn_id, open_turn)
+        if open_turn.awaits_own:
             return
         for _ in range(_MAX_ROUNDS):
-            turn = self.turn
-            if state.is_over(turn) or turn.state == t.TURN_STATE_WAITING:
+            if open_turn.rests:
                 return
             if now >= end_nanoseconds(turn) and turn.state != t.TURN_STATE_CANCELLING:
                 events = [expire(turn)]
+            elif self._schedule.has_begun(turn_id):
+                events = decide(turn, self._world.requested[turn_id])
             else:
-                events = decide(turn, self._world.requested)
+                return
             if not events:
                 return
-            assert self._add_all(events, news), f"a decision changes nothing: {events}"
+            assert self._add_all(open_turn, events, news), f"a decision changes nothing: {events}"
         raise AssertionError("deciding has no end")
 
-    def _take_over(self, news: list[TurnEvent]) -> None:
-        events = [] if state.is_over(self.turn) else restart(self.turn)
+    def _take_over(self, turn_id: str, open_turn: _OpenTurn, news: list[TurnEvent]) -> None:
+        turn = open_turn.turn
+        if open_turn.is_scheduled and turn.state != t.TURN_STATE_REQUESTED:
+            self._schedule.resume(turn_id)
+        events = [] if is_over(turn) else restart(turn)
         if not self._world.attempts_outlive_owners:
-            self._add_all(events, news)
+            self._add_all(open_turn, events, news)
             return
         for event in events:  # Asked for again as they were.
             scheduled = event.step_scheduled
-            self._world.begin(self, self.turn, scheduled.step_id, scheduled.attempt - 1)
+            self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt - 1)
 
     def _write(self, news: list[TurnEvent]) -> None:
         acks = self._world.append(self, news)
         if acks is None or any(duplicate for _, duplicate in acks):
             self._world.end(self)  # FENCED, or the log is not there: the next owner folds anew.
             return
-        self._own.update(offset for offset, _ in acks)
-        self._newest_own = acks[-1][0]
+        for event, (offset, _) in zip(news, acks, strict=True):
+            open_turn = self._turns[event.turn_id]
+            open_turn.own.add(offset)
+            open_turn.newest_own = offset
 
     def begin(self, news: Iterable[TurnEvent]) -> None:
         """Has attempts begin that are, or are being, written down."""
         for event in news:
-            if event.HasField("step_scheduled") and not state.is_over(self.turn):
-                self._world.begin(self, self.turn, event.step_scheduled.step_id, event.step_scheduled.attempt)
+            open_turn = self._turns[event.turn_id]
+            if event.HasField("step_scheduled") and not is_over(open_turn.turn):
+                scheduled = event.step_scheduled
+                self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt)
 
-    def _fold_anew(self) -> None:
+    def _fold_anew(self, turn_id: str, open_turn: _OpenTurn) -> None:
         """Folds the turn by the log up to the newest own record; what is between is known then."""
-        self.turn = t.Turn()
-        for event in self._world.log.events[: self._newest_own + 1]:
-            self._apply(event)
+        open_turn.fold = Fold(t.Turn())
+        for event in self._world.log.events[: open_turn.newest_own + 1]:
+            if event.turn_id == turn_id:
+                self._apply(open_turn, event)
+        self._go_on(turn_id, open_turn)
 
-    def _add_all(self, events: Iterable[TurnEvent], news: list[TurnEvent]) -> bool:
-        added = [self._add(self._world.stamp(event, self._skew_micros, self._newest_id), news) for event in events]
+    def _add_all(self, open_turn: _OpenTurn, events: Iterable[TurnEvent], news: list[TurnEvent]) -> bool:
+        turn_id = open_turn.turn.turn_id
+        added = [
+            self._add(open_turn, self._world.stamp(event, turn_id, self._skew_micros, open_turn.newest_id), news)
+            for event in events
+        ]
         return any(added)
 
-    def _add(self, event: TurnEvent, news: list[TurnEvent]) -> bool:
-        if not self._apply(event):
+    def _add(self, open_turn: _OpenTurn, event: TurnEvent, news: list[TurnEvent]) -> bool:
+        if not self._apply(open_turn, event):
             return False
         news.append(event)
         return True
 
-    def _apply(self, event: TurnEvent) -> bool:
-        if not state.apply(self.turn, event):
+    def _apply(self, open_turn: _OpenTurn, event: TurnEvent) -> bool:
+        if not open_turn.fold.apply(event):
             return False
-        self._newest_id = event.header.event_id
+        open_turn.newest_id = event.header.event_id
+        open_turn.is_touched = True
         return True

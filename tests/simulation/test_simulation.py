@@ -45,6 +45,10 @@ class Schedules(RuleBasedStateMachine):
         self.world.provide()
 
     @rule()
+    def somebody_asks(self) -> None:
+        self.world.ask()
+
+    @rule()
     def somebody_cancels(self) -> None:
         self.world.cancel()
 

@@ -1,4 +1,4 @@
-"""One schedule: a turn, its log, owners, workers, people, a clock, and all that may go wrong between them.
+"""One schedule: some turns, their log, owners, workers, people, a clock, and all that may go wrong between them.
 
 Chance comes from one `Random`, so that a schedule is a seed, and hypothesis can shrink it.
 """
@@ -6,37 +6,43 @@ Chance comes from one `Random`, so that a schedule is a seed, and hypothesis can
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
+from tests.simulation import checks
 from tests.simulation.log import Log
 from tests.simulation.owner import Owner
 from tests.simulation.plans import a_request, a_written_plan
 
 from agentshell.content import calls_of
 from agentshell.mesh import ids
-from agentshell.turn import envelope, state
-from agentshell.turn.merge import Merge
+from agentshell.turn import envelope
+from agentshell.turn.state import Fold, is_over
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text, ToolCall, Usage
 from kfm.error.v1.error_pb2 import ERROR_REASON_PROVIDER_UNAVAILABLE, Failure
 from kfm.turn.v1 import turn_event_pb2 as e
 from kfm.turn.v1 import turn_pb2 as t
 
-TURN_ID = "T"
+_MAX_TURNS = 3
 _MAX_ACTIONS = 80
 _CANCEL_SHARE = 0.01
 _MAX_CALM_ROUNDS = 200
 _BEGIN_MICROS = 1_750_000_000_000_000
+_RESTING = (t.TURN_STATE_WAITING, t.TURN_STATE_COMPLETED, t.TURN_STATE_FAILED, t.TURN_STATE_CANCELLED)
 _INVALID_ARGUMENT, _UNAVAILABLE = 3, 14
-_ENDED = (t.STEP_STATE_SUCCEEDED, t.STEP_STATE_FAILED, t.STEP_STATE_SKIPPED, t.STEP_STATE_EXPANDED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attempt:
     owner: Owner
+    turn_id: str
     step: t.Step
     attempt: int
+
+    @property
+    def key(self) -> str:
+        """What its effect is done under."""
+        return f"{self.turn_id}/{self.step.step_id}"
 
 
 class World:
@@ -47,18 +53,21 @@ class World:
         self._one_owner = one_owner  # No owner outlives its lease.
         self.attempts_outlive_owners = random.random() < 0.4
         self.log = Log(drops_duplicates=random.random() < 0.5)
-        self.requested = a_request(random)
+        self.max_active = random.choice((1, 2, 9))
+        self.requested: dict[str, e.TurnRequested] = {}
+        self.sessions: dict[str, str] = {}
         self.effects = Counter[str]()
         self._results: dict[str, t.StepResult] = {}
         self._fences: dict[str, int] = {}
-        self._micros = 0
+        self._micros = self.leaps = 0
         self._owners: list[Owner] = []
         self._attempts: list[_Attempt] = []
         self._is_calm = False
-        self.log.append([self.stamp(e.TurnEvent(turn_requested=self.requested), 0)])
+        self._turns_left = random.randrange(_MAX_TURNS)
+        self._ask()
 
     def run(self) -> None:
-        """Lets things happen and go wrong for a while, then lets them go right until the turn is over."""
+        """Lets things happen and go wrong for a while, then lets them go right until all turns are over."""
         for _ in range(self._random.randrange(_MAX_ACTIONS)):
             self.act()
             if self._is_at_end():
@@ -71,23 +80,23 @@ class World:
         """Returns what time an owner thinks it is, since 1970."""
         return (_BEGIN_MICROS + self._micros + skew_micros) * 1000
 
-    def stamp(self, event: e.TurnEvent, skew_micros: int, before: str = "") -> e.TurnEvent:
-        """Names an event that follows another and says when it was."""
-        event.turn_id = TURN_ID
+    def stamp(self, event: e.TurnEvent, turn_id: str, skew_micros: int, before: str = "") -> e.TurnEvent:
+        """Names an event of a turn that follows another and says when it was."""
+        event.turn_id = turn_id
         event.header.event_id = ids.digest(before, *envelope.event_key(event))
         envelope.set_time(event.header.time, self.nanoseconds(skew_micros))
         self._micros += 1000
         return event
 
-    def begin(self, owner: Owner, turn: t.Turn, step_id: str, attempt: int) -> None:
+    def begin(self, owner: Owner, fold: Fold, step_id: str, attempt: int) -> None:
         """Begins an attempt, which may never be made."""
-        step = next(step for step in turn.plan.steps if step.step_id == step_id)
+        step = fold.steps[step_id]
         if not step.HasField("approval"):
             asked = t.Step()
             asked.CopyFrom(step)
             if step.tool.asked_by:
-                self._check_call(turn, step)
-            self._attempts.append(_Attempt(owner, asked, attempt))
+                self._check_call(fold, step)
+            self._attempts.append(_Attempt(owner, fold.turn.turn_id, asked, attempt))
 
     def append(self, owner: Owner, events: list[e.TurnEvent]) -> list[tuple[int, bool]] | None:
         """Appends for an owner, who may crash before or after, or not hear of it; None: it does not get an answer.
@@ -153,25 +162,42 @@ class World:
 
     def pass_time(self) -> None:
         """Moves the clock: by a moment, or so far that somebody's time is up."""
-        self._micros += self._random.choice((1_000, 300_000, 5_000_000, 61_000_000))
+        self._leap(self._random.choice((1_000, 300_000, 5_000_000, 61_000_000)))
+
+    def ask(self) -> None:
+        """Somebody asks for another turn."""
+        if self._turns_left:
+            self._turns_left -= 1
+            self._ask()
 
     def cancel(self) -> None:
-        """Somebody wants the turn to end."""
-        self._say(e.TurnEvent(turn_cancel_requested=e.TurnCancelRequested(message="enough")))
+        """Somebody wants a turn to end."""
+        cancel = e.TurnCancelRequested(message="enough")
+        self._say(self._random.choice(list(self.requested)), e.TurnEvent(turn_cancel_requested=cancel))
 
     def provide(self) -> None:
         """Somebody answers a question that the log says is open."""
-        fold = self.log.fold
-        waiting = [s.step_id for s in fold.plan.steps if s.HasField("approval") and s.state == t.STEP_STATE_SCHEDULED]
+        waiting = [
+            (turn_id, step.step_id)
+            for turn_id, fold in self.log.folds.items()
+            for step in fold.steps.values()
+            if step.state == t.STEP_STATE_SCHEDULED and step.HasField("approval")
+        ]
         if waiting:
+            turn_id, step_id = self._random.choice(waiting)
             answer = Message(role=ROLE_USER, parts=[Part(text=Text(text="yes"))])
-            provided = e.InputProvided(step_id=self._random.choice(waiting), input=answer, principal_id="ann")
-            self._say(e.TurnEvent(input_provided=provided))
+            provided = e.InputProvided(step_id=step_id, input=answer, principal_id="ann")
+            self._say(turn_id, e.TurnEvent(input_provided=provided))
+
+    def _leap(self, micros: int) -> None:
+        self._micros += micros
+        self.leaps += 1
 
     def conclude(self) -> None:
-        """Lets things go right until the turn is over, and checks all that must hold."""
+        """Lets things go right until all turns are over, and checks all that must hold."""
         self._calm_down()
-        self._check()
+        checks.check(self.log, self.sessions, one_owner=self._one_owner)
+        assert all(count == 1 for count in self.effects.values()), "no effect is doubled"
 
     def _finish(self, attempt: _Attempt) -> None:
         """Makes an attempt; what came of it is told at once, later, twice or never."""
@@ -188,25 +214,25 @@ class World:
     def _result_of(self, attempt: _Attempt) -> e.TurnEvent:
         random, step_id = self._random, attempt.step.step_id
         chance = 9 if self._is_calm else random.randrange(16)
-        is_refused = attempt.attempt < self._fences.get(step_id, 0)
+        is_refused = attempt.attempt < self._fences.get(attempt.key, 0)
         if chance > 2 and not is_refused:
             succeeded = e.StepSucceeded(step_id=step_id, attempt=attempt.attempt, result=self._do(attempt))
-            return self.stamp(e.TurnEvent(step_succeeded=succeeded), random.choice((0, -5_000)))
+            return self.stamp(e.TurnEvent(step_succeeded=succeeded), attempt.turn_id, random.choice((0, -5_000)))
         if chance == 0 and not is_refused:
             self._do(attempt)  # Done, and yet it failed.
         code = _INVALID_ARGUMENT if chance == 1 else _UNAVAILABLE
         failure = Failure(code=code, reason=ERROR_REASON_PROVIDER_UNAVAILABLE, message="down")
         failed = e.StepFailed(step_id=step_id, attempt=attempt.attempt, failure=failure)
-        return self.stamp(e.TurnEvent(step_failed=failed), 0)
+        return self.stamp(e.TurnEvent(step_failed=failed), attempt.turn_id, 0)
 
     def _do(self, attempt: _Attempt) -> t.StepResult:
         """Does what an attempt is for, once for each key; a lower attempt than one that was seen is refused."""
-        step_id = attempt.step.step_id
-        self._fences[step_id] = max(self._fences.get(step_id, 0), attempt.attempt)
-        if step_id not in self._results:
-            self.effects[step_id] += 1
-            self._results[step_id] = self._produce(attempt.step)
-        return self._results[step_id]
+        key = attempt.key
+        self._fences[key] = max(self._fences.get(key, 0), attempt.attempt)
+        if key not in self._results:
+            self.effects[key] += 1
+            self._results[key] = self._produce(attempt.step)
+        return self._results[key]
 
     def _produce(self, step: t.Step) -> t.StepResult:
         random = self._random
@@ -221,13 +247,22 @@ class World:
             result.plan.CopyFrom(a_written_plan(random))
         return result
 
-    def _say(self, event: e.TurnEvent) -> None:
-        self.log.append([self.stamp(event, 0)])
+    def _ask(self) -> None:
+        turn_id = f"T{len(self.requested)}"
+        self.requested[turn_id] = a_request(self._random)
+        self.sessions[turn_id] = self._random.choice(("s", "s", "u"))
+        self._say(turn_id, e.TurnEvent(turn_requested=self.requested[turn_id]))
+
+    def _say(self, turn_id: str, event: e.TurnEvent) -> None:
+        self.log.append([self.stamp(event, turn_id, 0)])
 
     # How it ends, and what must hold.
 
+    def _is_over(self) -> bool:
+        return all(is_over(fold.turn) for fold in self.log.folds.values())
+
     def _is_at_end(self) -> bool:
-        return state.is_over(self.log.fold) and not self._attempts and not self._owners
+        return self._is_over() and not (self._attempts or self._owners or self._turns_left)
 
     def _calm_down(self) -> None:
         self._is_calm = True
@@ -241,74 +276,21 @@ class World:
             owner.read(len(self.log.events))
             owner.handle()
             if owner.is_alive and owner.has_caught_up():
-                assert _standing(owner.turn) == _standing(self.log.fold), "an owner knows what the log says"
-            if state.is_over(self.log.fold) and state.is_over(owner.turn):
-                return
+                for turn_id, fold in self.log.folds.items():
+                    assert _standing(owner.turn(turn_id)) == _standing(fold.turn), "an owner knows what the log says"
+                if self._is_over():
+                    return
             for attempt in list(self._attempts):
                 self._finish(attempt)
             if self._random.random() < 0.5:
                 self.provide()
-            elif self.log.fold.state == t.TURN_STATE_WAITING:  # Else it must end without that.
-                self._micros += 30_000_000
-        raise AssertionError(f"the turn has no end: {_standing(self.log.fold)}")
+            elif all(fold.turn.state in _RESTING for fold in self.log.folds.values()):  # Else they end without that.
+                self._leap(30_000_000)
+        raise AssertionError(f"a turn has no end: {[_standing(fold.turn) for fold in self.log.folds.values()]}")
 
-    def _check_call(self, turn: t.Turn, step: t.Step) -> None:
-        asker = next(other for other in turn.plan.steps if other.step_id == step.tool.asked_by)
+    def _check_call(self, fold: Fold, step: t.Step) -> None:
+        asker = fold.steps[step.tool.asked_by]
         assert step.tool.call.call_id in {call.call_id for call in calls_of(asker.result.output)}, "who asked for it?"
-
-    def _check(self) -> None:
-        again, ended, merge = t.Turn(), b"", Merge(TURN_ID)
-        settled, undone = Counter[str](), list[str]()
-        for event, has_changed in zip(self.log.events, self.log.has_changed, strict=True):
-            before = {step.step_id: step.state for step in again.plan.steps}
-            was = again.state
-            assert state.apply(again, event) == has_changed, "two folds of one log agree"
-            assert not state.apply(again, event), "an event written twice counts once"
-            assert merge.sees_event(event) == has_changed, "a reader sees what counts, once"
-            assert not (ended and has_changed), "nothing follows the end"
-            if has_changed:
-                _check_moves(was, before, again, event)
-            if state.is_over(again):
-                ended = ended or again.SerializeToString(deterministic=True)
-            kind = event.WhichOneof("event") or ""
-            if has_changed and kind in ("step_succeeded", "input_provided"):
-                settled[getattr(event, kind).step_id] += 1
-            if has_changed and kind == "step_scheduled":
-                if self._one_owner:  # What an owner decides after it lost its lease may rest on what does not count.
-                    _check_order(again, event.step_scheduled.step_id)
-                undone.append(event.step_scheduled.step_id)
-        assert again == self.log.fold
-        assert merge.is_over
-        assert ended == self.log.fold.SerializeToString(deterministic=True)
-        assert all(count == 1 for count in settled.values()), "no step succeeds twice"
-        undoes = {step.step_id: step.compensates for step in again.plan.steps if step.compensates}
-        began = list(dict.fromkeys(undoes[step_id] for step_id in undone if step_id in undoes))
-        if self._one_owner:  # As above: one that lost its lease may undo without knowing what has succeeded since.
-            assert began == sorted(began, key=list(settled).index, reverse=True), "what succeeded last is undone first"
-        assert all(count == 1 for count in self.effects.values()), "no effect is doubled"
-
-
-def _check_moves(was: int, before: Mapping[str, int], turn: t.Turn, event: e.TurnEvent) -> None:
-    kind = event.WhichOneof("event") or ""
-    assert state.TURN_MOVES.get((was, kind)) == turn.state, "the turn moves by its table"  # pyright: ignore[reportArgumentType] - a state
-    for step in turn.plan.steps:
-        old = before.get(step.step_id, t.STEP_STATE_UNSPECIFIED)
-        if step.state != old and kind not in state.LAST_EVENTS and kind != "plan_created":
-            assert state.STEP_MOVES.get((old, kind)) == step.state, "a step moves by its table"  # pyright: ignore[reportArgumentType] - a state
-
-
-def _check_order(turn: t.Turn, step_id: str) -> None:
-    steps = {step.step_id: step for step in turn.plan.steps}
-    step = steps[step_id]
-    states = [steps[name].state for name in step.depends_on]
-    succeeded = sum(each == t.STEP_STATE_SUCCEEDED for each in states)
-    match step.join.WhichOneof("kind"):
-        case "any":
-            assert succeeded >= 1, "one that it depends on has succeeded"
-        case "quorum":
-            assert succeeded >= step.join.quorum.count, "so many that it depends on have succeeded"
-        case _:
-            assert all(each in _ENDED for each in states), "all that it depends on have ended"
 
 
 def _standing(turn: t.Turn) -> tuple[object, ...]:
@@ -320,6 +302,7 @@ _CHANCES = (
     *[World.own] * 8,
     *[World.work] * 6,
     *[World.provide] * 2,
+    World.ask,
     World.pass_time,
     World.take_over,
     World.crash,

@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Reply:
 
     texts: tuple[str, ...] = ("Ready ", "to ", "serve.")
     reasoning: tuple[str, ...] = ()
+    refusal: tuple[str, ...] = ()
     calls: tuple[Call, ...] = ()
     finish: str = "stop"
     input_tokens: int = 1200
@@ -48,7 +49,8 @@ class Fault:
 
     `cut_after`: so many events are sent, and then the connection is closed; `is_cut_clean`: as if the answer ended
     there. `stall_after`: so many, and then nothing more. `error_after`: so many, and then an error within the stream.
-    `status`: an error instead of an answer. `body`: these bytes instead of any answer. Errors have the vendor's `code`.
+    `status`: an error instead of an answer. `body`: these bytes instead of any answer. `content_type`: what an answer
+    is said to be, whatever it is. `is_dripped`: each byte of a stream comes alone. Errors have the vendor's `code`.
     """
 
     cut_after: int | None = None
@@ -60,6 +62,8 @@ class Fault:
     message: str = "it failed"
     retry_after: str = ""
     body: bytes | None = None
+    content_type: str = ""
+    is_dripped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,18 @@ class VendorServer(ABC):
     """Listens on loopback within `async with`."""
 
     reply: Reply = field(default_factory=Reply)
+    # Whether an error says by its head how long to wait.
+    has_retry_after: ClassVar[bool] = True
     # Replies to the next requests, one each; then `reply` again.
     script: list[Reply] = field(default_factory=list[Reply])
     fault: Fault = field(default_factory=Fault)
     requests: list[Request] = field(default_factory=list[Request])
+    connections: int = 0
     url: str = ""
 
     def __post_init__(self) -> None:
         self._hung_up = asyncio.Event()
+        self._asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
@@ -108,13 +116,26 @@ class VendorServer(ABC):
     def error_event(self, code: str, message: str) -> bytes:
         """Returns the frame of an error within a stream."""
 
+    def refused(self, request: Request) -> bytes | None:
+        """Returns why a request cannot be processed; None: it can."""
+        return None
+
+    def is_streamed(self, request: Request) -> bool:
+        """Returns whether a request asks for a streamed answer."""
+        return bool(request.body.get("stream"))
+
+    async def wait_asked(self) -> None:
+        """Returns once a client has asked for something."""
+        await asyncio.wait_for(self._asked.wait(), _WAIT_SECONDS)
+
     async def wait_hung_up(self) -> None:
         """Returns once a client has closed its connection within an answer."""
         await asyncio.wait_for(self._hung_up.wait(), _WAIT_SECONDS)
 
     def forget_hang_ups(self) -> None:
-        """Waits anew from here on."""
+        """Waits anew from here on, for requests too."""
         self._hung_up.clear()
+        self._asked.clear()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -135,10 +156,12 @@ class VendorServer(ABC):
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         connection = _Connection(reader, writer)
         try:
             while request := await _read(reader):
                 self.requests.append(request)
+                self._asked.set()
                 if not await self._answer(request, connection):
                     break
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -159,23 +182,27 @@ class VendorServer(ABC):
         fault, writer = self.fault, connection.writer
         if self.script:
             self.reply = self.script.pop(0)
-        if fault.status:
-            retry = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+        if refusal := self.refused(request):
+            await _write(writer, 422, {"Content-Type": "application/json"}, refusal)
+        elif fault.status:
+            retry = {"Retry-After": fault.retry_after} if fault.retry_after and self.has_retry_after else {}
             body = json.dumps(self.error(fault.code, fault.message)).encode()
             await _write(writer, fault.status, {"Content-Type": "application/json", **retry}, body)
-        elif request.body.get("stream"):
+        elif self.is_streamed(request):
             return await self._stream(request, connection)
         elif fault.stall_after is not None:
             await self._stall(connection)
             return False
         else:
             body = json.dumps(self.answer(request)).encode() if fault.body is None else fault.body
-            await _write(writer, 200, {"Content-Type": "application/json"}, body)
+            await _write(writer, 200, {"Content-Type": fault.content_type or "application/json"}, body)
         return True
 
     async def _stream(self, request: Request, connection: _Connection) -> bool:
         fault, writer = self.fault, connection.writer
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        content_type = fault.content_type or "text/event-stream"
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
         frames = list(self.events(request)) if fault.body is None else [fault.body]
         for sent, frame in enumerate(frames):
             if sent == fault.cut_after:
@@ -186,7 +213,10 @@ class VendorServer(ABC):
             if sent == fault.error_after:
                 writer.write(_chunk(self.error_event(fault.code, fault.message)))
                 break
-            writer.write(_chunk(frame))
+            if fault.is_dripped:
+                await _drip(writer, frame)
+            else:
+                writer.write(_chunk(frame))
             await writer.drain()
         if fault.cut_after is not None and not fault.is_cut_clean:
             await writer.drain()
@@ -205,7 +235,7 @@ class VendorServer(ABC):
 def sse(data: Mapping[str, Any], event: str = "") -> bytes:
     """Returns a frame of server-sent events."""
     name = f"event: {event}\n" if event else ""
-    return f"{name}data: {json.dumps(data)}\n\n".encode()
+    return f"{name}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
 def pieces(texts: Sequence[str]) -> Iterator[str]:
@@ -237,6 +267,13 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+async def _drip(writer: asyncio.StreamWriter, frame: bytes) -> None:
+    for at in range(len(frame)):
+        writer.write(_chunk(frame[at : at + 1]))
+        await writer.drain()
+        await asyncio.sleep(0)  # Lets the client read it before the next.
 
 
 def _chunk(frame: bytes) -> bytes:

@@ -14,7 +14,7 @@ from agentshell.cli.ending import ending
 from agentshell.cli.options import Address, DataDir, Json
 
 if TYPE_CHECKING:
-    from kfm.admin.v1.admin_service_pb2 import Settlement
+    from kfm.admin.v1.admin_service_pb2 import DropDeadLetterResponse, ReplayDeadLetterResponse
     from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
 
 app = typer.Typer(help="List, show, replay and drop dead letters; for operators.", no_args_is_help=True)
@@ -80,34 +80,39 @@ def show(dead_letter_id: DeadLetterId, as_json: Json = False, address: Address =
 def replay(dead_letter_ids: DeadLetterIds, address: Address = "", data_dir: DataDir = None) -> None:
     """Put records back at the end of their topics: once, however often it is asked for."""
 
-    async def run(admin: AdminServiceAsyncStub) -> None:
-        from kfm.admin.v1.admin_service_pb2 import ReplayDeadLetterRequest
+    from kfm.admin.v1.admin_service_pb2 import ReplayDeadLetterRequest as Request
 
-        for dead_letter_id in dead_letter_ids:
-            response = await admin.ReplayDeadLetter(ReplayDeadLetterRequest(dead_letter_id=dead_letter_id))
-            _say(dead_letter_id, response.settlement)
-
-    _run(run, address, data_dir)
+    _settle(
+        lambda admin, letter: admin.ReplayDeadLetter(Request(dead_letter_id=letter)), dead_letter_ids, address, data_dir
+    )
 
 
 @app.command()
 def drop(dead_letter_ids: DeadLetterIds, address: Address = "", data_dir: DataDir = None) -> None:
     """Let dead letters be: they are listed no more. The log keeps them."""
 
+    from kfm.admin.v1.admin_service_pb2 import DropDeadLetterRequest as Request
+
+    _settle(
+        lambda admin, letter: admin.DropDeadLetter(Request(dead_letter_id=letter)), dead_letter_ids, address, data_dir
+    )
+
+
+def _settle(
+    settle: Callable[[AdminServiceAsyncStub, str], Awaitable[ReplayDeadLetterResponse | DropDeadLetterResponse]],
+    dead_letter_ids: list[str],
+    address: str,
+    data_dir: Path | None,
+) -> None:
+    """Settles dead letters, and says of each how it is settled now."""
+
     async def run(admin: AdminServiceAsyncStub) -> None:
-        from kfm.admin.v1.admin_service_pb2 import DropDeadLetterRequest
+        from agentshell.cli.render import settled
 
         for dead_letter_id in dead_letter_ids:
-            response = await admin.DropDeadLetter(DropDeadLetterRequest(dead_letter_id=dead_letter_id))
-            _say(dead_letter_id, response.settlement)
+            typer.echo(f"{dead_letter_id} {settled((await settle(admin, dead_letter_id)).settlement)}")
 
     _run(run, address, data_dir)
-
-
-def _say(dead_letter_id: str, settlement: Settlement.ValueType) -> None:
-    from agentshell.cli.render import settled
-
-    typer.echo(f"{dead_letter_id} {settled(settlement)}")
 
 
 def _run(work: Callable[[AdminServiceAsyncStub], Awaitable[None]], address: str, data_dir: Path | None) -> None:

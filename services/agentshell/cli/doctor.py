@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _CHECK_TIMEOUT_SECONDS = 5.0
 _SERVICES = ("turn", "memory", "provider", "personality", "tool")
-_KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,17 +208,19 @@ def _embedder() -> Finding:
 
 
 def _providers(config: Config) -> list[Finding]:
-    """Which vendors have a key in this environment; the mesh's own may be another."""
-    findings = [Finding("provider", True, "local: needs no key")]
-    for name, usual in _KEY_VARIABLES.items():
-        vendor = getattr(config.provider, name)
-        variable = vendor.api_key_env or usual
-        if os.environ.get(variable):
-            findings.append(Finding("provider", True, f"{name}: {variable} is set"))
-        elif config.provider.default == name:
-            findings.append(
-                Finding("provider", False, f"{name}: {variable} is not set", "set it, for provider.default names it")
-            )
+    """Which vendors have their keys in this environment; the mesh's own may be another."""
+    from agentshell.provider import vendor, vendors
+
+    findings: list[Finding] = []
+    for name, kind in vendors.kinds(config.provider).items():
+        keys = vendor.keys(name, config.provider, kind, os.environ)
+        missing = ", ".join(key.place for key in keys if not key.find())
+        if not keys:
+            findings.append(Finding("provider", True, f"{name}: needs no key"))
+        elif not missing:
+            findings.append(Finding("provider", True, f"{name}: {', '.join(key.place for key in keys)} is set"))
         else:
-            findings.append(Finding("provider", None, f"{name}: {variable} is not set"))
+            is_needed = name in (config.provider.default, *config.provider.vendors)
+            fix = f"set it, for the configuration names {name}" if is_needed else ""
+            findings.append(Finding("provider", False if is_needed else None, f"{name}: {missing} is not set", fix))
     return findings

@@ -39,6 +39,11 @@ def integers(values: Sequence[int]) -> bytes:
     return _array(23, [_INTEGER(value) for value in values])
 
 
+def bigints(values: Sequence[int]) -> bytes:
+    """Returns a `bigint[]`."""
+    return _array(20, [_BIGINT.pack(value) for value in values])
+
+
 def texts(values: Sequence[str]) -> bytes:
     """Returns a `text[]`."""
     return _array(25, [value.encode() for value in values])

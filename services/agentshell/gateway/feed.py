@@ -16,7 +16,7 @@ _MAX_WAITING_RECORDS = 1000
 _MAX_WAITING_BYTES = 4 * 1024 * 1024
 
 # All readers together are told of progress at most so often: a message to a client costs a third of what a step does.
-_PACE_SECONDS = 0.002
+_PACE_SECONDS = 0.005
 _MAX_PACE_SECONDS = 0.1
 # The types of what is passed on at once: text, and what ends a turn or has it wait.
 _URGENT = frozenset(
@@ -32,7 +32,8 @@ def is_urgent(stored: StoredRecord) -> bool:
 class Follower:
     """What has come for a reader and waits for it, in the log's order.
 
-    It is `cut` when too much waits, or the log failed: then the reader reads the log itself, from where it is.
+    It is `cut` when too much waits, or the log failed: then nothing waits any more, and the reader reads the log
+    itself, from where it is. So a reader that does not read costs no memory, and nobody waits for it.
     """
 
     def __init__(self, feed: _Feed, key: str) -> None:
@@ -53,12 +54,14 @@ class Follower:
         (self._outputs if topic == envelope.OUTPUTS else self._events).append(stored)
         self._bytes += len(stored.record.payload)
         self._urgent = self._urgent or is_urgent(stored)
-        self.cut = self._bytes > _MAX_WAITING_BYTES or len(self._events) + len(self._outputs) > _MAX_WAITING_RECORDS
+        if self._bytes > _MAX_WAITING_BYTES or len(self._events) + len(self._outputs) > _MAX_WAITING_RECORDS:
+            self.cut_off()
         self._wake()
 
     def cut_off(self) -> None:
         """Ends it."""
         self.cut = True
+        self.take()
         self._wake()
 
     def take(self) -> tuple[list[StoredRecord], list[StoredRecord]]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from google.protobuf.struct_pb2 import Struct
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
 
 from agentshell.content import Plain, plain, text_of
+from agentshell.schema import Schema
 from agentshell.turn.decision import input_end_times
 from agentshell.turn.state import is_over
 from kfm.content.v1.content_pb2 import ROLE_USER, Message
@@ -23,12 +22,9 @@ from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, Step, StepS
 # A schema is a caller's, and answers are checked where others' turns are served: the work of a check must be bounded.
 _MAX_SCHEMA_BYTES = 16 * 1024
 _MAX_TYPED_CHARACTERS = 16 * 1024
-_UNBOUNDED = frozenset(
-    ("$ref", "$dynamicRef", "pattern", "patternProperties", "unevaluatedItems", "unevaluatedProperties")
-)
+_UNBOUNDED = frozenset(("$ref", "$dynamicRef", "unevaluatedItems", "unevaluatedProperties"))
 _NAMED_SCHEMAS = frozenset(("properties", "$defs", "dependentSchemas"))
 _DATA = frozenset(("const", "enum", "default", "examples"))
-_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +62,12 @@ def schema_problem(schema: Struct) -> str:
     if (size := schema.ByteSize()) > _MAX_SCHEMA_BYTES:
         return f"takes {size} bytes, the limit is {_MAX_SCHEMA_BYTES}"
     made = plain(schema)
-    try:
-        Draft202012Validator.check_schema(made)
-    except SchemaError as error:
-        return f"is no JSON Schema: {_told(error)}"
     if keyword := next(_unbounded(made), ""):
         return f"has {keyword!r}, which takes unbounded work to check; say it without"
+    try:
+        Schema(made)
+    except ValueError as error:
+        return f"is no JSON Schema: {error}"
     return ""
 
 
@@ -106,12 +102,7 @@ def _mismatch(schema: Struct, text: str) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return "must be JSON that matches the step's schema"
-    first = next(Draft202012Validator(plain(schema)).iter_errors(value), None)
-    return _told(first) if first else ""
-
-
-def _told(error: ValidationError | SchemaError) -> str:
-    return f"{error.json_path}: {error.message}"[:_SHOWN_CHARACTERS]
+    return Schema(plain(schema)).problem(value)
 
 
 def _unbounded(schema: Plain) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -16,7 +16,7 @@ from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
 from agentshell.turn.records import event_of
-from agentshell.turn.state import apply, is_over
+from agentshell.turn.state import Fold, is_over
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
@@ -43,11 +43,15 @@ class _OpenTurn:
     saved_bytes: int = 0
     unsaved_bytes: int = 0  # of the records folded since
     unsaved_offset: int | None = None  # the first of these
+    _fold: Fold = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fold = Fold(self.row.turn)
 
     def fold(self, stored: StoredRecord, event: TurnEvent) -> bool:
         """Folds a record, unless it was folded before; returns whether it changed anything."""
         folded_offset = self.row.folded_offset
-        if (folded_offset is not None and stored.offset <= folded_offset) or not apply(self.row.turn, event):
+        if (folded_offset is not None and stored.offset <= folded_offset) or not self._fold.apply(event):
             return False
         self.row.folded_offset = stored.offset
         self.unsaved_bytes += len(stored.record.payload)

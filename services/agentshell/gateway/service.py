@@ -275,7 +275,9 @@ class TurnService(TurnServiceServicer):
         if spec.HasField("parent"):
             requested.parent.CopyFrom(spec.parent)
         admission.bound_waits(requested.plan, self._config)
-        return _stamped(TurnEvent(turn_requested=requested), turn_id, spec.session_id or f"s-{turn_id}")
+        return _stamped(
+            TurnEvent(turn_requested=requested), turn_id, spec.session_id or envelope.own_session_id(turn_id)
+        )
 
     async def _past(self, row: IndexedTurn, step_id: str) -> tuple[TurnRequested, Turn]:
         """Returns how a turn began, and the turn when the step succeeded; without a step: when it began."""

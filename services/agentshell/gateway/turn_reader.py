@@ -12,10 +12,12 @@ from agentshell.gateway.cursor import Cursor
 from agentshell.gateway.feed import Feeds, Follower, is_urgent
 from agentshell.gateway.turn_index import IndexedTurn
 from agentshell.log.log import Log, StoredRecord
+from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
 from agentshell.turn.merge import Merge
 from agentshell.turn.records import delta_of, event_of
-from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent, TurnUpdate
+from kfm.error.v1 import error_pb2
+from kfm.turn.v1.turn_event_pb2 import TurnUpdate
 
 _READ_RECORDS = 256
 # A response: with one more record of 1 MiB at the most it stays below the 4 MiB that gRPC takes by default.
@@ -64,17 +66,18 @@ class TurnReader:
             while not self._merge.is_over:
                 events = await self._next_events()
                 for stored in events:
-                    event = self._event(stored)
-                    if event is not None and not event.HasField("step_scheduled"):
+                    update = self._event(stored)
+                    if self._may_have_outputs and update and not update.event.HasField("step_scheduled"):
                         async for full in self._feed_outputs():  # What an attempt said comes before its end.
                             yield full
                     self._turns_offset = stored.offset + 1
-                    if event and self._merge.sees_event(event) and stored.offset >= self._seen.turns_offset:
-                        self._add(TurnUpdate(event=event), stored)
+                    if update and self._merge.sees_event(update.event) and stored.offset >= self._seen.turns_offset:
+                        self._add(update, stored)
                     if self._is_full:
                         yield self._take()
-                async for full in self._feed_outputs():
-                    yield full
+                if self._may_have_outputs:
+                    async for full in self._feed_outputs():
+                        yield full
                 if self._updates and (self._is_due or self._merge.is_over):
                     yield self._take()
                 elif self._follower or not events:
@@ -90,7 +93,22 @@ class TurnReader:
             if events or not self._follower.cut:
                 return [stored for stored in events if stored.offset >= self._turns_offset]
             self._unfollow()
-        return await self._log.read(envelope.TURNS, self._partition, self._turns_offset, _READ_RECORDS, 0.0)
+        try:
+            return await self._log.read(envelope.TURNS, self._partition, self._turns_offset, _READ_RECORDS, 0.0)
+        except AgentShellError as error:
+            if not _is_gone(error):
+                raise
+            raise AgentShellError(
+                error.reason,
+                f"the log no longer has what happened in turn {self._turn_id}, only how it ended: ask GetTurn, and "
+                "raise 'log.retention_days' to keep more",
+                metadata={"turn_id": self._turn_id},
+            ) from None
+
+    @property
+    def _may_have_outputs(self) -> bool:
+        """Whether there is text to feed, as far as can be seen without reading. The feed brings it, if there is one."""
+        return bool(self._outputs) or self._follower is None
 
     async def _feed_outputs(self) -> AsyncGenerator[list[TurnUpdate]]:
         """Feeds the text that is there, in the log's order, up to what an event still to be read must announce.
@@ -100,12 +118,12 @@ class TurnReader:
         while self._outputs or await self._has_more_outputs():
             while self._outputs:
                 stored = self._outputs[0]
-                delta = self._delta(stored)
-                if delta is not None and self._merge.awaits(delta):
+                update = self._delta(stored)
+                if update is not None and self._merge.awaits(update.delta):
                     return
                 self._outputs.popleft()
-                if delta and self._merge.sees_delta(delta) and stored.offset >= self._seen.outputs_offset:
-                    self._add(TurnUpdate(delta=delta), stored)
+                if update and self._merge.sees_delta(update.delta) and stored.offset >= self._seen.outputs_offset:
+                    self._add(update, stored)
                 if self._is_full:
                     yield self._take()
 
@@ -113,7 +131,13 @@ class TurnReader:
         """Holds more of what the log has, unless the feed brings that."""
         if self._follower is not None:
             return False
-        records = await self._log.read(envelope.OUTPUTS, self._partition, self._outputs_offset, _READ_RECORDS, 0.0)
+        try:
+            records = await self._log.read(envelope.OUTPUTS, self._partition, self._outputs_offset, _READ_RECORDS, 0.0)
+        except AgentShellError as error:
+            if not _is_gone(error):
+                raise
+            self._outputs_offset = int(error.metadata["base_offset"])  # What is gone is whole in the steps' results.
+            return True
         self._hold(records)
         return bool(records)
 
@@ -123,22 +147,26 @@ class TurnReader:
                 self._outputs.append(stored)
                 self._outputs_offset = stored.offset + 1
 
-    def _event(self, stored: StoredRecord) -> TurnEvent | None:
+    def _event(self, stored: StoredRecord) -> TurnUpdate | None:
+        """Returns the update that an event of this turn is."""
         if stored.record.key != self._key:
             return None
+        update = TurnUpdate()
         try:
-            event = event_of(stored.record)
+            event = event_of(stored.record, update.event)
         except DecodeError:
             return None  # The manager buries it.
-        return event if event.turn_id == self._turn_id else None
+        return update if event.turn_id == self._turn_id else None
 
-    def _delta(self, stored: StoredRecord) -> OutputDelta | None:
+    def _delta(self, stored: StoredRecord) -> TurnUpdate | None:
         if stored.record.key != self._key:
             return None
+        update = TurnUpdate()
         try:
-            return delta_of(stored.record)
+            delta_of(stored.record, update.delta)
         except DecodeError:
             return None
+        return update
 
     @property
     def _is_due(self) -> bool:
@@ -150,7 +178,7 @@ class TurnReader:
 
     def _add(self, update: TurnUpdate, stored: StoredRecord) -> None:
         self._updates.append(update)
-        self._bytes += update.ByteSize()
+        self._bytes += len(stored.record.payload)
         self._is_urgent = self._is_urgent or is_urgent(stored)
 
     def _take(self) -> list[TurnUpdate]:
@@ -174,3 +202,7 @@ class TurnReader:
         if self._follower is not None:
             self._feeds.unfollow(self._follower)
             self._follower = None
+
+
+def _is_gone(error: AgentShellError) -> bool:
+    return error.reason == error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE

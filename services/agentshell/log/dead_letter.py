@@ -1,7 +1,8 @@
 """Where records go that cannot be handled: `<topic>.dlq`, whole, with what happened to them. They block nobody.
 
 A log takes nothing back, so a dead letter is settled by a further record, which has its key and so its partition, and
-names it. What waits to be settled is a fold of the topic.
+names it. What waits to be settled is a fold of the topic. Before it is replayed a record claims it for that, so that
+who drops it at the same time comes first or too late.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from agentshell.log.log import MAX_HEADER_BYTES, MAX_HEADERS, Log, Record, Store
 from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from kfm.admin.v1.admin_service_pb2 import (
+    SETTLEMENT_DROPPED,
     SETTLEMENT_PENDING,
     SETTLEMENT_REPLAYED,
     DeadLetter,
@@ -25,6 +27,7 @@ _OURS = "dlq-"  # begins the names of the headers that a record has as a dead le
 _OUR_HEADERS = 7
 _SETTLES = "dlq-settles"
 _SETTLEMENT = "dlq-settlement"
+_CLAIMED, _REPLAYED, _DROPPED = "claimed", "replayed", "dropped"  # Its values.
 _READ_RECORDS = 32  # of up to 1 MiB each
 _WINDOW_LETTERS = 1000
 
@@ -51,18 +54,32 @@ async def bury(
     await log.append(topic + SUFFIX, [dead])
 
 
-def fold(letters: dict[bytes, DeadLetter], stored: StoredRecord, limit: int) -> None:
-    """Takes the next record of a `.dlq` topic into its first `limit` dead letters, each under its record's id.
+class Letters:
+    """The first `limit` dead letters of a partition, each under its record's id; `claimed` are those to be replayed."""
 
-    It is one of them, or it settles one; the first settlement is the one that counts.
-    """
-    headers = stored.record.headers
-    if settled_id := headers.get(_SETTLES):
-        letter = letters.get(bytes.fromhex(settled_id))
-        if letter is not None and letter.settlement == SETTLEMENT_PENDING:
-            letter.settlement = Settlement.Value(f"SETTLEMENT_{headers[_SETTLEMENT].upper()}")
-    elif "dlq-topic" in headers and len(letters) < limit:
-        letters.setdefault(stored.record.record_id, _letter(stored))
+    def __init__(self, limit: int) -> None:
+        self.by_id: dict[bytes, DeadLetter] = {}
+        self.claimed: set[bytes] = set()
+        self._limit = limit
+
+    def fold(self, stored: StoredRecord) -> None:
+        """Takes the next record: it is one of them, or it settles one; the first settlement is the one that counts."""
+        record_id, headers = stored.record.record_id, stored.record.headers
+        if settled_id := headers.get(_SETTLES):
+            self._settle(bytes.fromhex(settled_id), headers[_SETTLEMENT])
+        elif "dlq-topic" in headers and len(self.by_id) < self._limit:
+            self.by_id.setdefault(record_id, _letter(stored))
+
+    def _settle(self, record_id: bytes, how: str) -> None:
+        letter = self.by_id.get(record_id)
+        if letter is None or letter.settlement != SETTLEMENT_PENDING:
+            return
+        if how == _CLAIMED:
+            self.claimed.add(record_id)
+        elif how == _REPLAYED:
+            letter.settlement = SETTLEMENT_REPLAYED
+        elif record_id not in self.claimed:
+            letter.settlement = SETTLEMENT_DROPPED
 
 
 async def pending(log: Log, topic: str, partition: int, offset: int) -> AsyncGenerator[DeadLetter]:
@@ -73,16 +90,23 @@ async def pending(log: Log, topic: str, partition: int, offset: int) -> AsyncGen
     next_offset: int | None = offset
     while next_offset is not None:
         letters, next_offset = await _read(log, topic, partition, next_offset, _WINDOW_LETTERS)
-        for letter in letters:
+        for letter in letters.by_id.values():
             if letter.settlement == SETTLEMENT_PENDING:
                 yield letter
 
 
 async def find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record]:
     """Returns a dead letter, and the record that was buried, as it was. Raises DEAD_LETTER_NOT_FOUND."""
+    letter, record, _ = await _find(log, dead_letter_id)
+    return letter, record
+
+
+async def _find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record, bool]:
+    """As `find`, and whether it is claimed for a replay."""
     topic, partition, offset = place(dead_letter_id)
     letters, _ = await _read(log, topic, partition, offset, 1)
-    if not letters or letters[0].dead_letter_id != dead_letter_id:
+    letter = next(iter(letters.by_id.values()), None)
+    if letter is None or letter.dead_letter_id != dead_letter_id:
         raise AgentShellError(
             error_pb2.ERROR_REASON_DEAD_LETTER_NOT_FOUND,
             f"there is no dead letter {dead_letter_id!r}; ListDeadLetters lists those there are",
@@ -91,31 +115,28 @@ async def find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record]:
     [stored] = await log.read(topic + SUFFIX, partition, offset, 1, 0.0)
     buried = stored.record
     headers = {name: value for name, value in buried.headers.items() if not name.startswith(_OURS)}
-    return letters[0], Record(buried.key, buried.record_id, buried.payload, headers)
+    record = Record(buried.key, buried.record_id, buried.payload, headers)
+    return letter, record, record.record_id in letters.claimed
 
 
 async def settle(log: Log, dead_letter_id: str, settlement: Settlement.ValueType) -> Settlement.ValueType:
     """Settles a dead letter, and returns how it is settled: by whoever did so first. Raises DEAD_LETTER_NOT_FOUND.
 
     To replay puts the record back at the end of its topic, in one step with the settlement where the log has such; its
-    id is a new one that is the same each time. After LOG_UNAVAILABLE settle again.
+    id is a new one that is the same each time. After LOG_UNAVAILABLE settle again: a replay that was claimed and not
+    made is made then, whichever settlement is asked for.
     """
-    letter, record = await find(log, dead_letter_id)
+    letter, record, is_claimed = await _find(log, dead_letter_id)
+    if letter.settlement == SETTLEMENT_PENDING and not is_claimed:
+        how = _CLAIMED if settlement == SETTLEMENT_REPLAYED else _DROPPED
+        await log.append(letter.topic + SUFFIX, [_mark(record, "settles", how)])
+        letter, record, _ = await _find(log, dead_letter_id)
     if letter.settlement != SETTLEMENT_PENDING:
         return letter.settlement
-    name, letter_id = Settlement.Name(settlement).removeprefix("SETTLEMENT_").lower(), record.record_id.hex()
-    mark = Record(
-        record.key,
-        ids.record_id(f"settles {letter_id}"),
-        b"\x00",  # A log takes no empty payload.
-        {_SETTLES: letter_id, _SETTLEMENT: name},
-    )
-    batches = [(letter.topic + SUFFIX, [mark])]
-    if settlement == SETTLEMENT_REPLAYED:
-        replay = Record(record.key, ids.record_id(f"replays {letter_id}"), record.payload, record.headers)
-        batches.insert(0, (letter.topic, [replay]))
-    await log.append_all(batches)
-    return (await find(log, dead_letter_id))[0].settlement
+    replay_id = ids.record_id(f"replays {record.record_id.hex()}")
+    replay = Record(record.key, replay_id, record.payload, record.headers)
+    await log.append_all([(letter.topic, [replay]), (letter.topic + SUFFIX, [_mark(record, "replayed", _REPLAYED)])])
+    return SETTLEMENT_REPLAYED
 
 
 def place(dead_letter_id: str) -> tuple[str, int, int]:
@@ -124,19 +145,27 @@ def place(dead_letter_id: str) -> tuple[str, int, int]:
     return topic, int(partition), int(offset)
 
 
-async def _read(log: Log, topic: str, partition: int, offset: int, limit: int) -> tuple[list[DeadLetter], int | None]:
+async def _read(log: Log, topic: str, partition: int, offset: int, limit: int) -> tuple[Letters, int | None]:
     """Returns the first dead letters from `offset` on, as they now are, and where the next begin; None: nowhere."""
-    letters: dict[bytes, DeadLetter] = {}
+    letters = Letters(limit)
     async for stored in _records(log, topic, partition, offset):
-        fold(letters, stored, limit)
-    if not letters:
-        return [], None
-    next_offset = place(list(letters.values())[-1].dead_letter_id)[2] + 1
+        letters.fold(stored)
+    if not letters.by_id:
+        return letters, None
+    next_offset = place(list(letters.by_id.values())[-1].dead_letter_id)[2] + 1
     async for stored in _records(log, topic, partition, 0):
         if stored.offset >= offset:
             break
-        letters.pop(stored.record.record_id, None)  # Buried again, in a log that drops no repeated id.
-    return list(letters.values()), next_offset
+        letters.by_id.pop(stored.record.record_id, None)  # Buried again, in a log that drops no repeated id.
+    return letters, next_offset
+
+
+def _mark(record: Record, prefix: str, how: str) -> Record:
+    """Returns what says how a dead letter is settled; of the marks with one prefix the first counts."""
+    letter_id = record.record_id.hex()
+    payload = b"\x00"  # A log takes no empty one.
+    headers = {_SETTLES: letter_id, _SETTLEMENT: how}
+    return Record(record.key, ids.record_id(f"{prefix} {letter_id}"), payload, headers)
 
 
 async def _records(log: Log, topic: str, partition: int, offset: int) -> AsyncGenerator[StoredRecord]:

@@ -19,7 +19,7 @@ from agentshell.log import limits
 from agentshell.log.iggy_groups import IggyGroups
 from agentshell.log.iggy_lane import Lane
 from agentshell.log.iggy_watch import Watch
-from agentshell.log.iggy_wire import IggyTopic, Wire, unavailable
+from agentshell.log.iggy_wire import IggyTopic, Wire, stream_of, unavailable
 from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
 from agentshell.log.membership import Membership
 from agentshell.log.tail import Bell
@@ -49,13 +49,13 @@ class IggyLog:
         self._closed = False
 
     @classmethod
-    async def open(cls, url: str, *, stream: str = "agentshell", lease_seconds: float = 5.0) -> IggyLog:
-        """Opens the log in a stream of the server at `iggy://USER:PASSWORD@HOST:PORT`, and makes the stream.
+    async def open(cls, url: str, *, stream: str = "", lease_seconds: float = 5.0) -> IggyLog:
+        """Opens the log in a stream of the server at `iggy://USER:PASSWORD@HOST:PORT/STREAM`, and makes the stream.
 
         A member that is silent for `lease_seconds`, or whose process ends, loses its partitions after that time.
         Raises LOG_UNAVAILABLE, and CONFIG_INVALID for a server of another version or without persisted durability.
         """
-        log = cls(url, stream, lease_seconds)
+        log = cls(url, stream or stream_of(url), lease_seconds)
         try:
             for wire in (log._reading, log._grouping):
                 await wire.make_stream()

@@ -71,6 +71,11 @@ def unavailable(what: str, cause: BaseException | None = None) -> AgentShellErro
     )
 
 
+def stream_of(url: str) -> str:
+    """Returns the stream that a URL names after its port, or that of a log that names none."""
+    return unquote(urlsplit(url).path.strip("/")) or "agentshell"
+
+
 def tcp_config(url: str) -> TcpConfig:
     """Reads `iggy://USER:PASSWORD@HOST:PORT`, or `iggy://TOKEN@HOST:PORT`; `iggy+tcp` is the same.
 
@@ -92,6 +97,10 @@ def tcp_config(url: str) -> TcpConfig:
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     if strange := options.keys() - {"tls", "tls_domain", "tls_ca_file"}:
         raise _misconfigured(f"the URL of the log has unknown options {sorted(strange)}; remove them")
+    tls = options.get("tls", "false")
+    # Else a secret would go over the network as plain text, and nobody would notice.
+    if tls not in ("true", "false") or (tls == "false" and options.keys() - {"tls"}):
+        raise _misconfigured("the URL of the log speaks of TLS and does not say tls=true, or tls=false alone; say so")
     user = unquote(parts.username)
     return TcpConfig(
         server_address=f"{host}:{port}",
@@ -99,7 +108,7 @@ def tcp_config(url: str) -> TcpConfig:
         if parts.password is not None
         else AutoLogin.personal_access_token(user),
         reconnection=TcpReconnectionConfig(enabled=False, max_retries=0),
-        tls_enabled=options.get("tls") == "true",
+        tls_enabled=tls == "true",
         tls_domain=options.get("tls_domain"),
         tls_ca_file=options.get("tls_ca_file"),
         nodelay=True,
@@ -270,6 +279,8 @@ class Wire:
                             f"there is no connection to the Iggy server: {error}; give the secret, the certificate and "
                             f"the version of the server that this driver speaks to, {SERVER_SERIES}x"
                         ) from error
+                    if self._config.tls_enabled:  # The SDK does not tell a certificate that it refuses from silence.
+                        raise RuntimeError(f"{error}; by TLS: it may be the certificate's name or authority") from error
                     raise
                 await _check_version(client)
                 self._client = client

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from agentshell.db.binary import blobs, documents, integers, texts, time_of
@@ -22,7 +23,9 @@ MAX_WAITING_RECORDS = 10_000
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 APPEND_SECONDS = 10.0
 
-_APPEND = "SELECT * FROM log.append($1::boolean, $2::integer[], $3::text[], $4::bytea[], $5::jsonb[], $6::bytea[])"
+_APPEND = (
+    "SELECT * FROM log.append_fresh($1::boolean, $2::integer[], $3::text[], $4::bytea[], $5::jsonb[], $6::bytea[])"
+)
 
 
 class Row(NamedTuple):
@@ -119,10 +122,11 @@ class PostgresWriter:
         return batch
 
     async def _write(self, batch: Sequence[_Append]) -> None:
-        rows: dict[tuple[int, bytes], Row] = {}
+        found: dict[tuple[int, bytes], Row] = {}
         for append in batch:
             for row in append.rows:
-                rows.setdefault(_identity(row), row)
+                found.setdefault(_identity(row), row)
+        rows = dict(sorted(found.items(), key=_partition_of))
         try:
             async with reach("confirm an append", APPEND_SECONDS):
                 stored = await self._send(list(rows.values()))
@@ -150,15 +154,24 @@ class PostgresWriter:
                 integers([tail.partition_id for tail, _ in rows]),
                 texts([record.key for _, record in rows]),
                 blobs([record.record_id for _, record in rows]),
-                documents([json.dumps(dict(record.headers)) if record.headers else None for _, record in rows]),
+                documents([_document(tuple(record.headers.items())) for _, record in rows]),
                 blobs([record.payload for _, record in rows]),
             )
         )
         return [_place(*(result.get_value(row, column) or b"" for column in range(3))) for row in range(result.ntuples)]
 
 
+@lru_cache(maxsize=1024)
+def _document(headers: tuple[tuple[str, str], ...]) -> str | None:
+    return json.dumps(dict(headers)) if headers else None
+
+
 def _place(offset: bytes, append_time: bytes, duplicate: bytes) -> Place:
     return Place(int.from_bytes(offset), time_of(append_time), bool(duplicate[0]))
+
+
+def _partition_of(item: tuple[tuple[int, bytes], Row]) -> int:
+    return item[0][0]
 
 
 def _identity(row: Row) -> tuple[int, bytes]:

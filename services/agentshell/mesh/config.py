@@ -12,12 +12,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 PREFIX = "AGENTSHELL_"
+# What `log.topics` may name. The outputs of a turn are looked for where its events are: both have the same partitions.
+TOPICS = ("agent.turns", "agent.outputs", "agent.steps", "agent.turns.dlq", "agent.steps.dlq")
+_OUTPUTS, _TURNS = "agent.outputs", "agent.turns"
 # Not configuration: where that is, a client's credential, and what only tests read.
 _RESERVED = ("AGENTSHELL_CONFIG", "AGENTSHELL_API_KEY", "AGENTSHELL_TEST_")
 
@@ -59,19 +71,49 @@ class DatabaseConfig(_Section):
     """Connections of one process."""
 
 
+class TopicConfig(_Section):
+    """A topic of the log, as far as it is other than the rest."""
+
+    partitions: PositiveInt | None = None
+    """Absent: log.partitions."""
+    retention_days: PositiveInt | None = None
+    """Absent: log.retention_days, and for dead letters: for ever."""
+
+
 class LogConfig(_Section):
     """The durable log."""
 
     driver: Literal["postgres", "iggy"] = "postgres"
     """Where the log is kept."""
     url: str = ""
-    """iggy://USER:PASSWORD@HOST:PORT or iggy://TOKEN@HOST:PORT, for the driver iggy."""
+    """iggy://USER:PASSWORD@HOST:PORT/STREAM or iggy://TOKEN@HOST:PORT/STREAM, for the driver iggy."""
     partitions: PositiveInt = 8
     """Partitions of each topic; fixed when the topic is made."""
     retention_days: PositiveInt = 30
     """How long records are kept."""
+    topics: dict[str, TopicConfig] = Field(default_factory=dict[str, TopicConfig])
+    """Topic -> its own partitions and retention_days."""
     lease_seconds: PositiveFloat = 5.0
     """How long a silent member of a group keeps its partitions."""
+
+    @field_validator("topics")
+    @classmethod
+    def _check_topics(cls, topics: dict[str, TopicConfig], info: ValidationInfo) -> dict[str, TopicConfig]:
+        if unknown := sorted(topics.keys() - set(TOPICS)):
+            raise ValueError(f"there is no topic {unknown[0]!r}, only {', '.join(TOPICS)}")
+        turns = topics.get(_TURNS, TopicConfig()).partitions or info.data.get("partitions")
+        if topics.get(_OUTPUTS, TopicConfig()).partitions not in (None, turns):
+            raise ValueError(f"{_OUTPUTS!r} has the partitions of {_TURNS!r}, {turns}: leave out its own")
+        return topics
+
+    def partitions_of(self, topic: str) -> int:
+        """Returns how many partitions a topic has."""
+        own = self.topics.get(_TURNS if topic == _OUTPUTS else topic, TopicConfig())
+        return own.partitions or self.partitions
+
+    def retention_days_of(self, topic: str) -> int | None:
+        """Returns how long a topic keeps its records, where it says so itself."""
+        return self.topics.get(topic, TopicConfig()).retention_days
 
 
 class RuntimeConfig(_Section):
@@ -113,15 +155,67 @@ class RuntimeConfig(_Section):
     """The largest answer that an HTTP step takes."""
 
 
-class VendorConfig(_Section):
-    """A model vendor."""
+class EndpointConfig(_Section):
+    """One of several ways to a vendor. What is empty is the vendor's."""
 
+    base_url: str = ""
+    """Where the vendor's API is."""
+    api_key_env: str = ""
+    """The variable that holds the key."""
+    api_key_file: Path | None = None
+    """The file that holds the key."""
+    weight: PositiveInt = 1
+    """Its share of the calls, beside the others' weights."""
+
+
+class VendorConfig(_Section):
+    """A model vendor. Its name is what requests call `provider`."""
+
+    adapter: str = ""
+    """What it speaks: local, openai, openai_chat, openai_compatible, anthropic, gemini; empty: as it is named."""
     model: str = ""
     """The default model; empty: the adapter's."""
     base_url: str = ""
     """Where the vendor's API is; empty: the SDK's default."""
     api_key_env: str = ""
     """The variable that holds the key; empty: the vendor's usual one."""
+    api_key_file: Path | None = None
+    """The file that holds the key, instead of a variable."""
+    endpoints: tuple[EndpointConfig, ...] = ()
+    """Several keys or base URLs that share the calls; empty: the one above."""
+    silence_seconds: PositiveFloat = 120.0
+    """How long the vendor may say nothing within a call; then the call has failed, and is made elsewhere."""
+    max_concurrent_calls: PositiveInt = 64
+    """Calls under way at one endpoint."""
+    max_waiting_calls: int = Field(default=256, ge=0)
+    """Calls that wait for their turn at one endpoint; more are refused."""
+
+
+class BudgetConfig(_Section):
+    """What may be spent in a period. Refused with BUDGET_EXHAUSTED is the call that may not fit."""
+
+    per: Literal["tenant", "principal", "session"] = "tenant"
+    """Whose budget it is: each of these has its own."""
+    period: Literal["day", "month"] = "day"
+    """How long it lasts, in UTC."""
+    tenant: str = ""
+    """Only of this tenant; empty: of each."""
+    cost_usd: PositiveFloat | None = None
+    """The most that calls may cost."""
+    tokens: PositiveInt | None = None
+    """The most tokens that calls may read and write."""
+
+
+class BreakerConfig(_Section):
+    """When an endpoint is left alone for a while."""
+
+    failures: PositiveInt = 5
+    """Failures one after the other that open it."""
+    open_seconds: PositiveFloat = 10.0
+    """How long it stays open before one call may try."""
+
+
+_Routes = dict[str, tuple[Annotated[str, Field(pattern=r"^[^/]+/.+$")], ...]]
 
 
 class ProviderConfig(_Section):
@@ -129,8 +223,23 @@ class ProviderConfig(_Section):
 
     default: str = "local"
     """The provider where nobody names one."""
-    openai: VendorConfig = VendorConfig()
-    anthropic: VendorConfig = VendorConfig()
+    vendors: dict[str, VendorConfig] = Field(default_factory=dict[str, VendorConfig])
+    """Vendor -> how it is called. There are local, openai, openai_chat, anthropic and gemini without it."""
+    aliases: _Routes = Field(default_factory=_Routes)
+    """Alias -> models as `provider/model`, asked in order until one answers."""
+    tenant_aliases: dict[str, _Routes] = Field(default_factory=dict[str, _Routes])
+    """Tenant -> aliases of its own, which come before the others."""
+    personality_aliases: dict[str, _Routes] = Field(default_factory=dict[str, _Routes])
+    """Personality -> aliases of its own, which come before the tenant's."""
+    max_attempts: PositiveInt = 3
+    """Calls to one model of an alias that fail for a passing reason."""
+    default_max_output_tokens: PositiveInt = 16_384
+    """Tokens that a model may write where a budget applies and the request has no limit of its own."""
+    prices_file: Path | None = None
+    """Prices in the form of the table that ships, and before it."""
+    budgets: tuple[BudgetConfig, ...] = ()
+    """What may be spent."""
+    breaker: BreakerConfig = BreakerConfig()
 
 
 class MemoryConfig(_Section):
@@ -149,6 +258,44 @@ class PersonalityConfig(_Section):
     """Where packs are; empty: those that ship with it."""
     default: str = "guide"
     """The personality where nobody names one."""
+
+
+class ToolSecretConfig(_Section):
+    """A header that the host adds to what some packs' tools send to one host: it never enters their sandbox."""
+
+    host: str
+    """As in tool.http_hosts."""
+    personalities: tuple[str, ...]
+    """Whose tools send it."""
+    header: str = "authorization"
+    """Its name."""
+    value_env: str
+    """The variable that holds its value, such as `Bearer ...`."""
+
+
+class ToolConfig(_Section):
+    """The tools that packs bring. Each call of one has these limits, in a sandbox of its own."""
+
+    max_workers: PositiveInt = 4
+    """Processes for them in each tier: as many calls run at once."""
+    max_seconds: PositiveFloat = 30.0
+    """From a call's begin to its end."""
+    max_cpu_seconds: PositiveFloat = 5.0
+    """Time on a processor."""
+    max_memory_mib: int = Field(default=256, ge=64, le=4095)
+    """Memory of the interpreter and the tool."""
+    max_output_bytes: int = Field(default=256 * 1024, ge=1, le=1024 * 1024)
+    """The result, as JSON."""
+    max_host_calls: PositiveInt = 32
+    """What it asks of the host."""
+    max_egress_bytes: PositiveInt = 4 * 1024 * 1024
+    """What it sends and receives, in all."""
+    http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
+    """Hosts that it may call where its pack's manifest says so, too: `host`, or `host:port`."""
+    secrets: tuple[ToolSecretConfig, ...] = ()
+    """What the host adds to requests."""
+    native_python: str = ""
+    """The interpreter of packs that ask for the native tier; empty: none gets it."""
 
 
 class TelemetryConfig(_Section):
@@ -177,6 +324,7 @@ class Config(_Section):
     provider: ProviderConfig = ProviderConfig()
     memory: MemoryConfig = MemoryConfig()
     personality: PersonalityConfig = PersonalityConfig()
+    tool: ToolConfig = ToolConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
 
@@ -236,7 +384,7 @@ def _explain(error: ValidationError, origin: str) -> AgentShellError:
         if first["type"] == "extra_forbidden"
         else "set it so, or remove it"
     )
-    problem = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+    problem = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     return _invalid(
         key, str(first["input"]), f"{problem} (in {origin} or {PREFIX}{key.upper().replace('.', '__')})", fix
     )

@@ -1,8 +1,8 @@
 """The one error of the mesh: a reason, the code that goes with it, and what to do.
 
 Whatever fails anywhere is an `AgentShellError` by the time it reaches a wire or the log. Code matches on
-`error.reason`, never on a message. On the wire it is a `google.rpc.Status` with `ErrorInfo`, and `BadRequest` and
-`RetryInfo` where apt (AIP-193); in an event it is a `kfm.error.v1.Failure`.
+`error.reason`, never on a message. On the wire it is a `google.rpc.Status` with `ErrorInfo`, and `BadRequest`,
+`QuotaFailure` and `RetryInfo` where apt (AIP-193); in an event it is a `kfm.error.v1.Failure`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from kfm.error.v1 import error_pb2
@@ -70,6 +70,10 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     error_pb2.ERROR_REASON_PROVIDER_TIMEOUT: _C.DEADLINE_EXCEEDED,
     error_pb2.ERROR_REASON_PROVIDER_CONNECTION: _C.UNAVAILABLE,
     error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID: _C.INTERNAL,
+    error_pb2.ERROR_REASON_PROVIDER_OUTPUT_INVALID: _C.INTERNAL,
+    error_pb2.ERROR_REASON_PROVIDER_CIRCUIT_OPEN: _C.UNAVAILABLE,
+    error_pb2.ERROR_REASON_BUDGET_EXHAUSTED: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_PRICE_UNKNOWN: _C.FAILED_PRECONDITION,
     error_pb2.ERROR_REASON_LOG_UNAVAILABLE: _C.UNAVAILABLE,
     error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE: _C.OUT_OF_RANGE,
     error_pb2.ERROR_REASON_TOPIC_MISMATCH: _C.FAILED_PRECONDITION,
@@ -80,6 +84,17 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     error_pb2.ERROR_REASON_NOT_IMPLEMENTED: _C.UNIMPLEMENTED,
     error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE: _C.UNAVAILABLE,
     error_pb2.ERROR_REASON_INTERNAL: _C.INTERNAL,
+    error_pb2.ERROR_REASON_SANDBOX_UNAVAILABLE: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_TOOL_FAILED: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_TOOL_CRASHED: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_TOOL_OUTPUT_INVALID: _C.FAILED_PRECONDITION,
+    error_pb2.ERROR_REASON_TOOL_TIMEOUT: _C.DEADLINE_EXCEEDED,
+    error_pb2.ERROR_REASON_TOOL_CPU_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_TOOL_MEMORY_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_TOOL_OUTPUT_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_TOOL_HOST_CALL_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_TOOL_EGRESS_LIMIT: _C.RESOURCE_EXHAUSTED,
+    error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED: _C.PERMISSION_DENIED,
 }
 
 # What may pass by itself: worth another attempt after a while (AIP-194).
@@ -105,7 +120,8 @@ class AgentShellError(Exception):
     """Something failed, for a reason of `kfm.error.v1.ErrorReason`.
 
     `message` says what is wrong, where, and what to do. `metadata` holds the facts, never a secret. `violations` are
-    (field, description) pairs of a request. `retry_delay` is set only where trying again can help.
+    (field, description) pairs of a request, `quotas` (subject, description) pairs of what is used up. `retry_delay` is
+    set only where trying again can help.
     """
 
     def __init__(
@@ -115,6 +131,7 @@ class AgentShellError(Exception):
         *,
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[tuple[str, str]] = (),
+        quotas: Sequence[tuple[str, str]] = (),
         retry_delay: timedelta | None = None,
         cause: BaseException | None = None,
     ) -> None:
@@ -124,6 +141,7 @@ class AgentShellError(Exception):
         self.message = message
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
+        self.quotas = tuple(quotas)
         self.retry_delay = retry_delay
         self.__cause__ = cause
 
@@ -173,7 +191,7 @@ def of(exception: BaseException) -> AgentShellError:
 def to_status(error: AgentShellError) -> status_pb2.Status:
     """Returns the error as an RPC ends with it."""
     status = status_pb2.Status(code=_number(error.code), message=error.message)
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
+    details: list[message.Message] = [
         error_details_pb2.ErrorInfo(reason=error.name, domain=DOMAIN, metadata=error.metadata)
     ]
     if error.violations:
@@ -181,6 +199,11 @@ def to_status(error: AgentShellError) -> status_pb2.Status:
         for field, description in error.violations:
             bad_request.field_violations.add(field=field, description=description)
         details.append(bad_request)
+    if error.quotas:
+        quota_failure = error_details_pb2.QuotaFailure()
+        for subject, description in error.quotas:
+            quota_failure.violations.add(subject=subject, description=description)
+        details.append(quota_failure)
     if error.retry_delay is not None:
         retry_info = error_details_pb2.RetryInfo()
         retry_info.retry_delay.FromTimedelta(error.retry_delay)
@@ -194,14 +217,15 @@ def to_status(error: AgentShellError) -> status_pb2.Status:
 
 def from_status(status: status_pb2.Status) -> AgentShellError:
     """Returns what an RPC ended with as an error; the inverse of `to_status`."""
-    info, bad_request, retry_info = (
+    info, bad_request, quota_failure, retry_info = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
+        error_details_pb2.QuotaFailure(),
         error_details_pb2.RetryInfo(),
     )
     retry_delay = None
     for detail in status.details:
-        if detail.Unpack(info) or detail.Unpack(bad_request):
+        if detail.Unpack(info) or detail.Unpack(bad_request) or detail.Unpack(quota_failure):
             continue
         if detail.Unpack(retry_info):
             retry_delay = retry_info.retry_delay.ToTimedelta()
@@ -214,6 +238,7 @@ def from_status(status: status_pb2.Status) -> AgentShellError:
         status.message,
         metadata=info.metadata,
         violations=[(v.field, v.description) for v in bad_request.field_violations],
+        quotas=[(v.subject, v.description) for v in quota_failure.violations],
         retry_delay=retry_delay,
     )
 

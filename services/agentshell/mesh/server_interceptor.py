@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -20,13 +21,15 @@ from grpc_status import rpc_status
 from opentelemetry import context as trace_context
 from opentelemetry import trace
 
-from agentshell.mesh import call, errors, validation
+from agentshell.mesh import call, errors, telemetry, validation
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.telemetry import PROPAGATOR, RPC_SECONDS, RPCS_ACTIVE, TRACER
+from agentshell.mesh.telemetry import RPC_SECONDS, RPCS_ACTIVE, TRACER
 from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell.rpc")
+
+_seconds, _active = cache(RPC_SECONDS.labels), cache(RPCS_ACTIVE.labels)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Unary = Callable[[Any, _Context], Awaitable[Any]]
@@ -142,16 +145,18 @@ class _Rpc:
         self._context = context
         self._code = grpc.StatusCode.OK.name
         self._metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        self._span = trace.INVALID_SPAN
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
-        RPCS_ACTIVE.labels(self._method).inc()
-        parent = PROPAGATOR.extract(self._metadata)
-        attributes = {"rpc.system.name": "grpc", "rpc.method": self._method.removeprefix("/")}
-        self._span = TRACER.start_span(
-            self._method.removeprefix("/"), parent, kind=trace.SpanKind.SERVER, attributes=attributes
-        )
-        trace_context.attach(trace.set_span_in_context(self._span, parent))  # The task, and this with it, ends soon.
+        _active(self._method).inc()
+        within = telemetry.context_of(self._metadata.get("traceparent", ""), self._metadata.get("tracestate", ""))
+        if not telemetry.is_unsampled(within):
+            name = self._method.removeprefix("/")
+            attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+            self._span = TRACER.start_span(name, within, kind=trace.SpanKind.SERVER, attributes=attributes)
+            within = trace.set_span_in_context(self._span, within)
+        trace_context.attach(within)  # The task, and this with it, ends soon.
         return self
 
     def __exit__(
@@ -160,8 +165,8 @@ class _Rpc:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             expired = self._context.time_remaining() == 0
             self._code = (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
-        RPCS_ACTIVE.labels(self._method).dec()
-        RPC_SECONDS.labels(self._method, self._code).observe(time.perf_counter() - self._started)
+        _active(self._method).dec()
+        _seconds(self._method, self._code).observe(time.perf_counter() - self._started)
         if self._span.is_recording():
             self._span.set_attribute("rpc.response.status_code", self._code)
             if self._code in ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"):

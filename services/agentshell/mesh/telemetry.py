@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final
 
 import structlog
-from opentelemetry import trace
+from opentelemetry import context, metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -42,10 +46,14 @@ def setup(config: TelemetryConfig, member: str) -> None:
     """Configures this process's logs and traces. Raises CONFIG_INVALID where the exporter is not installed."""
     _setup_logs(config)
     sampler: Sampler = ParentBasedTraceIdRatio(config.sample_ratio) if config.otlp_endpoint else ALWAYS_OFF
-    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": f"agentshell-{member}"}))
+    resource = Resource.create({"service.name": f"agentshell-{member}"})
+    provider = TracerProvider(sampler=sampler, resource=resource)
     if config.otlp_endpoint:
         try:
+            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.metrics import MeterProvider
+            from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
         except ImportError:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
@@ -53,7 +61,36 @@ def setup(config: TelemetryConfig, member: str) -> None:
             ) from None
         exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=True)
         provider.add_span_processor(BatchSpanProcessor(exporter))
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=config.otlp_endpoint, insecure=True))
+        metrics.set_meter_provider(MeterProvider([reader], resource))
     trace.set_tracer_provider(provider)
+
+
+@lru_cache(maxsize=1024)
+def context_of(traceparent: str, tracestate: str = "") -> Context:
+    """Returns the trace context that W3C headers say."""
+    return PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
+
+
+def is_unsampled(within: Context) -> bool:
+    """Returns whether it is of a trace that is not recorded: a span in it is made for nothing."""
+    parent = trace.get_current_span(within).get_span_context()
+    return parent.is_valid and not parent.trace_flags.sampled
+
+
+@contextmanager
+def span(name: str, traceparent: str) -> Generator[trace.Span]:
+    """Is the span of what the block does; in a trace that is not recorded, its context alone."""
+    parent = context_of(traceparent)
+    if not is_unsampled(parent):
+        with TRACER.start_as_current_span(name, parent) as started:
+            yield started
+        return
+    token = context.attach(parent)
+    try:
+        yield trace.INVALID_SPAN
+    finally:
+        context.detach(token)
 
 
 def traceparent() -> str:
@@ -90,7 +127,7 @@ def _setup_logs(config: TelemetryConfig) -> None:
 
 
 def _add_trace_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = f"{context.trace_id:032x}"
+    current = trace.get_current_span().get_span_context()
+    if current.is_valid:
+        event["trace_id"] = f"{current.trace_id:032x}"
     return event

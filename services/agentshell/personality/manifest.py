@@ -125,14 +125,16 @@ class SystemPrompt(_Section):
 
 
 class Tools(_Section):
-    """The tools that the model may ask for: built-in ones, since a pack's own need sandboxes."""
+    """The tools that the model may ask for: built-in ones, and functions of the pack's `tools/*.py`."""
 
     enabled: bool = False
     """Whether they are used."""
     module: str = ""
-    """Reserved for the pack's own tools: must be empty in this release where tools are enabled."""
+    """Must be empty where tools are enabled: functions are found in any of `tools/*.py`."""
     exposed_tools: tuple[str, ...] = ()
     """Their names."""
+    tier: Literal["wasm", "native"] = "wasm"
+    """The sandbox of the pack's own: native is for extensions in C, and an operator must allow it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,7 +145,7 @@ class Tools(_Section):
     @classmethod
     def _check_module(cls, module: str, info: ValidationInfo) -> str:
         if module and info.data.get("enabled"):
-            raise ValueError(f"{module!r} needs a sandbox, which is not in this release; remove it")
+            raise ValueError(f"{module!r} is not needed: functions are found in any of tools/*.py; remove it")
         return module
 
     @field_validator("exposed_tools")
@@ -151,9 +153,6 @@ class Tools(_Section):
     def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if not info.data.get("enabled"):
             return names
-        built_in = ", ".join(BUILT_IN_TOOLS)
-        if unknown := [name for name in names if name not in BUILT_IN_TOOLS]:
-            raise ValueError(f"{unknown[0]!r} is no built-in tool, and others are not in this release; name {built_in}")
         if len(set(names)) < len(names):
             raise ValueError("a name is there twice; remove one")
         return names
@@ -163,6 +162,13 @@ class Tools(_Section):
         if self.enabled and not self.exposed_tools:
             raise ValueError("names no exposed_tools; name one, or set tools.enabled to false")
         return self
+
+
+class Abilities(_Section):
+    """What the pack's own tools may ask of the host. An operator allows it, or not."""
+
+    http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
+    """Hosts that they call: `host`, or `host:port`."""
 
 
 class Source(_Section):
@@ -222,6 +228,7 @@ class Manifest(_Section):
     provider_settings: ProviderSettings = ProviderSettings()
     system_prompt: SystemPrompt
     tools: Tools = Tools()
+    abilities: Abilities = Abilities()
     knowledge: Knowledge = Knowledge(enabled=False)
     limits: Limits = Limits()
 

@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from agentshell.personality import manifest
-from agentshell.personality.manifest import Lines, Manifest, PackError, Source
+from agentshell.personality import manifest, tool_file
+from agentshell.personality.manifest import BUILT_IN_TOOLS, Lines, Manifest, PackError, Source
+from agentshell.personality.tool_file import ToolFunction
 
 MAX_PROMPT_BYTES = 64 * 1024
 
@@ -37,6 +38,10 @@ class Pack:
     manifest: Manifest
     system_prompt: str
     documents: tuple[Document, ...]
+    tools: tuple[ToolFunction, ...]
+    """Its own, that it exposes."""
+    tool_files: Mapping[str, str]
+    """What they are made of, by path; empty where there are none."""
     digest: str
     """Of all files, as `sha256:<hex>`."""
     knowledge_digest: str
@@ -56,10 +61,13 @@ def parse(files: Mapping[str, bytes]) -> Pack:
         raise PackError(manifest.FILE, 0, "no such file; every folder of a packs directory needs one")
     read, lines = manifest.parse(files[manifest.FILE])
     documents = _documents(read, lines, files)
+    tools, tool_files = _tools(read, lines, files)
     return Pack(
         manifest=read,
         system_prompt=_system_prompt(read, lines, files),
         documents=documents,
+        tools=tools,
+        tool_files=tool_files,
         digest=digest(files),
         knowledge_digest=digest({document.path: document.content for document in documents}) if documents else "",
         id_line=lines.find("id"),
@@ -112,6 +120,23 @@ def _render(file: str, source: str, variables: Mapping[str, str]) -> str:
 def _template_line(error: Exception) -> int:
     frames = traceback.extract_tb(error.__traceback__)
     return next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == "<template>"), 0)
+
+
+def _tools(
+    read: Manifest, lines: Lines, files: Mapping[str, bytes]
+) -> tuple[tuple[ToolFunction, ...], Mapping[str, str]]:
+    sources = tool_file.sources(files) if read.tools.enabled else {}
+    found = tool_file.find(sources, read.tools.names)
+    for index, name in enumerate(read.tools.names):
+        if (name in BUILT_IN_TOOLS) == (name in found):
+            line = lines.find("tools", "exposed_tools", index)
+            problem = (
+                "is both a built-in tool and a function of the pack; rename the function"
+                if name in found
+                else f"is no function of tools/*.py, and no built-in tool: those are {', '.join(BUILT_IN_TOOLS)}"
+            )
+            raise PackError(manifest.FILE, line, f"tools.exposed_tools: {name!r} {problem}")
+    return tuple(found.values()), sources if found else {}
 
 
 def _documents(read: Manifest, lines: Lines, files: Mapping[str, bytes]) -> tuple[Document, ...]:

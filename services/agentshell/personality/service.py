@@ -22,6 +22,7 @@ from agentshell.personality.registry import VERSIONS_KEPT, Registry
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
 from kfm.personality.v1 import personality_service_pb2_grpc
+from kfm.tool.v1.tool_service_pb2 import Tool
 
 _log = structlog.get_logger("agentshell.personality")
 
@@ -94,7 +95,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             found = self._registry.newest(personality_id)
         if found is None:
             raise self._not_found(personality_id, request.digest)
-        return pb.GetResponse(personality=self._as_it_is(found))
+        return pb.GetResponse(personality=self._as_it_is(found, with_tool_code=request.with_tool_code))
 
     async def Reload(
         self, request: pb.ReloadRequest, context: grpc.aio.ServicerContext[pb.ReloadRequest, pb.ReloadResponse]
@@ -169,10 +170,12 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             else:
                 changes.put_nowait(response)
 
-    def _as_it_is(self, personality: pb.Personality) -> pb.Personality:
+    def _as_it_is(self, personality: pb.Personality, *, with_tool_code: bool = False) -> pb.Personality:
         """Returns a copy that also says where its knowledge is now."""
         copy = pb.Personality()
         copy.CopyFrom(personality)
+        if not with_tool_code:
+            copy.ClearField("tool_code")
         if copy.knowledge_namespaces:
             copy.knowledge_state = self._knowledge.state(copy.personality_id)
         return copy
@@ -213,5 +216,21 @@ def _describe(pack: Pack) -> pb.Personality:
         personality.limits.max_steps = limits.max_steps
     if limits.max_attempts is not None:
         personality.limits.max_attempts = limits.max_attempts
+    if pack.tools:
+        personality.tool_code.CopyFrom(_code(pack))
     personality.load_time.GetCurrentTime()
     return personality
+
+
+def _code(pack: Pack) -> pb.ToolCode:
+    code = pb.ToolCode(
+        files=pack.tool_files,
+        http_hosts=pack.manifest.abilities.http_hosts,
+        tier=pb.SandboxTier.Value(f"SANDBOX_TIER_{pack.manifest.tools.tier.upper()}"),
+    )
+    for function in pack.tools:
+        tool = Tool(name=function.name, description=function.description)
+        tool.input_schema.update(function.input_schema)
+        tool.output_schema.update(function.output_schema)
+        code.functions.add(tool=tool, module=function.module)
+    return code

@@ -1,29 +1,52 @@
-"""What was answered to which request: a repeat within 24 hours gets the first answer and calls no vendor."""
+"""What was answered to which request: a repeat within 24 hours gets the first answer and calls no vendor.
+
+A request that is under way is claimed by its process, and a repeat elsewhere waits for what comes of it. A claim holds
+as long as its process does: each process holds an advisory lock for that, which ends with its connection.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import secrets
 
-from agentshell.db.database import Database
-from agentshell.mesh.errors import AgentShellError
-from kfm.error.v1 import error_pb2
+from agentshell.db.database import Connection, Database
+from agentshell.provider.runs import Request, reused
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 _KEPT = "interval '24 hours'"
+_POLL_SECONDS = 0.1
 
-# An answer that is too old is as if it were not there.
-_FIND = f"""
-SELECT request_digest, response FROM provider.answers
-WHERE tenant_id = %s AND request_id = %s AND create_time > now() - {_KEPT}
+# A claim outlives its answer, so that whoever looked for the answer just before it came cannot claim the request. An
+# answer that is too old is as if it were not there. Nobody else gets the lock of a process that lives.
+_CLAIM = f"""
+WITH answered AS (
+    SELECT request_digest, response FROM provider.answers
+    WHERE tenant_id = %(tenant)s AND request_id = %(request)s AND create_time > now() - {_KEPT}
+), claimed AS (
+    INSERT INTO provider.claim AS c (tenant_id, request_id, request_digest, owner)
+    SELECT %(tenant)s, %(request)s, %(digest)s, %(owner)s WHERE NOT EXISTS (SELECT FROM answered)
+    ON CONFLICT (tenant_id, request_id) DO UPDATE
+    SET request_digest = excluded.request_digest, owner = excluded.owner, create_time = now()
+    WHERE c.owner = excluded.owner OR c.create_time <= now() - {_KEPT} OR pg_try_advisory_xact_lock_shared(c.owner)
+    RETURNING 1
+)
+SELECT (SELECT request_digest FROM answered), (SELECT response FROM answered), EXISTS (SELECT FROM claimed),
+    (SELECT request_digest FROM provider.claim WHERE tenant_id = %(tenant)s AND request_id = %(request)s),
+    NOT pg_try_advisory_xact_lock_shared(%(owner)s)
 """  # noqa: S608 - a constant
 
 # The first answer stays: of two calls that ran at once under one id, the later finds the earlier's. What is too old
-# goes, a few at each new answer, so that the table needs no sweeper.
+# goes, a few at each new answer, so that the tables need no sweeper.
 _KEEP = f"""
 WITH swept AS (
     DELETE FROM provider.answers WHERE (tenant_id, request_id) IN (
         SELECT tenant_id, request_id FROM provider.answers
         WHERE create_time <= now() - {_KEPT} AND (tenant_id, request_id) <> (%(tenant)s, %(request)s)
+        ORDER BY create_time LIMIT 8 FOR UPDATE SKIP LOCKED
+    )
+), released AS (
+    DELETE FROM provider.claim WHERE (tenant_id, request_id) IN (
+        SELECT tenant_id, request_id FROM provider.claim WHERE create_time <= now() - interval '1 hour'
         ORDER BY create_time LIMIT 8 FOR UPDATE SKIP LOCKED
     )
 )
@@ -34,49 +57,73 @@ SET request_digest = excluded.request_digest, response = excluded.response, crea
 WHERE a.create_time <= now() - {_KEPT}
 """  # noqa: S608 - a constant
 
+_RELEASE = "DELETE FROM provider.claim WHERE tenant_id = %s AND request_id = %s AND owner = %s"
+
 
 class Answers:
-    """The answers of the last 24 hours, of all tenants. Raises DATABASE_UNAVAILABLE."""
+    """The answers of the last 24 hours, of all tenants; the schema is there. Raises DATABASE_UNAVAILABLE."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._owner = secrets.randbits(62)
+        self._locking = asyncio.Lock()
+        self._lock: Connection | None = None  # Holds the lock that says that this process lives.
 
-    async def open(self) -> None:
-        """Makes the schema, or brings it up to date."""
-        await self._database.migrate("provider", "agentshell.provider.migrations")
+    async def close(self) -> None:
+        """Lets go of all claims."""
+        if self._lock is not None:
+            await self._lock.close()
 
-    async def find(self, tenant_id: str, request_id: str, generation: pb.Generation) -> pb.GenerateResponse | None:
-        """Returns the first answer; None: there is none. Raises REQUEST_ID_REUSED where another thing was asked."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(_FIND, (tenant_id, request_id))
-            row = await cursor.fetchone()
-        if row is None:
-            return None
-        digest, response = row
-        if bytes(digest) != _digest(generation):
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id!r} was used within 24 hours for another request: use a new one",
-                metadata={"request_id": request_id},
-            )
-        return pb.GenerateResponse.FromString(bytes(response))
+    async def claim(self, request: Request) -> pb.GenerateResponse | None:
+        """Returns the first answer, once whoever claimed it before has it; None: it is the caller's to make.
 
-    async def keep(
-        self, tenant_id: str, request_id: str, generation: pb.Generation, response: pb.GenerateResponse
-    ) -> pb.GenerateResponse:
+        Raises REQUEST_ID_REUSED where another thing was asked.
+        """
+        values = {**_values(request), "owner": self._owner}
+        while True:
+            async with self._database.connection() as connection:
+                row = await (await connection.execute(_CLAIM, values)).fetchone()
+            assert row is not None  # noqa: S101 - a SELECT without FROM
+            answered, response, is_ours, claimed, is_locked = row
+            if answered is not None:
+                _check(request, answered)
+                return pb.GenerateResponse.FromString(bytes(response))
+            if is_ours and is_locked:
+                return None
+            if is_ours:
+                await self._take_lock()
+                continue
+            if claimed is not None:
+                _check(request, claimed)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def keep(self, request: Request, response: pb.GenerateResponse) -> pb.GenerateResponse:
         """Keeps an answer durably and returns the first one, which is this or one that came meanwhile."""
-        values = {
-            "tenant": tenant_id,
-            "request": request_id,
-            "digest": _digest(generation),
-            "response": response.SerializeToString(),
-        }
+        values = {**_values(request), "response": response.SerializeToString()}
         async with self._database.connection() as connection:
             cursor = await connection.execute(_KEEP, values)
             if cursor.rowcount == 1:
                 return response
-        return await self.find(tenant_id, request_id, generation) or response
+        return await self.claim(request) or response
+
+    async def release(self, request: Request) -> None:
+        """Gives a claim up that came to no answer, for a repeat to make."""
+        async with self._database.connection() as connection:
+            await connection.execute(_RELEASE, (request.tenant_id, request.request_id, self._owner))
+
+    async def _take_lock(self) -> None:
+        """Holds the lock, which was never taken or went with its connection."""
+        async with self._locking:
+            if self._lock is not None:
+                await self._lock.close()
+            self._lock = await self._database.dedicated()
+            await self._lock.execute("SELECT pg_advisory_lock(%s)", (self._owner,))
 
 
-def _digest(generation: pb.Generation) -> bytes:
-    return hashlib.sha256(generation.SerializeToString(deterministic=True)).digest()
+def _values(request: Request) -> dict[str, str | bytes]:
+    return {"tenant": request.tenant_id, "request": request.request_id, "digest": request.digest}
+
+
+def _check(request: Request, first: bytes) -> None:
+    if bytes(first) != request.digest:
+        raise reused(request.request_id)

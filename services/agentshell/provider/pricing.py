@@ -1,21 +1,39 @@
-"""What answers cost: the price table (prices.toml) and exact arithmetic over it. Pure."""
+"""What answers cost: the price table (prices.toml, and a file of the configuration's before it) and exact arithmetic.
+
+What is not known is None, never 0: a model, a band or a kind of token without a price. Money is in micro-USD, rounded
+up once, at the end: what cost something never counts as nothing.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from functools import cache
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agentshell.mesh.errors import AgentShellError
 from kfm.content.v1 import content_pb2
+from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
+CURRENCY_CODE = "USD"
 _TOKENS_PER_PRICE = 1_000_000
 # Vendors answer with the name of a dated snapshot: `gpt-6.1-sol-2026-09-29`, `claude-haiku-4-5-20251001`.
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
+_FIXES = {
+    "missing": "add it",
+    "extra_forbidden": "remove it, or write it as the table that ships does",
+    "value_error": "mend it",
+}
+_FIX = "prices are whole micro-USD for a million tokens: $2.50 is 2_500_000"
+
+_Price = Annotated[int, Field(ge=0, strict=True)] | None
+_Tokens = Annotated[int, Field(ge=0, strict=True)]
 
 
 class _Entry(BaseModel):
@@ -23,101 +41,230 @@ class _Entry(BaseModel):
 
 
 class Band(_Entry):
-    """Micros of the currency for a million tokens, of requests that read up to so many tokens."""
+    """Micro-USD for a million tokens, of requests that read up to so many tokens; absent: unknown.
+
+    Two kinds are paid as others where they have no price of their own: pictures as input, reasoning as output.
+    """
 
     up_to_input_tokens: int | None = None
-    input: int
-    output: int
-    cached_input: int | None = None
-    cache_write: int | None = None
+    input: Annotated[int, Field(ge=0, strict=True)]
+    cached_input: _Price = None
+    cache_write: _Price = None
+    long_cache_write: _Price = None
+    image_input: _Price = None
+    audio_input: _Price = None
+    output: _Price = None
+    reasoning: _Price = None
+    audio_output: _Price = None
+
+    def cost(self, usage: content_pb2.Usage) -> int | None:
+        """Returns micro-USD; None: tokens of a kind without a price were used.
+
+        No token is paid twice: where kinds overlap (a picture in the cache), the kind that is named first here has it.
+        """
+        image = self.input if self.image_input is None else self.image_input
+        reasoning = self.output if self.reasoning is None else self.reasoning
+        kinds = (
+            (usage.input_tokens, self.input, (
+                (usage.cached_input_tokens, self.cached_input),
+                (usage.long_cache_write_tokens, self.long_cache_write),
+                (usage.cache_write_tokens - usage.long_cache_write_tokens, self.cache_write),
+                (usage.audio_input_tokens, self.audio_input),
+                (usage.image_input_tokens, image),
+            )),
+            (usage.output_tokens, self.output, (
+                (usage.audio_output_tokens, self.audio_output),
+                (usage.reasoning_tokens, reasoning),
+            )),
+        )  # fmt: skip
+        total = 0
+        for left, other_price, parts in kinds:
+            for tokens, price in (*parts, (left, other_price)):
+                paid = min(tokens, left)
+                if paid and price is None:
+                    return None
+                total += paid * (price or 0)
+                left -= paid
+        return _rounded_up(total)
+
+    def bound(self, input_tokens: int, output_tokens: int) -> int | None:
+        """Returns the most that so many tokens cost by any split into kinds with a price; None: no price for output."""
+        if output_tokens and self.output is None:
+            return None
+        inputs = (
+            self.input,
+            self.cached_input,
+            self.cache_write,
+            self.long_cache_write,
+            self.audio_input,
+            self.image_input,
+        )
+        outputs = (self.output, self.audio_output, self.reasoning)
+        dearest_input, dearest_output = (max(price or 0 for price in prices) for prices in (inputs, outputs))
+        return _rounded_up(input_tokens * dearest_input + output_tokens * dearest_output)
 
 
 class PricedModel(_Entry):
-    """A model of the table."""
+    """A model of the table. `until` is the last day, in UTC, on which it has these prices."""
 
-    provider: str
-    model: str
-    description: str
-    context_tokens: int = 0
+    provider: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    description: str = ""
+    context_tokens: _Tokens = 0
+    max_output_tokens: _Tokens = 0
+    until: date | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_bands(self) -> Self:
+        ends = [band.up_to_input_tokens for band in self.bands]
+        known = [end for end in ends[:-1] if end is not None]
+        if len(known) < len(ends) - 1 or any(a >= b for a, b in zip(known, ends[1:], strict=False) if b is not None):
+            raise ValueError("up_to_input_tokens must grow from band to band, and only the last band may be without it")
+        return self
+
+    def band(self, input_tokens: int) -> Band | None:
+        """Returns the band of a request that reads so many tokens."""
+        fitting = (b for b in self.bands if b.up_to_input_tokens is None or input_tokens <= b.up_to_input_tokens)
+        return next(fitting, None)
 
 
 class PriceTable(_Entry):
-    """The whole table."""
+    """A price file, whole. `date` is when it was made."""
 
-    date: Any
-    currency_code: str
+    date: date
+    currency_code: Literal["USD"]
     models: tuple[PricedModel, ...]
 
 
-@cache
-def table() -> PriceTable:
-    """Returns the table that ships with this package."""
-    text = resources.files("agentshell.provider").joinpath("prices.toml").read_text(encoding="utf-8")
-    return PriceTable.model_validate(tomllib.loads(text))
+class Prices:
+    """The prices there are. `name` is whose rows of the table a provider has: its vendor's name (Kind.prices)."""
 
+    def __init__(self, tables: Iterable[PriceTable], today: Callable[[], date] | None = None) -> None:
+        """An earlier table's rows of a model take the place of a later one's."""
+        self._today = today or _today
+        self._rows: dict[tuple[str, str], list[PricedModel]] = {}
+        for table in tables:
+            rows: dict[tuple[str, str], list[PricedModel]] = {}
+            for row in table.models:
+                rows.setdefault((row.provider, row.model), []).append(row)
+            self._rows = rows | self._rows
 
-def find(provider: str, model: str) -> PricedModel | None:
-    """Returns the table's entry for a model by its name, or by its name without a snapshot's date; None: unknown."""
-    entries = _by_name()
-    return entries.get((provider, model)) or entries.get((provider, _SNAPSHOT.sub("", model)))
+    @classmethod
+    def load(cls, prices_file: Path | None = None) -> Prices:
+        """Returns the prices of the table that ships and, before them, those of a file. Raises CONFIG_INVALID."""
+        shipped = resources.files("agentshell.provider").joinpath("prices.toml").read_text(encoding="utf-8")
+        tables = [PriceTable.model_validate(tomllib.loads(shipped))]
+        if prices_file is not None:
+            tables.insert(0, _read(prices_file))
+        return cls(tables)
 
+    def find(self, name: str, model: str) -> PricedModel | None:
+        """Returns the row of a model by its name, or by its name without a snapshot's date; None: unknown."""
+        today = self._today()
+        rows = self._rows.get((name, model)) or self._rows.get((name, _SNAPSHOT.sub("", model)), ())
+        return next((row for row in rows if row.until is None or today <= row.until), None)
 
-def cost(provider: str, model: str, usage: content_pb2.Usage, cache_write_tokens: int = 0) -> content_pb2.Money | None:
-    """Returns what `usage` cost, rounded up to a millionth of the currency; None: unknown.
+    def cost(self, name: str, model: str, usage: content_pb2.Usage) -> content_pb2.Money | None:
+        """Returns what `usage` cost today; None: unknown."""
+        row = self.find(name, model)
+        band = row.band(usage.input_tokens) if row else None
+        micros = band.cost(usage) if band else None
+        return None if micros is None else content_pb2.Money(amount_micros=micros, currency_code=CURRENCY_CODE)
 
-    `cache_write_tokens`: of the input tokens, those that the vendor wrote to its cache at a price of their own.
-    Reasoning tokens are output tokens and are paid as such.
-    """
-    entry = find(provider, model)
-    band = _band(entry, usage.input_tokens) if entry else None
-    if band is None:
-        return None
-    fresh_tokens = max(0, usage.input_tokens - usage.cached_input_tokens - cache_write_tokens)
-    total = 0
-    for tokens, price in (
-        (fresh_tokens, band.input),
-        (usage.cached_input_tokens, band.cached_input),
-        (cache_write_tokens, band.cache_write),
-        (usage.output_tokens, band.output),
-    ):
-        if tokens and price is None:
+    def bound(self, name: str, model: str, input_tokens: int, output_tokens: int) -> int | None:
+        """Returns micro-USD that no request of at most so many tokens costs more than; None: unknown.
+
+        Whatever `cost` returns for a usage within these tokens is no more. Unknown is also what is larger than the
+        largest band.
+        """
+        row = self.find(name, model)
+        if row is None or row.band(input_tokens) is None:
             return None
-        total += tokens * (price or 0)
-    # Up and not to the nearest: what cost something never counts as nothing.
-    return content_pb2.Money(amount_micros=-(-total // _TOKENS_PER_PRICE), currency_code=table().currency_code)
+        bounds: list[int] = []
+        for band in row.bands:  # A smaller request may be dearer: bands need not rise.
+            end = band.up_to_input_tokens
+            bound = band.bound(input_tokens if end is None else min(end, input_tokens), output_tokens)
+            if bound is None:
+                return None
+            bounds.append(bound)
+            if end is None or input_tokens <= end:
+                break
+        return max(bounds)
+
+    def models(self, name: str, default_model: str) -> list[pb.Model]:
+        """Returns the models that the table has of `name`, and the default where the table does not have it."""
+        names = [model for row_name, model in self._rows if row_name == name]
+        rows = [row for row in (self.find(name, model) for model in names) if row is not None]
+        listed = [_describe(row, default_model) for row in rows]
+        if default_model and not any(model.is_default for model in listed):
+            listed.append(pb.Model(provider=name, model=default_model, is_default=True))
+        return listed
 
 
-def models(provider: str, default_model: str) -> list[pb.Model]:
-    """Returns the table's models of a provider, and its default where the table does not have it."""
-    listed = [_describe(entry, default_model) for entry in table().models if entry.provider == provider]
-    if not any(model.is_default for model in listed):
-        listed.append(pb.Model(provider=provider, model=default_model, is_default=True))
-    return listed
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
-@cache
-def _by_name() -> dict[tuple[str, str], PricedModel]:
-    return {(entry.provider, entry.model): entry for entry in table().models}
+def _rounded_up(price_tokens: int) -> int:
+    return -(-price_tokens // _TOKENS_PER_PRICE)
 
 
-def _band(entry: PricedModel, input_tokens: int) -> Band | None:
-    fitting = (b for b in entry.bands if b.up_to_input_tokens is None or input_tokens <= b.up_to_input_tokens)
-    return next(fitting, None)
-
-
-def _describe(entry: PricedModel, default_model: str) -> pb.Model:
-    band = entry.bands[0]
+def _describe(row: PricedModel, default_model: str) -> pb.Model:
+    band = row.bands[0]
     return pb.Model(
-        provider=entry.provider,
-        model=entry.model,
-        description=entry.description,
-        context_tokens=entry.context_tokens,
-        is_default=entry.model == default_model,
+        provider=row.provider,
+        model=row.model,
+        description=row.description,
+        context_tokens=row.context_tokens,
+        max_output_tokens=row.max_output_tokens,
+        is_default=row.model == default_model,
         price=pb.Price(
-            currency_code=table().currency_code,
+            currency_code=CURRENCY_CODE,
             input_micros_per_million_tokens=band.input,
-            output_micros_per_million_tokens=band.output,
+            output_micros_per_million_tokens=band.output or 0,
             cached_input_micros_per_million_tokens=band.input if band.cached_input is None else band.cached_input,
+            cache_write_micros_per_million_tokens=band.cache_write,
+            image_input_micros_per_million_tokens=band.image_input,
+            audio_input_micros_per_million_tokens=band.audio_input,
+            audio_output_micros_per_million_tokens=band.audio_output,
+            reasoning_micros_per_million_tokens=band.reasoning,
         ),
+    )
+
+
+def _read(path: Path) -> PriceTable:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _invalid(path, f"cannot be read: {error.strerror}", "name an existing file, or none") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _invalid(path, f"is not TOML: {error}", "mend the line it names") from None
+    try:
+        return PriceTable.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, field = _place(values, first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        fix = _FIXES.get(first["type"], _FIX)
+        raise _invalid(path, f"{where}, {field}: {problem}", fix, {"model": where, "field": field}) from None
+
+
+def _place(values: dict[str, Any], location: tuple[int | str, ...]) -> tuple[str, str]:
+    """Returns which model of the file a problem is in, as people find it, and in which field."""
+    match location:
+        case ("models", int(index), *rest):
+            entry: Any = values["models"][index]
+            named = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+            model = f"{named.get('provider', '?')}/{named.get('model', '?')}"
+            return f"model {model} (the {index + 1}. of the file)", ".".join(map(str, rest)) or "bands"
+        case _:
+            return "the table", ".".join(map(str, location))
+
+
+def _invalid(path: Path, problem: str, fix: str, metadata: dict[str, str] | None = None) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_CONFIG_INVALID,
+        f"price file {path} (configuration key 'provider.prices_file'): {problem}; {fix}",
+        metadata={"key": "provider.prices_file", "value": str(path), "fix": fix, **(metadata or {})},
     )

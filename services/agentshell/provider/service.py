@@ -1,172 +1,193 @@
-"""ProviderService: finds the adapter, calls it within the caller's deadline, and remembers what it answered."""
+"""ProviderService: every model behind one contract."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from typing import Any, TypeVar
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 import grpc.aio
 
-from agentshell.mesh import call, paging
+from agentshell.db.database import Database
+from agentshell.mesh import call, errors, paging
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import metrics
-from agentshell.provider.adapters import answer
-from agentshell.provider.adapters.adapter import Adapter
+from agentshell.provider import routing, token_bound, tokens
 from agentshell.provider.answers import Answers
+from agentshell.provider.budget import Budgets
+from agentshell.provider.generations import MAX_CALL_SECONDS, Ask, Generations
+from agentshell.provider.ledger import Ledger, Most
+from agentshell.provider.output_schema import OutputSchema
+from agentshell.provider.pricing import Prices
+from agentshell.provider.response_cache import ResponseCache
+from agentshell.provider.routing import Candidate
+from agentshell.provider.runs import Request, Runs
+from agentshell.provider.usage import Usages
+from agentshell.provider.vendors import Vendors
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 from kfm.provider.v1 import provider_service_pb2_grpc
 
-# A call without a deadline of its own still ends.
-MAX_CALL_SECONDS = 600.0
-# Deltas that wait for a slow reader; the vendor is read no further meanwhile.
-MAX_WAITING_DELTAS = 64
-
-_T = TypeVar("_T")
-_Send = Callable[[pb.GenerationDelta], Awaitable[None]]
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Generate: TypeAlias = pb.GenerateRequest | pb.StreamGenerateRequest
 
 
 class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
-    """Serves the adapters given to it, by their names."""
+    """Finds the models that a request leads to, and asks them within the caller's deadline and budget."""
 
-    def __init__(self, config: ProviderConfig, adapters: Mapping[str, Adapter], answers: Answers) -> None:
+    def __init__(
+        self,
+        config: ProviderConfig,
+        vendors: Vendors,
+        prices: Prices,
+        ledger: Ledger,
+        generations: Generations,
+        usages: Usages,
+    ) -> None:
         self._config = config
-        self._adapters = adapters
-        self._answers = answers
+        self._vendors = vendors
+        self._prices = prices
+        self._ledger = ledger
+        self._generations = generations
+        self._usages = usages
+        self._runs = Runs()
 
-    async def open(self) -> None:
-        """Makes the schema, or brings it up to date."""
-        await self._answers.open()
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, config: ProviderConfig, environment: Mapping[str, str], database: Database
+    ) -> AsyncGenerator[ProviderService]:
+        """The service over all its parts, with its schema up to date, until the block's end. Raises CONFIG_INVALID."""
+        prices = Prices.load(config.prices_file)
+        vendors = Vendors(config, environment, prices)
+        await database.migrate("provider", "agentshell.provider.migrations")
+        answers, budgets, usages = Answers(database), Budgets(config, database), Usages(database)
+        ledger = Ledger(vendors, prices, budgets, usages)
+        generations = Generations(vendors, ledger, answers, ResponseCache(database), config.default_max_output_tokens)
+        service = cls(config, vendors, prices, ledger, generations, usages)
+        async with AsyncExitStack() as stack:
+            for close in (vendors.close, answers.close, usages.close, budgets.close, ledger.close, service.close):
+                stack.push_async_callback(close)
+            await budgets.open()
+            yield service
 
     async def close(self) -> None:
-        """Lets go of all connections to vendors."""
-        for adapter in self._adapters.values():
-            await adapter.close()
+        """Ends what runs."""
+        await self._runs.close()
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
-        """Returns the stream folded: both are one call to the vendor."""
-        return await self._generate(request.generation, request.request_id, _drop)
+        """Returns the stream's end: both are one call to the vendor."""
+        async with aclosing(self._follow(request)) as said:
+            async for item in said:
+                if isinstance(item, pb.GenerateResponse):
+                    return item
+        raise RuntimeError("a run ended without an answer")
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse]:
         """Streams deltas; those that came since the last response was sent go together."""
-        grown: asyncio.Queue[pb.GenerationDelta | pb.GenerateResponse | Exception] = asyncio.Queue(MAX_WAITING_DELTAS)
-
-        async def read() -> None:
-            try:
-                await grown.put(await self._generate(request.generation, request.request_id, grown.put))
-            except Exception as error:
-                await grown.put(error)
-
-        reader = asyncio.create_task(read())
-        try:
-            while True:
-                items = [await grown.get()]
-                while not grown.empty():
-                    items.append(grown.get_nowait())
-                last = items.pop() if not isinstance(items[-1], pb.GenerationDelta) else None
-                response = pb.StreamGenerateResponse(deltas=[i for i in items if isinstance(i, pb.GenerationDelta)])
-                if isinstance(last, pb.GenerateResponse):
-                    response.finish.CopyFrom(last)
-                if response.deltas or response.HasField("finish"):
-                    yield response
-                if isinstance(last, Exception):
-                    raise last
-                if last is not None:
-                    return
-        finally:
-            reader.cancel()
-            await asyncio.wait([reader])
+        async with aclosing(self._follow(request)) as said:
+            async for item in said:
+                if isinstance(item, pb.GenerateResponse):
+                    yield pb.StreamGenerateResponse(finish=item)
+                else:
+                    yield pb.StreamGenerateResponse(deltas=item)
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         """Returns a vector a text."""
-        adapter = self._adapter(request.provider)
-        with metrics.measure("embeddings", adapter.name, request.model) as measurement:
-            response = await _bounded(adapter.embed(request.texts, request.model), adapter.name)
-            measurement.used(response.usage, response.model)
-            return response
+        purpose, candidates = request.purpose, self._candidates(request.purpose, request.provider, request.model)
+        most = Most(sum(map(tokens.estimate, request.texts)), token_bound.of_texts(request.texts), 0)
+        async with _in_time():
+            reservation = await self._ledger.reserve(purpose, candidates, most)
+            async with self._ledger.account(purpose, reservation) as spent:
+                return await self._vendors.embed(candidates, request, _deadline(), spent)
 
     async def Moderate(self, request: pb.ModerateRequest, context: _Context) -> pb.ModerateResponse:
         """Returns a verdict a text."""
-        adapter = self._adapter(request.provider)
-        with metrics.measure("moderation", adapter.name, request.model):
-            return await _bounded(adapter.moderate(request.texts, request.model), adapter.name)
+        candidates = self._candidates(pb.Purpose(), request.provider, request.model)
+        async with _in_time():
+            return await self._vendors.moderate(candidates, request, _deadline())
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: _Context) -> pb.CountTokensResponse:
-        """Returns the vendor's count, or an estimate that says so."""
-        adapter = self._adapter(request.generation.provider)
-        model = request.generation.model or adapter.default_model
-        return await _bounded(adapter.count_tokens(request.generation, model), adapter.name)
+        """Returns the count of the first model that the request leads to."""
+        generation = request.generation
+        candidates = self._candidates(pb.Purpose(), generation.provider, generation.model)
+        async with _in_time():
+            return await self._vendors.count_tokens(candidates[:1], generation, _deadline())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
-        """Lists what the adapters know, by provider and model."""
-        adapters = [self._adapter(request.provider)] if request.provider else list(self._adapters.values())
-        models = [model for adapter in adapters for model in adapter.list_models()]
+        """Lists what is priced and what is the default, by provider and model."""
+        providers = [request.provider] if request.provider else self._vendors.providers()
+        models = [model for provider in providers for model in self._models(provider)]
         return _page(sorted(models, key=_key), request)
 
-    async def _generate(self, generation: pb.Generation, request_id: str, send: _Send) -> pb.GenerateResponse:
-        """Sends deltas and returns the whole answer, which is kept by then if the request has an id."""
-        adapter = self._adapter(generation.provider)
-        model = generation.model or adapter.default_model
-        tenant_id = call.tenant()
-        if request_id:
-            first = await self._answers.find(tenant_id, request_id, generation)
-            if first is not None:
-                metrics.REPLAYS.inc()
-                for delta in answer.deltas(first):
-                    await send(delta)
-                return first
-        response = await _bounded(_ask(adapter, model, generation, send), adapter.name)
-        if request_id:
-            response = await self._answers.keep(tenant_id, request_id, generation, response)
-        return response
+    async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:
+        """Says what the tenant used."""
+        return await self._usages.rows(call.tenant(), request)
 
-    def _adapter(self, provider: str) -> Adapter:
-        name = provider or self._config.default
-        adapter = self._adapters.get(name)
-        if adapter is None:
-            configured = ", ".join(sorted(self._adapters))
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_PROVIDER_NOT_FOUND,
-                f"no provider {name!r} is configured; there are: {configured}",
-                metadata={"provider": name, "configured": configured},
-            )
-        return adapter
+    async def _follow(self, request: _Generate) -> AsyncGenerator[list[pb.GenerationDelta] | pb.GenerateResponse]:
+        ask = self._asked(request)
+        async with _in_time(), aclosing(self._runs.follow(ask.request, partial(self._generations.answer, ask))) as said:
+            async for item in said:
+                yield item
+
+    def _asked(self, request: _Generate) -> Ask:
+        generation, schema = request.generation, None
+        if generation.HasField("output_schema"):
+            try:
+                schema = OutputSchema(generation)
+            except ValueError as error:
+                raise errors.invalid("generation.output_schema", f"is no JSON Schema: {error}") from None
+        digest = (
+            hashlib.sha256(generation.SerializeToString(deterministic=True)).digest() if request.request_id else b""
+        )
+        return Ask(
+            Request(call.tenant(), request.request_id, digest),
+            generation,
+            request.purpose,
+            self._vendors.named(self._candidates(request.purpose, generation.provider, generation.model)),
+            schema,
+            request.cache_ttl.ToTimedelta() if request.HasField("cache_ttl") else None,
+        )
+
+    def _candidates(self, purpose: pb.Purpose, provider: str, model: str) -> tuple[Candidate, ...]:
+        try:
+            return routing.candidates(self._config, call.tenant(), purpose.personality_id, provider, model)
+        except ValueError as error:
+            raise errors.invalid("generation.model", str(error)) from None
+
+    def _models(self, provider: str) -> list[pb.Model]:
+        can = sorted(self._vendors.abilities(provider))
+        models = self._prices.models(self._vendors.prices_name(provider), self._vendors.default_model(provider))
+        for model in models:
+            model.provider = provider
+            model.abilities.extend(can)
+            model.aliases.extend(routing.aliases_of(self._config, call.tenant(), provider, model.model))
+        return models
 
 
-async def _ask(adapter: Adapter, model: str, generation: pb.Generation, send: _Send) -> pb.GenerateResponse:
-    with metrics.measure("chat", adapter.name, model) as measurement:
-        async with aclosing(adapter.stream(generation, model)) as items:
-            async for item in items:
-                if isinstance(item, pb.GenerateResponse):
-                    measurement.used(item.usage, item.model)
-                    return item
-                measurement.delta()
-                await send(item)
-        raise RuntimeError(f"adapter {adapter.name} ended its stream without an answer")
-
-
-async def _bounded(work: Awaitable[_T], provider: str) -> _T:
-    """Ends the call to the vendor when the caller's time is up."""
+@asynccontextmanager
+async def _in_time() -> AsyncGenerator[None]:
+    """Ends the block when the caller's time is up."""
     remaining = call.current().remaining()
     try:
         async with asyncio.timeout(MAX_CALL_SECONDS if remaining is None else remaining):
-            return await work
+            yield
     except TimeoutError as error:
         raise AgentShellError(
             error_pb2.ERROR_REASON_PROVIDER_TIMEOUT,
-            f"provider {provider} did not answer before the caller's deadline: allow more time, or ask for less",
-            metadata={"provider": provider},
+            "no model answered before the caller's deadline: allow more time, or ask for less",
         ) from error
 
 
-async def _drop(delta: pb.GenerationDelta) -> None:
-    """Keeps nothing: the whole answer has it all."""
+def _deadline() -> float:
+    """Returns when the caller's time is up, on the clock of `time.monotonic`."""
+    return call.current().deadline or time.monotonic() + MAX_CALL_SECONDS
 
 
 def _page(models: Sequence[pb.Model], request: pb.ListModelsRequest) -> pb.ListModelsResponse:

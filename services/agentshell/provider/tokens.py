@@ -1,4 +1,7 @@
-"""An estimate of tokens, where there is no tokenizer. Pure.
+"""An estimate of tokens, where no vendor counts them. Pure.
+
+No tokenizer: OpenAI's needs files from the network and knows none of its newer models, and the other vendors' are not
+published.
 
 A run of letters or digits counts one token for each begun six characters in ASCII and for each begun two beyond it
 (so that Chinese or Greek is not taken for cheap); any other mark counts one; blanks count nothing. A message counts
@@ -9,6 +12,7 @@ tokenizers, mostly above them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from google.protobuf import json_format
 
@@ -35,12 +39,19 @@ def estimate_generation(generation: pb.Generation) -> int:
     """Returns about how many tokens a model would read."""
     count = 0
     for message in generation.messages:
-        count += _MESSAGE_TOKENS + sum(_part(part) for part in message.parts)
+        count += _MESSAGE_TOKENS + estimate_parts(message.parts)
     for tool in generation.tools:
         count += (
             estimate(tool.name) + estimate(tool.description) + estimate(json_format.MessageToJson(tool.input_schema))
         )
+    if generation.HasField("output_schema"):
+        count += estimate(json_format.MessageToJson(generation.output_schema))
     return count
+
+
+def estimate_parts(parts: Iterable[content_pb2.Part]) -> int:
+    """Returns about how many tokens parts of a message have."""
+    return sum(_part(part) for part in parts)
 
 
 def _part(part: content_pb2.Part) -> int:

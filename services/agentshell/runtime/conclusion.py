@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import structlog
 
 from agentshell.mesh import telemetry
@@ -14,6 +17,8 @@ from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
 from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Turn, TurnState
 
 _log = structlog.get_logger("agentshell.manager")
+
+_seconds = cache(TURN_SECONDS.labels)
 
 
 class Conclusion:
@@ -45,6 +50,7 @@ def tell(open_turn: OpenTurn) -> None:
     turn: Turn = open_turn.turn
     state = TurnState.Name(turn.state).removeprefix("TURN_STATE_").lower()
     seconds = (turn.end_time.ToNanoseconds() - turn.create_time.ToNanoseconds()) / 1e9
-    TURN_SECONDS.labels(state).observe(seconds)
+    _seconds(state).observe(seconds)
     trace_id = telemetry.trace_id(open_turn.header.traceparent)
-    _log.info("turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id, trace_id=trace_id)
+    level = logging.DEBUG if turn.state == TURN_STATE_COMPLETED else logging.INFO
+    _log.log(level, "turn over", turn_id=turn.turn_id, state=state, session_id=turn.session_id, trace_id=trace_id)

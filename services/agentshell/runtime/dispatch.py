@@ -79,7 +79,7 @@ class LogDispatch:
 
 def _by_reference(open_turn: OpenTurn, request: StepRequest) -> StepRequest:
     """Returns the request with an offset in place of each output that the log has."""
-    steps = {step.step_id: step for step in open_turn.turn.plan.steps}
+    steps = open_turn.fold.steps
     before, rounds = sources(steps, steps[request.step.step_id])
     outputs = (*request.dependencies, *request.transcript)
     for name, output in zip((*before, *rounds), outputs, strict=True):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-
+import grpc
 import grpc.aio
 import structlog
 
-from agentshell.mesh import call, errors
+from agentshell.mesh import errors
+from agentshell.mesh.call import Principal
+from agentshell.runtime.retry import retry
 from kfm.memory.v1.memory_service_pb2 import AppendMessagesRequest
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from kfm.turn.v1.turn_pb2 import Turn
 
 _log = structlog.get_logger("agentshell.history")
 
-_TRY_SECONDS = 5.0
+# A try that took too long may do so in a busy moment: by the turn's id it is made once, however often it is tried.
+_PASSING_CODES = errors.TRANSIENT_CODES | {grpc.StatusCode.DEADLINE_EXCEEDED}
 _DELAYS_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)
 
 
@@ -29,14 +31,11 @@ class History:
         request = AppendMessagesRequest(
             session_id=turn.session_id, messages=[turn.input, turn.output], request_id=turn.turn_id
         )
-        for delay in (*_DELAYS_SECONDS, None):
-            try:
-                with call.scope(call.Principal(tenant_id, turn.principal_id), _TRY_SECONDS):
-                    await self._memory.AppendMessages(request)
-                return
-            except grpc.aio.AioRpcError as failed:
-                error = errors.of(failed)
-            if delay is None or error.code not in errors.TRANSIENT_CODES:
-                _log.error("history lacks a turn", turn_id=turn.turn_id, session_id=turn.session_id, reason=error.name)
-                return
-            await asyncio.sleep(delay)
+        error = await retry(
+            lambda: self._memory.AppendMessages(request),
+            Principal(tenant_id, turn.principal_id),
+            _DELAYS_SECONDS,
+            lambda error: error.code not in _PASSING_CODES,
+        )
+        if error is not None:
+            _log.error("history lacks a turn", turn_id=turn.turn_id, session_id=turn.session_id, reason=error.name)

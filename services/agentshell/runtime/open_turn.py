@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC
 
-from agentshell.turn import state
 from agentshell.turn.decision import INPUT_GRACE, end_nanoseconds, input_end_times
+from agentshell.turn.state import Fold
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnRequested
-from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_WAITING, Step, Turn
+from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_WAITING, Turn
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class OpenTurn:
     requested: TurnRequested
     header: EventHeader  # of its newest event
     folded_offset: int = -1
-    turn: Turn = field(default_factory=Turn)
+    fold: Fold = field(default_factory=lambda: Fold(Turn()))
     deadline: float = 0.0  # in seconds since 1970
     written_offset: int = -1
     output_offsets: dict[str, int] = field(default_factory=dict[str, int])  # step -> where its result is
@@ -38,7 +38,7 @@ class OpenTurn:
     def apply(self, event: TurnEvent) -> bool:
         """Folds an event, and returns whether that changed anything."""
         before = self.turn.state
-        if not state.apply(self.turn, event):
+        if not self.fold.apply(event):
             return False
         self.header = event.header
         if before in (0, TURN_STATE_WAITING):
@@ -56,9 +56,10 @@ class OpenTurn:
             times.append(self.deadline)
         return min(times)
 
-    def step(self, step_id: str) -> Step:
-        """Returns a step of its plan."""
-        return next(step for step in self.turn.plan.steps if step.step_id == step_id)
+    @property
+    def turn(self) -> Turn:
+        """The turn as it is folded."""
+        return self.fold.turn
 
     @property
     def is_confirmed(self) -> bool:

@@ -34,7 +34,7 @@ from agentshell.runtime.schedule import Schedule
 from agentshell.turn import envelope
 from agentshell.turn.decision import decide, expire, expire_inputs, restart
 from agentshell.turn.records import event_of, record_of, stamp
-from agentshell.turn.state import is_over
+from agentshell.turn.state import Fold, is_over
 from kfm.error.v1 import error_pb2
 from kfm.error.v1.error_pb2 import Failure
 from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnFailed
@@ -226,7 +226,7 @@ class Owner:
         """Folds a turn in the log's order, where another's record has come before what we have written."""
         turn_id, last = open_turn.turn.turn_id, open_turn.written_offset
         parked = await self._means.parking.load(turn_id) if turn_id in self._parked else None
-        open_turn.turn.CopyFrom(parked.turn if parked else Turn())
+        open_turn.fold = parked.fold if parked else Fold(Turn())
         offset = parked.folded_offset + 1 if parked else open_turn.offset
         while offset <= last:
             records = await self._log.read(envelope.TURNS, open_turn.partition, offset, _POLL_RECORDS, 0.0)
@@ -352,12 +352,12 @@ class Owner:
         dispatch, turn = self._means.dispatch, open_turn.turn
         match event.WhichOneof("event"):
             case "step_scheduled" if not is_over(turn):
-                if open_turn.step(event.step_scheduled.step_id).HasField("approval"):
+                if open_turn.fold.steps[event.step_scheduled.step_id].HasField("approval"):
                     self._set_timer(open_turn)
                     return []
-                request = step_request(turn, event, self._means.config)
+                request = step_request(open_turn.fold, event, self._means.config)
                 return dispatch.begin(open_turn, request, self._inbox.put_nowait)
-            case "step_skipped" if open_turn.step(event.step_skipped.step_id).attempt:
+            case "step_skipped" if open_turn.fold.steps[event.step_skipped.step_id].attempt:
                 return dispatch.stop(open_turn, event.step_skipped.step_id)
             case "turn_completed" | "turn_failed" | "turn_cancelled":
                 if any(step.state == STEP_STATE_SCHEDULED for step in turn.plan.steps):

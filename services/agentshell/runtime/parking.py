@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from agentshell.db.database import Database
 from agentshell.runtime.open_turn import OpenTurn
+from agentshell.turn.state import Fold
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1.turn_event_pb2 import TurnRequested
 from kfm.turn.v1.turn_pb2 import Turn
@@ -67,7 +68,7 @@ class Parking:
             TurnRequested.FromString(requested),
             EventHeader.FromString(header),
             folded_offset,
-            Turn.FromString(turn),
+            Fold(Turn.FromString(turn)),
         )
 
     async def forget(self, turn_id: str) -> None:

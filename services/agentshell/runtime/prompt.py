@@ -9,7 +9,7 @@ from agentshell.content import text_of
 from agentshell.runtime import context
 from kfm.content.v1.content_pb2 import ROLE_SYSTEM, ROLE_USER, Message, Part, Text
 from kfm.personality.v1.personality_service_pb2 import Personality
-from kfm.provider.v1.provider_service_pb2 import Generation, ToolDefinition
+from kfm.provider.v1.provider_service_pb2 import Generation, Purpose, ToolDefinition
 from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import ModelChoice
 
@@ -22,6 +22,16 @@ _REFERS_BACK = re.compile(
     r"^\W*(?:and|but|or|so|then|what about)\b|\b(?:it|its|they|them|their|this|that|these|those|one|ones)\b",
     re.IGNORECASE,
 )
+
+
+def purpose_of(request: StepRequest) -> Purpose:
+    """Returns what a call to a model is made for: where it counts, and what bounds it."""
+    return Purpose(
+        session_id=request.header.session_id,
+        turn_id=request.turn_id,
+        personality_id=request.personality_id,
+        max_turn_tokens=request.max_turn_tokens if request.HasField("max_turn_tokens") else None,
+    )
 
 
 def assemble(

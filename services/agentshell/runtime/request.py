@@ -8,15 +8,16 @@ from agentshell.content import calls_of, fill, plain
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import envelope, expression
 from agentshell.turn.decision import end_nanoseconds, nanoseconds
+from agentshell.turn.state import Fold
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, ToolResult
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest, TurnEvent
 from kfm.turn.v1.turn_pb2 import Step, Turn
 
 
-def step_request(turn: Turn, scheduled: TurnEvent, config: RuntimeConfig) -> StepRequest:
+def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> StepRequest:
     """Returns what a worker needs to make the attempt that `scheduled` decided on."""
-    steps = {step.step_id: step for step in turn.plan.steps}
+    turn, steps = fold.turn, fold.steps
     step = steps[scheduled.step_scheduled.step_id]
     before, rounds = sources(steps, step)
     request = StepRequest(
@@ -33,6 +34,8 @@ def step_request(turn: Turn, scheduled: TurnEvent, config: RuntimeConfig) -> Ste
         depth=turn.parent.depth,
         steps_left=turn.limits.max_steps - len(turn.plan.steps),
     )
+    if turn.limits.HasField("max_tokens"):
+        request.max_turn_tokens = turn.limits.max_tokens
     request.step.depends_on[:] = before
     if step.HasField("tool"):
         _complete_call(turn, steps, request.step)

@@ -7,7 +7,8 @@ import asyncio
 import grpc.aio
 import structlog
 
-from agentshell.mesh import call, errors
+from agentshell.mesh.call import Principal
+from agentshell.runtime.retry import retry
 from agentshell.turn.records import turn_id_of
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn
@@ -16,7 +17,7 @@ from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 
 _log = structlog.get_logger("agentshell.sub_turns")
 
-_TRY_SECONDS = 5.0
+_NOTHING_TO_CANCEL = (error_pb2.ERROR_REASON_TURN_STATE, error_pb2.ERROR_REASON_TURN_NOT_FOUND)
 # The step's request may be on its way when the step is ended: a turn not found is looked for once more.
 _DELAYS_SECONDS = (0.05, 0.5, 2.0)
 
@@ -34,17 +35,11 @@ class SubTurns:
 
     async def _cancel(self, tenant_id: str, turn: Turn, step_id: str) -> None:
         request = CancelTurnRequest(turn_id=turn_id_of(tenant_id, step_id), message=f"turn {turn.turn_id} has ended")
-        for delay in (*_DELAYS_SECONDS, None):
-            try:
-                with call.scope(call.Principal(tenant_id, turn.principal_id), _TRY_SECONDS):
-                    await self._turns.CancelTurn(request)
-                return
-            except grpc.aio.AioRpcError as failed:
-                error = errors.of(failed)
-            if error.reason == error_pb2.ERROR_REASON_TURN_STATE:  # It is over.
-                return
-            if delay is None:
-                if error.reason != error_pb2.ERROR_REASON_TURN_NOT_FOUND:
-                    _log.error("sub-turn goes on", turn_id=request.turn_id, step_id=step_id, reason=error.name)
-                return
-            await asyncio.sleep(delay)
+        error = await retry(
+            lambda: self._turns.CancelTurn(request),
+            Principal(tenant_id, turn.principal_id),
+            _DELAYS_SECONDS,
+            lambda error: error.reason == error_pb2.ERROR_REASON_TURN_STATE,  # It is over.
+        )
+        if error is not None and error.reason not in _NOTHING_TO_CANCEL:
+            _log.error("sub-turn goes on", turn_id=request.turn_id, step_id=step_id, reason=error.name)

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import structlog
 from opentelemetry import trace
 
 from agentshell.log.log import MAX_PAYLOAD_BYTES, Log
-from agentshell.mesh import call, errors
+from agentshell.mesh import call, errors, telemetry
 from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.telemetry import PROPAGATOR, STEP_SECONDS, STEPS, TRACER
+from agentshell.mesh.telemetry import STEP_SECONDS, STEPS
 from agentshell.runtime.outputs import Outputs
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
@@ -24,6 +25,8 @@ from kfm.turn.v1.turn_pb2 import StepResult
 _log = structlog.get_logger("agentshell.worker")
 
 Done = Callable[[TurnEvent], None]
+
+_seconds, _ended = cache(STEP_SECONDS.labels), cache(STEPS.labels)
 
 # A result is a record, and the turn's output in another; the rest of each is for what is around it.
 MAX_RESULT_BYTES = MAX_PAYLOAD_BYTES - 64 * 1024
@@ -69,14 +72,13 @@ class Worker:
     async def _attempt(self, request: StepRequest) -> TurnEvent:
         kind = request.step.WhichOneof("kind") or ""
         event = TurnEvent()
-        parent = PROPAGATOR.extract({"traceparent": request.header.traceparent})
-        with TRACER.start_as_current_span(f"step {kind}", parent) as span, STEP_SECONDS.labels(kind).time():
+        with telemetry.span(f"step {kind}", request.header.traceparent) as span, _seconds(kind).time():
             try:
                 result = await self._within_deadline(request, kind)
                 event.step_succeeded.CopyFrom(
                     StepSucceeded(step_id=request.step.step_id, attempt=request.attempt, result=result)
                 )
-                STEPS.labels(kind, "succeeded").inc()
+                _ended(kind, "succeeded").inc()
             except Exception as exception:
                 error = errors.of(exception)
                 span.set_status(trace.StatusCode.ERROR, error.message)
@@ -86,7 +88,7 @@ class Worker:
                 event.step_failed.CopyFrom(
                     StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
                 )
-                STEPS.labels(kind, error.name.lower()).inc()
+                _ended(kind, error.name.lower()).inc()
         return stamp(event, request.turn_id, request.header)
 
     async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:

@@ -1,11 +1,12 @@
-"""ToolService: the built-in tools that a personality exposes. Tools of a pack's own come with their sandbox."""
+"""ToolService: the tools that a personality exposes: built-in ones here and now, its pack's own in a sandbox."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ from agentshell.mesh.errors import AgentShellError
 from agentshell.tool import metrics
 from agentshell.tool.attempt import Attempt
 from agentshell.tool.builtin.table import TOOLS
-from agentshell.tool.function import Repeat
+from agentshell.tool.function import Function, Repeat
 from agentshell.tool.invocation import Invocation
+from agentshell.tool.pack_tool import PackTool
 from agentshell.tool.results import Results
 from agentshell.tool.runs import Runs, Tell, Work
+from agentshell.tool.sandbox.sandbox import Sandbox
 from kfm.content.v1.content_pb2 import ToolResult
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
@@ -32,7 +35,7 @@ from kfm.tool.v1 import tool_service_pb2_grpc
 MAX_CALL_SECONDS = 120.0
 # For how long a tool that a personality exposed may be called without asking again, and how many such are kept.
 _EXPOSED_SECONDS = 1.0
-_EXPOSING_KEPT = 1024
+_EXPOSING_KEPT = 256
 _MAX_SHOWN_CHARACTERS = 64
 # What a model brought about and can mend. It is an answer; whatever else goes wrong is the RPC's end.
 _MENDABLE = frozenset(
@@ -40,34 +43,60 @@ _MENDABLE = frozenset(
         error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
         error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
         error_pb2.ERROR_REASON_TOO_LARGE,
+        error_pb2.ERROR_REASON_HOST_NOT_ALLOWED,
+        error_pb2.ERROR_REASON_TOOL_FAILED,
+        error_pb2.ERROR_REASON_TOOL_CRASHED,
+        error_pb2.ERROR_REASON_TOOL_OUTPUT_INVALID,
+        error_pb2.ERROR_REASON_TOOL_TIMEOUT,
+        error_pb2.ERROR_REASON_TOOL_CPU_LIMIT,
+        error_pb2.ERROR_REASON_TOOL_MEMORY_LIMIT,
+        error_pb2.ERROR_REASON_TOOL_OUTPUT_LIMIT,
+        error_pb2.ERROR_REASON_TOOL_HOST_CALL_LIMIT,
+        error_pb2.ERROR_REASON_TOOL_EGRESS_LIMIT,
+        error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED,
     }
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
-    """Serves the built-in tools. They act on behalf of the caller; a personality decides which of them it exposes."""
+@dataclass(frozen=True, slots=True)
+class _Exposed:
+    """What a personality exposes: its tools, by name."""
 
-    def __init__(self, results: Results, memory: grpc.aio.Channel, personality: grpc.aio.Channel) -> None:
+    personality: Personality
+    tools: Mapping[str, Function | PackTool]
+
+
+class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
+    """Serves tools. They act on behalf of the caller; a personality decides which of them it exposes."""
+
+    def __init__(
+        self, results: Results, memory: grpc.aio.Channel, personality: grpc.aio.Channel, sandbox: Sandbox
+    ) -> None:
         self._results = results
         self._memory = MemoryServiceStub(memory)
         self._personality = PersonalityServiceStub(personality)
-        self._exposing: dict[tuple[str, str, str], tuple[Personality, float]] = {}
+        self._sandbox = sandbox
+        self._exposing: dict[tuple[str, str], tuple[_Exposed, float]] = {}
         self._runs = Runs()
 
     async def open(self) -> None:
         """Makes the schema, or brings it up to date."""
         await self._results.open()
 
+    async def close(self) -> None:
+        """Ends the sandboxes."""
+        await self._sandbox.close()
+
     async def ListTools(self, request: pb.ListToolsRequest, context: _Context) -> pb.ListToolsResponse:
         """Lists tools by name. Raises PERSONALITY_NOT_FOUND and PAGE_TOKEN_INVALID."""
         size = paging.page_size(request.page_size, default=100, most=1000)
         (after,) = paging.decode(request, request.page_token, str) or ("",)
-        exposed = (await self._ask(request.personality_id, request.personality_digest)).tools
-        names = [name for name in sorted(set(exposed) & TOOLS.keys()) if name > after]
+        tools = (await self._ask(request.personality_id, request.personality_digest)).tools
+        names = [name for name in sorted(tools) if name > after]
         token = paging.encode(request, names[size - 1]) if len(names) > size else ""
-        return pb.ListToolsResponse(tools=[TOOLS[name].definition for name in names[:size]], next_page_token=token)
+        return pb.ListToolsResponse(tools=[tools[name].definition for name in names[:size]], next_page_token=token)
 
     async def InvokeTool(
         self, request: pb.InvokeToolRequest, context: _Context
@@ -88,12 +117,12 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             yield pb.InvokeToolResponse(failure=errors.to_failure(error))
 
     async def _invoke(self, request: pb.InvokeToolRequest) -> AsyncGenerator[pb.InvokeToolResponse]:
-        personality = await self._find(request)
-        function = TOOLS[request.call.name]
+        exposed = await self._find(request)
+        function = exposed.tools[request.call.name]
         arguments = function.check(request.call.arguments)
 
         async def run(tell: Tell) -> ToolResult:
-            invocation = Invocation(request.request_id, personality, self._memory, tell)
+            invocation = Invocation(request.request_id, exposed.personality, self._memory, tell)
             async with asyncio.timeout(_remaining_seconds()):
                 output = await function.call(arguments, invocation)
             return ToolResult(call_id=request.call.call_id, output=output)
@@ -113,32 +142,35 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
     async def _write(self, attempt: Attempt, run: Work, tell: Tell) -> ToolResult:
         return await self._results.claim(attempt) or await self._read(attempt, run, tell)
 
-    async def _find(self, request: pb.InvokeToolRequest) -> Personality:
-        """Returns the personality whose tool is called. Raises TOOL_NOT_FOUND where it does not expose it."""
+    async def _find(self, request: pb.InvokeToolRequest) -> _Exposed:
+        """Returns what the personality exposes whose tool is called. Raises TOOL_NOT_FOUND where it does not that."""
         personality_id, name = request.personality_id, request.call.name
-        key = (personality_id, request.personality_digest, name)
-        personality, until = self._exposing.get(key, (None, 0.0))
-        if personality is not None and time.monotonic() < until:
-            return personality
-        personality = await self._ask(personality_id, request.personality_digest)
-        exposed = sorted(set(personality.tools) & TOOLS.keys())
-        if name not in exposed:
+        key = (personality_id, request.personality_digest)
+        exposed, until = self._exposing.get(key, (None, 0.0))
+        if exposed is None or name not in exposed.tools or time.monotonic() >= until:  # It may just have come.
+            exposed = await self._ask(personality_id, request.personality_digest)
+            if len(self._exposing) >= _EXPOSING_KEPT:
+                self._exposing.clear()
+            self._exposing[key] = (exposed, time.monotonic() + _EXPOSED_SECONDS)
+        if name not in exposed.tools:
             name = name[:_MAX_SHOWN_CHARACTERS]  # A model's invention may be of any length.
+            names = ", ".join(sorted(exposed.tools)) or "none"
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
-                f"personality {personality_id!r} has no tool {name!r}; it has: {', '.join(exposed) or 'none'}",
+                f"personality {personality_id!r} has no tool {name!r}; it has: {names}",
                 metadata={"personality_id": personality_id, "tool": name},
             )
-        if len(self._exposing) >= _EXPOSING_KEPT:
-            self._exposing.clear()
-        self._exposing[key] = (personality, time.monotonic() + _EXPOSED_SECONDS)
-        return personality
+        return exposed
 
-    async def _ask(self, personality_id: str, digest: str) -> Personality:
-        """Returns a personality; for an empty id one of nobody's, that exposes all tools."""
+    async def _ask(self, personality_id: str, digest: str) -> _Exposed:
+        """Returns what a personality exposes; for an empty id all built-in tools, as of nobody's."""
         if not personality_id:
-            return Personality(tools=TOOLS)
-        return (await self._personality.Get(GetRequest(personality_id=personality_id, digest=digest))).personality
+            return _Exposed(Personality(), TOOLS)
+        asked = GetRequest(personality_id=personality_id, digest=digest, with_tool_code=True)
+        personality = (await self._personality.Get(asked)).personality
+        code = personality.tool_code
+        own = {function.tool.name: PackTool(code, function, self._sandbox) for function in code.functions}
+        return _Exposed(personality, {name: TOOLS[name] for name in personality.tools if name in TOOLS} | own)
 
 
 def _remaining_seconds() -> float:

@@ -23,6 +23,7 @@ _LONGEST_DELAY = timedelta(seconds=10)
 _SERVICE_DELAY = timedelta(seconds=1)
 # Somebody's answer may be in the log, and not yet read, when the time for it is up by our clock.
 INPUT_GRACE = timedelta(seconds=1)
+_UNSETTLED = frozenset({t.STEP_STATE_UNSPECIFIED, t.STEP_STATE_SCHEDULED, t.STEP_STATE_FAILED})
 _TRANSIENT_CODES = frozenset({code_pb2.UNAVAILABLE, code_pb2.ABORTED})
 # Of a record's 1 MiB: a plan that grows by more has items or steps that belong into memory.
 _MAX_GROWTH_BYTES = 512 * 1024
@@ -124,7 +125,8 @@ def _next(turn: t.Turn) -> list[e.TurnEvent]:
         return [over]
     if extension := _growth(graph):
         return [_extended(turn, graph.steps[extension.step_id], extension)]
-    events = [event for name in graph.steps if (event := _about(turn, graph, name))]
+    unsettled = [name for name, state in graph.states.items() if state in _UNSETTLED]
+    events = [event for name in unsettled if (event := _about(turn, graph, name))]
     losses = [event for event in events if event.WhichOneof("event") in ("step_failed", "turn_failed")]
     return losses[:1] or events or list(_ended(turn, graph))  # What is lost may mean that the others need not begin.
 

@@ -53,6 +53,11 @@ def follow(header: EventHeader, before: EventHeader) -> None:
     header.causation_id = before.event_id
 
 
+def own_session_id(turn_id: str) -> str:
+    """Returns the session of a turn that is asked for without one: nothing was said in it before."""
+    return f"s-{turn_id}"
+
+
 def session_key(tenant_id: str, session_id: str) -> str:
     """Returns the log key of a session: two tenants' sessions of one name are two."""
     return f"{tenant_id}/{session_id}"

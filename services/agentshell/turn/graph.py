@@ -44,11 +44,15 @@ class Graph:
 
     def verdict(self, step: t.Step) -> Verdict:
         """Returns whether a step that has not begun can start, by its join."""
-        before = list(step.depends_on)
         if not step.HasField("join") or step.join.HasField("all"):
-            if any(self.states[name] == t.STEP_STATE_SKIPPED for name in before):
-                return Verdict.SKIP
-            return Verdict.START if all(map(self.has_ended, before)) else Verdict.WAIT
+            verdict = Verdict.START
+            for name in step.depends_on:
+                if self.states[name] == t.STEP_STATE_SKIPPED:
+                    return Verdict.SKIP
+                if not self.has_ended(name):
+                    verdict = Verdict.WAIT
+            return verdict
+        before = list(step.depends_on)
         count = step.join.quorum.count if step.join.HasField("quorum") else 1
         succeeded = sum(self.states[name] == t.STEP_STATE_SUCCEEDED for name in before)
         if succeeded >= count:

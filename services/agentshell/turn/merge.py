@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentshell.turn.state import apply, is_over
+from agentshell.turn.state import Fold, is_over
 from kfm.turn.v1 import turn_pb2 as t
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent
 
@@ -14,30 +14,30 @@ class Merge:
     """
 
     def __init__(self, turn_id: str) -> None:
-        self._turn = t.Turn(turn_id=turn_id)
+        self._fold = Fold(t.Turn(turn_id=turn_id))
         self._newest_run: dict[str, str] = {}
         self._next_index: dict[str, int] = {}
 
     @property
     def is_over(self) -> bool:
         """Whether the turn's last event was fed."""
-        return is_over(self._turn)
+        return is_over(self._fold.turn)
 
     def sees_event(self, event: TurnEvent) -> bool:
         """Returns whether the reader is to see the event: one of this turn that changes it."""
-        return apply(self._turn, event)
+        return self._fold.apply(event)
 
     def awaits(self, delta: OutputDelta) -> bool:
         """Returns whether the text belongs to an attempt whose StepScheduled is yet to be fed: feed that first."""
-        if delta.turn_id != self._turn.turn_id or self.is_over:
+        if delta.turn_id != self._fold.turn.turn_id or self.is_over:
             return False
-        step = self._step(delta)
+        step = self._fold.steps.get(delta.step_id)
         return step is None or delta.attempt > step.attempt
 
     def sees_delta(self, delta: OutputDelta) -> bool:
         """Returns whether the reader is to see the text: of an attempt under way, its newest run, and next in it."""
-        step = self._step(delta)
-        if delta.turn_id != self._turn.turn_id or step is None:
+        step = self._fold.steps.get(delta.step_id)
+        if delta.turn_id != self._fold.turn.turn_id or step is None:
             return False
         if step.state != t.STEP_STATE_SCHEDULED or step.attempt != delta.attempt:
             return False
@@ -48,6 +48,3 @@ class Merge:
             return False
         self._next_index[delta.run_id] += len(delta.texts)
         return True
-
-    def _step(self, delta: OutputDelta) -> t.Step | None:
-        return next((step for step in self._turn.plan.steps if step.step_id == delta.step_id), None)

@@ -41,16 +41,18 @@ def command_record(command: StepCommand) -> Record:
     return _record(body.turn_id, body.header, command)
 
 
-def event_of(record: Record) -> TurnEvent:
-    """Returns the event of a record of `agent.turns`. Raises DecodeError."""
-    event = TurnEvent.FromString(record.payload)
+def event_of(record: Record, event: TurnEvent | None = None) -> TurnEvent:
+    """Returns the event of a record of `agent.turns`, put into an empty one where that is given. Raises DecodeError."""
+    event = TurnEvent() if event is None else event
+    event.MergeFromString(record.payload)
     _restore(event.header, record)
     return event
 
 
-def delta_of(record: Record) -> OutputDelta:
-    """Returns the text of a record of `agent.outputs`. Raises DecodeError."""
-    delta = OutputDelta.FromString(record.payload)
+def delta_of(record: Record, delta: OutputDelta | None = None) -> OutputDelta:
+    """Returns the text of a record of `agent.outputs`, put into an empty one if that is given. Raises DecodeError."""
+    delta = OutputDelta() if delta is None else delta
+    delta.MergeFromString(record.payload)
     _restore(delta.header, record)
     return delta
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
+from agentshell.content import add_usage
 from kfm.content.v1.content_pb2 import Usage
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1 import turn_pb2 as t
@@ -70,27 +71,83 @@ def is_over(turn: t.Turn) -> bool:
 
 def apply(turn: t.Turn, event: TurnEvent) -> bool:
     """Changes `turn` by `event` and returns whether that changed anything. A turn begins as an empty `Turn`."""
-    kind = event.WhichOneof("event") or ""
-    state = TURN_MOVES.get((turn.state, kind))
-    if state is None or (turn.turn_id and turn.turn_id != event.turn_id):
-        return False
-    if kind in _STEP_EVENTS:
-        if not _apply_to_step(turn, kind, event):
+    return Fold(turn).apply(event)
+
+
+class Fold:
+    """Folds one event after another into `turn`, which nobody else changes meanwhile. `steps` are its own, by name."""
+
+    def __init__(self, turn: t.Turn) -> None:
+        self.turn = turn
+        self.steps: Mapping[str, t.Step] = {}
+        self._undone: frozenset[str] = frozenset()
+        self._find_steps()
+
+    def apply(self, event: TurnEvent) -> bool:
+        """Folds an event, and returns whether that changed anything."""
+        turn, kind = self.turn, event.WhichOneof("event") or ""
+        state = TURN_MOVES.get((turn.state, kind))
+        if state is None or (turn.turn_id and turn.turn_id != event.turn_id):
             return False
-    elif kind == "plan_created":
-        if turn.HasField("plan"):
+        if kind in _STEP_EVENTS:
+            if not self._apply_to_step(kind, event):
+                return False
+        elif kind == "plan_created":
+            if turn.HasField("plan"):
+                return False
+            turn.plan.CopyFrom(event.plan_created.plan)
+            self._find_steps()
+        elif kind == "turn_waiting":
+            if not _waits(turn, event.turn_waiting.step_ids):
+                return False
+        elif kind == "turn_requested":
+            _begin(turn, event)
+        elif state in OVER:
+            _end(turn, kind, event)
+        _keep_time(turn, state, event)
+        turn.state = state
+        return True
+
+    def _find_steps(self) -> None:
+        self.steps = {step.step_id: step for step in self.turn.plan.steps}
+        self._undone = frozenset(step.compensates for step in self.steps.values() if step.compensates)
+
+    def _apply_to_step(self, kind: str, event: TurnEvent) -> bool:
+        payload = getattr(event, kind)
+        step = self.steps.get(payload.step_id)
+        state = STEP_MOVES.get((step.state, kind)) if step else None
+        if step is None or state is None or not _is_news(self.turn, step, kind, event):
             return False
-        turn.plan.CopyFrom(event.plan_created.plan)
-    elif kind == "turn_waiting":
-        if not _waits(turn, event.turn_waiting.step_ids):
-            return False
-    elif kind == "turn_requested":
-        _begin(turn, event)
-    elif state in OVER:
-        _end(turn, kind, event)
-    _keep_time(turn, state, event)
-    turn.state = state
-    return True
+        match kind:
+            case "step_scheduled":
+                step.attempt = payload.attempt
+                step.schedule_time.CopyFrom(event.header.time)
+            case "step_succeeded":
+                step.attempt = payload.attempt
+                step.result.CopyFrom(payload.result)
+                step.ClearField("failure")
+            case "step_failed":
+                step.failure.CopyFrom(payload.failure)
+                step.failure_count += payload.failure.reason != error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
+            case "input_provided":
+                step.result.output.CopyFrom(payload.input)
+            case "plan_extended":
+                _extend(self.turn, event)
+                self._find_steps()
+            case _:
+                pass
+        if kind not in ("step_scheduled", "plan_extended"):
+            self._set_end_time(step, event)
+        step.state = state
+        return True
+
+    def _set_end_time(self, step: t.Step, event: TurnEvent) -> None:
+        """Of the steps that may be undone, one ends after another as in the log, whatever the clocks of workers say."""
+        step.end_time.CopyFrom(event.header.time)
+        if step.step_id in self._undone:
+            others = (self.steps[name] for name in self._undone - {step.step_id} if name in self.steps)
+            latest = max((other.end_time.ToNanoseconds() for other in others), default=0)
+            step.end_time.FromNanoseconds(max(step.end_time.ToNanoseconds(), latest + 1))
 
 
 def usage_of(turn: t.Turn) -> Usage:
@@ -102,18 +159,6 @@ def usage_of(turn: t.Turn) -> Usage:
             continue
         add_usage(total, step.result.usage)
     return total
-
-
-def add_usage(total: Usage, used: Usage) -> None:
-    """Adds what a call used. The cost is unknown as soon as one call's is."""
-    total.input_tokens += used.input_tokens
-    total.output_tokens += used.output_tokens
-    total.cached_input_tokens += used.cached_input_tokens
-    total.reasoning_tokens += used.reasoning_tokens
-    if not used.HasField("cost"):
-        total.ClearField("cost")
-    elif total.HasField("cost"):
-        total.cost.amount_micros += used.cost.amount_micros
 
 
 def _waits(turn: t.Turn, step_ids: Iterable[str]) -> bool:
@@ -161,45 +206,6 @@ def _end(turn: t.Turn, kind: str, event: TurnEvent) -> None:
     for step in turn.plan.steps:
         if step.state == t.STEP_STATE_UNSPECIFIED:
             step.state = t.STEP_STATE_SKIPPED
-
-
-def _apply_to_step(turn: t.Turn, kind: str, event: TurnEvent) -> bool:
-    payload = getattr(event, kind)
-    step = next((step for step in turn.plan.steps if step.step_id == payload.step_id), None)
-    state = STEP_MOVES.get((step.state, kind)) if step else None
-    if step is None or state is None or not _is_news(turn, step, kind, event):
-        return False
-    match kind:
-        case "step_scheduled":
-            step.attempt = payload.attempt
-            step.schedule_time.CopyFrom(event.header.time)
-        case "step_succeeded":
-            step.attempt = payload.attempt
-            step.result.CopyFrom(payload.result)
-            step.ClearField("failure")
-        case "step_failed":
-            step.failure.CopyFrom(payload.failure)
-            step.failure_count += payload.failure.reason != error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
-        case "input_provided":
-            step.result.output.CopyFrom(payload.input)
-        case "plan_extended":
-            _extend(turn, event)
-        case _:
-            pass
-    if kind not in ("step_scheduled", "plan_extended"):
-        _set_end_time(turn, step, event)
-    step.state = state
-    return True
-
-
-def _set_end_time(turn: t.Turn, step: t.Step, event: TurnEvent) -> None:
-    """Of the steps that may be undone, one ends after another as in the log, whatever the clocks of workers say."""
-    step.end_time.CopyFrom(event.header.time)
-    undone = {other.compensates for other in turn.plan.steps}
-    if step.step_id in undone:
-        others = (other for other in turn.plan.steps if other.step_id in undone - {step.step_id})
-        latest = max((other.end_time.ToNanoseconds() for other in others), default=0)
-        step.end_time.FromNanoseconds(max(step.end_time.ToNanoseconds(), latest + 1))
 
 
 def _is_news(turn: t.Turn, step: t.Step, kind: str, event: TurnEvent) -> bool:

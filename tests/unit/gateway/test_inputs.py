@@ -89,7 +89,7 @@ def test_a_step_that_does_not_wait_says_where_it_stands() -> None:
         ({"schema": struct(NUMBER)}, "[" * 100_000, "the limit of an answer with a schema"),
         ({"schema": struct(NUMBER)}, "[" * 10_000, "must be JSON"),
         ({"schema": struct(NUMBER)}, '{"amount": 11}', "$.amount: 11 is greater than the maximum of 10"),
-        ({"schema": struct(NUMBER)}, json.dumps({"amount": "x" * 10_000}), "$.amount: 'xxx"),
+        ({"schema": struct(NUMBER)}, json.dumps({"amount": "x" * 10_000}), '$.amount: "xxx'),
         ({}, " ", "say something"),
     ],
 )
@@ -117,7 +117,8 @@ def test_an_answer_is_what_a_user_says() -> None:
         ({"type": "object", "properties": {"$ref": {"const": {"pattern": "x"}}}}, ""),
         ({"type": "nothing"}, "is no JSON Schema: $.type"),
         ({"anyOf": [{"items": {"$ref": "#"}}]}, "has '$ref'"),
-        ({"properties": {"a": {"patternProperties": {"(a+)+$": {}}}}}, "has 'patternProperties'"),
+        ({"properties": {"a": {"patternProperties": {"(a+)+$": {}}}}}, ""),
+        ({"properties": {"a": {"pattern": "(?=a)"}}}, "is no JSON Schema: $.properties.a.pattern"),
         ({"const": "x" * 20_000}, "the limit is 16384"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.unit.gateway.turn_log import SESSION, TENANT, append, beginning, done, end, say
@@ -13,9 +14,10 @@ from agentshell.gateway import feed as feed_module
 from agentshell.gateway.feed import Feeds
 from agentshell.gateway.turn_index import IndexedTurn
 from agentshell.gateway.turn_reader import TurnReader
-from agentshell.log.log import Log
+from agentshell.log.log import Log, Topic
 from agentshell.log.postgres import PostgresLog
 from agentshell.mesh.errors import AgentShellError
+from agentshell.turn import envelope
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnEvent, TurnUpdate
 from kfm.turn.v1.turn_pb2 import Turn
@@ -104,6 +106,40 @@ async def test_a_reader_that_falls_behind_misses_nothing(log: PostgresLog, monke
         delta = await say(log, "T", "s0", 0)
         await append(log, *events[3:])
         assert await rest(batches) == told(delta, *events[3:])
+
+
+async def test_what_waits_for_a_reader_that_does_not_read_is_let_go_and_read_in_the_log_later(log: PostgresLog) -> None:
+    steps = [f"s{number}" for number in range(12)]
+    events = [*beginning("T", *steps), *(event for step in steps for event in done("T", step, 500_000)), end("T")]
+    await append(log, *events[:2])
+    feeds = Feeds(log)
+    async with aclosing(reader(log, feeds)) as batches, aclosing(reader(log, feeds)) as watched:
+        assert await anext(batches) == told(*events[:2])
+        waiting = await follow(batches)
+        await append(log, events[2])
+        assert await waiting == told(events[2])
+        follower = feeds.follow(0, envelope.session_key(TENANT, SESSION), (3, 0))
+        assert follower is not None
+        for event in events[3:]:
+            await append(log, event)
+        assert await rest(watched) == told(*events), "nobody waits for the one that does not read"
+        assert (follower.cut, follower.take()) == (True, ([], []))
+        feeds.unfollow(follower)
+        assert await rest(batches) == told(*events[3:])
+
+
+async def test_text_that_is_no_longer_retained_is_left_out_and_a_turn_that_is_not_is_named(log: PostgresLog) -> None:
+    await log.ensure_topic(Topic(envelope.TURNS, 1, timedelta(days=9)))
+    events = [*beginning("T", "a"), *done("T", "a"), end("T")]
+    await append(log, *events[:3])
+    await say(log, "T", "a", 0)
+    await append(log, *events[3:])
+    await log.apply_retention(datetime.now(UTC) + timedelta(days=1))
+    assert await rest(reader(log, Feeds(log))) == told(*events)
+    await log.apply_retention(datetime.now(UTC) + timedelta(days=10))
+    with pytest.raises(AgentShellError, match="turn T, only how it ended: ask GetTurn") as caught:
+        await rest(reader(log, Feeds(log)))
+    assert caught.value.reason == error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE
 
 
 async def test_a_reader_is_told_when_the_log_fails(log: PostgresLog) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentshell.log.dead_letter import fold
+from agentshell.log.dead_letter import Letters
 from agentshell.log.log import Record, StoredRecord
 from kfm.admin.v1.admin_service_pb2 import (
     SETTLEMENT_DROPPED,
@@ -45,10 +45,10 @@ def settled(name: str, settlement: str) -> Record:
 
 
 def folded(records: list[Record], limit: int) -> list[DeadLetter]:
-    letters: dict[bytes, DeadLetter] = {}
+    letters = Letters(limit)
     for offset, record in enumerate(records):
-        fold(letters, StoredRecord(5, offset, _TIME, record), limit)
-    return list(letters.values())
+        letters.fold(StoredRecord(5, offset, _TIME, record))
+    return list(letters.by_id.values())
 
 
 def test_a_buried_record_is_a_dead_letter_with_all_that_happened_to_it() -> None:
@@ -75,18 +75,23 @@ def test_what_is_neither_buried_nor_a_settlement_is_no_dead_letter() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["buried", "replayed", "dropped"])), max_size=30),
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["buried", "claimed", "replayed", "dropped"])), max_size=30
+    ),
     st.integers(1, 7),
 )
 def test_the_first_letters_are_kept_each_once_with_its_first_settlement(
     history: list[tuple[str, str]], limit: int
 ) -> None:
     expected: dict[str, Settlement.ValueType] = {}
+    claimed: set[str] = set()
     for name, what in history:
         if what == "buried":
             if len(expected) < limit:
                 expected.setdefault(name, SETTLEMENT_PENDING)
-        elif expected.get(name) == SETTLEMENT_PENDING:
+        elif expected.get(name) == SETTLEMENT_PENDING and what == "claimed":
+            claimed.add(name)
+        elif expected.get(name) == SETTLEMENT_PENDING and (what, name in claimed) != ("dropped", True):
             expected[name] = _NAMES[what]
     records = [buried(name) if what == "buried" else settled(name, what) for name, what in history]
     letters = folded(records, limit)

@@ -8,7 +8,7 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 pytest.importorskip("apache_iggy", reason="the SDK of Iggy is not installed")
-from agentshell.log.iggy_wire import tcp_config
+from agentshell.log.iggy_wire import stream_of, tcp_config
 
 
 def test_an_address_has_a_user_and_a_password_or_a_token() -> None:
@@ -20,6 +20,11 @@ def test_an_address_has_a_user_and_a_password_or_a_token() -> None:
     assert not by_token.reconnection.enabled
 
 
+def test_an_address_may_name_the_stream() -> None:
+    assert stream_of("iggy://ann:p%40ss@broker:8090?tls=true") == "agentshell"
+    assert stream_of("iggy://ann:p%40ss@broker:8090/of%20ours?tls=true") == "of ours"
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -28,6 +33,8 @@ def test_an_address_has_a_user_and_a_password_or_a_token() -> None:
         "iggy://broker:8090",
         "iggy://ann:secret@broker:port",
         "iggy://ann:secret@broker:8090?tsl=true",
+        "iggy://ann:secret@broker:8090?tls=yes",
+        "iggy://ann:secret@broker:8090?tls_ca_file=ca.pem",
     ],
 )
 def test_a_wrong_address_is_refused_without_repeating_its_secret(url: str) -> None:

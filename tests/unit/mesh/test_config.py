@@ -48,6 +48,24 @@ def test_what_is_unknown_or_malformed_is_named_with_its_value_and_the_fix(
     assert caught.value.metadata["fix"] in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("topics", "said"),
+    [
+        (
+            "{'agent.turn' = {partitions = 2}}",
+            "'agent.turn', only agent.turns, agent.outputs, agent.steps",
+        ),
+        ("{'agent.outputs' = {partitions = 2}}", "'agent.outputs' has the partitions of 'agent.turns', 8: leave out"),
+    ],
+)
+def test_what_cannot_be_said_of_a_topic_is_refused_with_what_can(topics: str, said: str) -> None:
+    with pytest.raises(AgentShellError) as caught:
+        config.load(None, {"AGENTSHELL_LOG__TOPICS": topics})
+    assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
+    assert caught.value.metadata["key"] == "log.topics"
+    assert said in caught.value.message
+
+
 @pytest.mark.parametrize("text", ["[runtime", "a = \xff", None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "broken.toml"

@@ -34,5 +34,6 @@ def test_every_reason_that_the_documentation_names_is_in_the_contract() -> None:
     text = "\n".join(path.read_text() for path in sorted(KNOWLEDGE.glob("*.md")))
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", text))
     codes = {code.name for code in grpc.StatusCode}
-    others = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AGENTSHELL_CONFIG", "AGENTSHELL_DATA_DIR", "FAIL_TURN"}
+    keys = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"}
+    others = {*keys, "AGENTSHELL_CONFIG", "AGENTSHELL_DATA_DIR", "FAIL_TURN"}
     assert {f"ERROR_REASON_{name}" for name in named - codes - others} <= set(ErrorReason.keys())

@@ -65,8 +65,8 @@ class Journal:
         for event in decide(self.open_turn.turn, self._requested):
             self.write(event)
             if event.HasField("step_scheduled"):
-                requests.append(step_request(self.open_turn.turn, event, _CONFIG))
-                asked = step_request(self.open_turn.turn, event, _CONFIG)
+                requests.append(step_request(self.open_turn.fold, event, _CONFIG))
+                asked = step_request(self.open_turn.fold, event, _CONFIG)
                 self.steps_bytes += sum(map(size, LogDispatch().begin(self.open_turn, asked, lambda _: None)))
         return requests
 

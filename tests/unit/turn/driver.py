@@ -79,6 +79,14 @@ class Driver:
         self._asked: set[tuple[str, int]] = set()
         self.write(e.TurnEvent(turn_requested=requested))
 
+    @property
+    def turn(self) -> t.Turn:
+        return self._fold.turn
+
+    @turn.setter
+    def turn(self, turn: t.Turn) -> None:
+        self._fold = state.Fold(turn)
+
     def write(self, event: e.TurnEvent) -> bool:
         """Writes an event down and folds it; returns whether it changed anything."""
         self.now += _TICK
@@ -89,7 +97,7 @@ class Driver:
         header.tenant_id, header.session_id, header.correlation_id = "acme", "S", TURN_ID
         header.time.FromDatetime(self.now)
         self.events.append(e.RecordedTurnEvent(event=event, offset=len(self.events), append_time=header.time))
-        return state.apply(self.turn, event)
+        return self._fold.apply(event)
 
     def decide(self) -> list[e.TurnEvent]:
         """Writes what must follow, until nothing does, and returns it."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from google.protobuf import json_format
 
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import pricing
 from agentshell.provider.adapters import part_text
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
@@ -60,24 +59,15 @@ class Answer:
         return pb.GenerationDelta(tool_call=delta)
 
     def finish(
-        self,
-        model: str,
-        reason: pb.FinishReason.ValueType,
-        usage: content_pb2.Usage | None,
-        cache_write_tokens: int = 0,
+        self, model: str, reason: pb.FinishReason.ValueType, usage: content_pb2.Usage | None
     ) -> pb.GenerateResponse:
-        """Returns the whole answer, priced. A `usage` of None is unknown. Raises PROVIDER_RESPONSE_INVALID."""
-        response = pb.GenerateResponse(provider=self._provider, model=model, finish_reason=reason)
+        """Returns the whole answer. A `usage` of None is unknown. Raises PROVIDER_RESPONSE_INVALID."""
+        response = pb.GenerateResponse(provider=self._provider, model=model, finish_reason=reason, usage=usage)
         response.message.role = content_pb2.ROLE_ASSISTANT
         for piece in self._pieces:
             response.message.parts.append(self._part(piece, reason))
         if not self._pieces:
             response.message.parts.add().text.SetInParent()  # A message has a part, even if nothing is said.
-        if usage is not None:
-            response.usage.CopyFrom(usage)
-            cost = pricing.cost(self._provider, model, usage, cache_write_tokens)
-            if cost is not None:
-                response.usage.cost.CopyFrom(cost)
         return response
 
     def _grow(self, kind: str) -> _Piece:

@@ -6,32 +6,28 @@ in its place, and a model that cannot take it there refuses. Reasoning goes back
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import importlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from datetime import timedelta
+from itertools import chain, count, takewhile
+from typing import TYPE_CHECKING, Any, cast
 
-from agentshell.content import plain
-from agentshell.mesh import errors
-from agentshell.mesh.config import VendorConfig
-from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import pricing
-from agentshell.provider.adapters import failure, part_text
-from agentshell.provider.adapters.adapter import unsupported
+from agentshell.provider.adapters import failure, part_text, sdk
+from agentshell.provider.adapters.adapter import Access, unsupported
 from agentshell.provider.adapters.answer import Answer
-from agentshell.provider.adapters.failure import Failure, Kind
+from agentshell.provider.adapters.events import Events
+from agentshell.provider.adapters.failure import Failure
+from agentshell.provider.adapters.sdk import Sdk
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-if TYPE_CHECKING:  # The SDK takes a second and 60 MB to import: only who calls Anthropic pays for it.
+if TYPE_CHECKING:
+    import httpx2
     from anthropic import AsyncAnthropic
-    from anthropic.types import RawMessageStreamEvent
 
-_NAME = "anthropic"
 _MODEL = "claude-sonnet-5-5"
-_KEY_VARIABLE = "ANTHROPIC_API_KEY"
+_PATH = "/v1/messages"
 # The API demands a limit and has no default of its own; thinking counts towards it.
 _MAX_OUTPUT_TOKENS = 16_384
 
@@ -43,6 +39,14 @@ _FINISH: Mapping[str, pb.FinishReason.ValueType] = {
     "tool_use": pb.FINISH_REASON_TOOL_CALLS,
     "refusal": pb.FINISH_REASON_CONTENT_FILTER,
 }
+_EFFORTS: Mapping[pb.ReasoningEffort.ValueType, str] = {
+    pb.REASONING_EFFORT_MINIMAL: "low",  # There is none below.
+    pb.REASONING_EFFORT_LOW: "low",
+    pb.REASONING_EFFORT_MEDIUM: "medium",
+    pb.REASONING_EFFORT_HIGH: "high",
+}
+# How long what is cached may be kept: the first that is long enough is asked for.
+_LIFETIMES = {"5m": timedelta(minutes=5), "1h": timedelta(hours=1)}
 # What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one.
 _THINKING = b"anthropic/thinking/"
 _REDACTED = b"anthropic/redacted/"
@@ -51,215 +55,260 @@ _REDACTED = b"anthropic/redacted/"
 class AnthropicAdapter:
     """Generates and counts tokens. Has no embeddings and no moderation."""
 
-    name = _NAME
+    abilities = frozenset(
+        {
+            pb.ABILITY_TEMPERATURE,
+            pb.ABILITY_TOP_P,
+            pb.ABILITY_STOP,
+            pb.ABILITY_REASONING_EFFORT,
+            pb.ABILITY_TOOLS,
+            pb.ABILITY_TOOL_CHOICE,
+            pb.ABILITY_IMAGES,
+            pb.ABILITY_IMAGE_LINKS,
+            pb.ABILITY_OUTPUT_SCHEMA,
+            pb.ABILITY_PROMPT_CACHE,
+            pb.ABILITY_PROMPT_CACHE_TTL,
+            pb.ABILITY_TOKEN_COUNT,
+        }
+    )
 
-    def __init__(self, config: VendorConfig, environment: Mapping[str, str]) -> None:
-        self.default_model = config.model or _MODEL
-        self._base_url = config.base_url or None
-        self._key_variable = config.api_key_env or _KEY_VARIABLE
-        self._environment = environment
-        self._client: AsyncAnthropic | None = None
+    def __init__(self, access: Access) -> None:
+        self.default_model = access.model or _MODEL
+        self._provider = access.provider
+        self._base_url = access.base_url or None
+        self._sdk: Sdk[AsyncAnthropic] = Sdk(access, "anthropic", self._connect, sdk.stainless("anthropic"))
 
     async def stream(
         self, generation: pb.Generation, model: str
     ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
-        request = {**_conversation(generation), **_parameters(generation.parameters)}
-        client = await self._open()
-        growth = _Growth(model)
-        try:
-            async with await client.messages.create(model=model, stream=True, **request) as events:
-                async for event in events:
-                    for delta in growth.read(event):
-                        yield delta
+        client = await self._sdk.open()
+        request = {"model": model, **_prompt(generation, self._provider), **_parameters(generation.parameters)}
+        events, growth = Events(), _Growth(self._provider, model)
+        with self._sdk.failing(model):
+            async with aclosing(await _send(client, {**request, "stream": True})) as response:
+                sdk.check_events(response.headers)
+                async for data in response.aiter_bytes():
+                    for event in events.feed(data):
+                        for delta in growth.read(event):
+                            yield delta
+                    if growth.failed:
+                        raise self._sdk.error(growth.failed, model)
             if not growth.ended:
-                raise failure.error(Failure(Kind.CONNECTION), _NAME, model, self._key(), None)
+                raise self._sdk.cut(model)
             yield growth.finish()
-        except AgentShellError:
-            raise
-        except Exception as error:
-            raise self._error(error, model) from error
 
-    async def embed(self, texts: Sequence[str], model: str) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Raises FEATURE_UNSUPPORTED."""
-        raise unsupported(_NAME, "embeddings")
+        raise unsupported(self._provider, "embeddings")
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Raises FEATURE_UNSUPPORTED."""
-        raise unsupported(_NAME, "moderation")
+        raise unsupported(self._provider, "moderation")
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
         """Returns Anthropic's own count."""
-        request = _conversation(generation)
-        client = await self._open()
-        try:
-            answer = await client.messages.count_tokens(model=model, **request)
-            return pb.CountTokensResponse(input_tokens=answer.input_tokens)
-        except Exception as error:
-            raise self._error(error, model) from error
-
-    def list_models(self) -> list[pb.Model]:
-        """Returns the priced models and the default."""
-        return pricing.models(_NAME, self.default_model)
+        client = await self._sdk.open()
+        request = {"model": model, **_prompt(generation, self._provider)}
+        with self._sdk.failing(model):
+            answer = await client.post(f"{_PATH}/count_tokens", cast_to=object, body=request)
+            tokens = cast("Mapping[str, Any]", answer)["input_tokens"]
+            return pb.CountTokensResponse(input_tokens=tokens, provider=self._provider, model=model)
 
     async def close(self) -> None:
         """Closes the connections."""
-        if self._client is not None:
-            await self._client.close()
+        await self._sdk.close()
 
-    def _key(self) -> str:
-        return self._environment.get(self._key_variable, "")
+    def _connect(self, key: str, http: httpx2.AsyncClient) -> AsyncAnthropic:
+        from anthropic import AsyncAnthropic
 
-    async def _open(self) -> AsyncAnthropic:
-        key = self._key()
-        if not key:
-            raise failure.no_key(_NAME, self._key_variable)
-        if self._client is None:
-            await asyncio.to_thread(importlib.import_module, "anthropic")
-            from anthropic import AsyncAnthropic
+        return AsyncAnthropic(
+            api_key=key, base_url=self._base_url, max_retries=0, http_client=http, open_telemetry=False
+        )
 
-            client = AsyncAnthropic(api_key=key, base_url=self._base_url, max_retries=0, open_telemetry=False)
-            self._client = self._client or client  # Another call may have been here meanwhile.
-        self._client.api_key = key  # A key may be replaced while the process runs.
-        return self._client
 
-    def _error(self, error: Exception, model: str) -> AgentShellError:
-        import anthropic
-        import httpx2
+async def _send(client: AsyncAnthropic, request: dict[str, Any]) -> httpx2.Response:
+    """Returns the response whose events are to be read: the SDK's models of them would take most of a call's time."""
+    from anthropic import AsyncStream
 
-        match error:
-            case anthropic.APITimeoutError() | httpx2.TimeoutException():
-                found = Failure(Kind.TIMEOUT)
-            case anthropic.APIConnectionError() | httpx2.TransportError():
-                found = Failure(Kind.CONNECTION)
-            case anthropic.APIStatusError():  # An error within a stream comes with the stream's own status of 200.
-                retry_after = error.response.headers.get("retry-after", "")
-                message = error.api_message or error.message
-                found = Failure(Kind.ANSWERED, error.status_code, error.type or "", message, retry_after)
-            case ValueError() | LookupError() | AttributeError() | TypeError():  # What we read is not what we expect.
-                found = Failure(Kind.MALFORMED, message=type(error).__name__)
-            case _:
-                return errors.of(error)
-        return failure.error(found, _NAME, model, self._key(), error)
+    stream_type = AsyncStream[object]
+    stream = await client.post(_PATH, cast_to=object, body=request, stream=True, stream_cls=stream_type)
+    return stream.response
 
 
 class _Growth:
     """Reads the events of one answer."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, provider: str, model: str) -> None:
         self.ended = False
+        self.failed: Failure | None = None
         self._model = model
-        self._answer = Answer(_NAME)
+        self._answer = Answer(provider)
         self._calls: dict[int, int] = {}  # Index of a block -> which call of the answer it is.
         self._stop_reason = ""
-        self._usage: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
-    def read(self, event: RawMessageStreamEvent) -> Iterable[pb.GenerationDelta]:
+    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
         """Yields what an event adds."""
-        match event.type:
-            case "message_start":
-                self._model = event.message.model
-                self._count(event.message.usage)
-            case "content_block_start":
-                yield from self._begin(event.index, event.content_block)
+        match event["type"]:
             case "content_block_delta":
-                yield from self._grow(event.index, event.delta)
+                yield from self._grow(event["index"], event["delta"])
+            case "content_block_start":
+                yield from self._begin(event["index"], event["content_block"])
+            case "message_start":
+                self._model = event["message"]["model"]
+                yield self._count(event["message"]["usage"])
             case "message_delta":
-                self._stop_reason = event.delta.stop_reason or self._stop_reason
-                self._count(event.usage)
+                self._stop_reason = event["delta"]["stop_reason"] or self._stop_reason
+                yield self._count(event["usage"])
             case "message_stop":
                 self.ended = True
+            case "error":
+                self.failed = failure.answered(0, {}, event)
             case _:
                 pass
 
     def finish(self) -> pb.GenerateResponse:
         """Returns the whole answer."""
-        counts = self._usage
+        return self._answer.finish(self._model, _FINISH[self._stop_reason], self._usage())
+
+    def _begin(self, index: int, block: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        match block["type"]:
+            case "tool_use":
+                self._calls[index] = len(self._calls)
+                yield self._answer.call(self._calls[index], block["id"], block["name"], "")
+            case "redacted_thinking":
+                self._answer.sign(_REDACTED + block["data"].encode())
+            case "text" if block["text"]:
+                yield self._answer.text(block["text"])
+            case _:
+                pass
+
+    def _grow(self, index: int, delta: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        match delta["type"]:
+            case "text_delta":
+                yield self._answer.text(delta["text"])
+            case "input_json_delta" if delta["partial_json"]:
+                yield self._answer.call(self._calls[index], "", "", delta["partial_json"])
+            case "thinking_delta" if delta["thinking"]:
+                yield self._answer.reasoning(delta["thinking"])
+            case "signature_delta":
+                self._answer.sign(_THINKING + delta["signature"].encode())
+            case _:
+                pass
+
+    def _count(self, usage: Mapping[str, Any]) -> pb.GenerationDelta:
+        """Takes over counts, which are of the whole answer so far and not of the event."""
+        details = (usage.get("output_tokens_details"), usage.get("cache_creation"))
+        parts: list[Mapping[str, Any]] = [usage, *filter(None, details)]
+        self._counts |= {name: value for part in parts for name, value in part.items() if isinstance(value, int)}
+        return pb.GenerationDelta(usage=self._usage())
+
+    def _usage(self) -> content_pb2.Usage:
+        counts = self._counts
         cached, written = counts.get("cache_read_input_tokens", 0), counts.get("cache_creation_input_tokens", 0)
-        usage = content_pb2.Usage(
+        return content_pb2.Usage(
             input_tokens=counts["input_tokens"] + cached + written,  # Anthropic counts these apart.
             output_tokens=counts["output_tokens"],
             cached_input_tokens=cached,
+            cache_write_tokens=written,
+            long_cache_write_tokens=counts.get("ephemeral_1h_input_tokens", 0),
             reasoning_tokens=counts.get("thinking_tokens", 0),
         )
-        return self._answer.finish(self._model, _FINISH[self._stop_reason], usage, written)
-
-    def _begin(self, index: int, block: Any) -> Iterable[pb.GenerationDelta]:
-        match block.type:
-            case "tool_use":
-                self._calls[index] = len(self._calls)
-                yield self._answer.call(self._calls[index], block.id, block.name, "")
-            case "redacted_thinking":
-                self._answer.sign(_REDACTED + block.data.encode())
-            case "text" if block.text:
-                yield self._answer.text(block.text)
-            case _:
-                pass
-
-    def _grow(self, index: int, delta: Any) -> Iterable[pb.GenerationDelta]:
-        match delta.type:
-            case "text_delta":
-                yield self._answer.text(delta.text)
-            case "thinking_delta":
-                yield self._answer.reasoning(delta.thinking)
-            case "signature_delta":
-                self._answer.sign(_THINKING + delta.signature.encode())
-            case "input_json_delta" if delta.partial_json:
-                yield self._answer.call(self._calls[index], "", "", delta.partial_json)
-            case _:
-                pass
-
-    def _count(self, usage: Any) -> None:
-        """Takes over counts, which are of the whole answer so far and not of the event."""
-        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
-            value = getattr(usage, name, None)
-            if value is not None:
-                self._usage[name] = value
-        if usage.output_tokens_details is not None:
-            self._usage["thinking_tokens"] = usage.output_tokens_details.thinking_tokens
 
 
-def _conversation(generation: pb.Generation) -> dict[str, Any]:
+def _prompt(generation: pb.Generation, provider: str) -> dict[str, Any]:
+    """Returns all of a request that is read, and thus counted."""
     numbers = count(1)  # Passages are numbered through the whole request, for citing.
-    system: list[dict[str, Any]] = []
-    messages: list[dict[str, Any]] = []
-    for message in generation.messages:
-        content = [block for part in message.parts for block in _blocks(part, message.role, numbers)]
-        if not content:
-            continue
-        if message.role == content_pb2.ROLE_SYSTEM and not messages:
-            system += content
-        else:
-            messages.append({"role": _role(message.role), "content": content})
-    conversation: dict[str, Any] = {"messages": messages}
-    if system:
-        conversation["system"] = system
-    if generation.tools:
-        conversation["tools"] = [
-            {
-                "name": tool.name,
-                "description": tool.description,
-                "input_schema": plain(tool.input_schema) or {"type": "object", "properties": {}},
-            }
-            for tool in generation.tools
-        ]
-    return conversation
+    contents = [
+        [block for part in message.parts for block in _blocks(part, message.role, numbers, provider)]
+        for message in generation.messages
+    ]
+    tools = [_tool(tool) for tool in generation.tools]
+    first = sum(1 for _ in takewhile(lambda message: message.role == content_pb2.ROLE_SYSTEM, generation.messages))
+    if generation.HasField("prompt_cache"):
+        kept = contents[: generation.prompt_cache.messages or first]
+        _mark([*tools, *chain.from_iterable(kept)], generation.prompt_cache, provider)
+    messages = [
+        {"role": _role(message.role), "content": content}
+        for message, content in zip(generation.messages[first:], contents[first:], strict=True)
+        if content
+    ]
+    request: dict[str, Any] = {"messages": messages}
+    if system := list(chain.from_iterable(contents[:first])):
+        request["system"] = system
+    if tools:
+        request["tools"] = tools
+        if generation.HasField("tool_choice"):
+            request["tool_choice"] = _tool_choice(generation.tool_choice)
+    return request | _thinking(generation.parameters.reasoning_effort) | _output(generation, provider)
+
+
+def _mark(blocks: Sequence[dict[str, Any]], cache: pb.PromptCache, provider: str) -> None:
+    """Marks where what comes again ends; reasoning cannot be marked."""
+    control = {"type": "ephemeral"}
+    if cache.HasField("ttl"):
+        wanted = cache.ttl.ToTimedelta()
+        name = next((name for name, lifetime in _LIFETIMES.items() if lifetime >= wanted), None)
+        if name is None:
+            raise unsupported(provider, "a prompt cache ttl of more than an hour")
+        control["ttl"] = name
+    for block in reversed(blocks):
+        if block.get("type") not in ("thinking", "redacted_thinking"):
+            block["cache_control"] = control
+            break
+
+
+def _tool(tool: pb.ToolDefinition) -> dict[str, Any]:
+    schema = part_text.schema(tool.input_schema) or {"type": "object", "properties": {}}
+    return {"name": tool.name, "description": tool.description, "input_schema": schema}
+
+
+def _tool_choice(choice: pb.ToolChoice) -> dict[str, Any]:
+    if choice.mode == pb.ToolChoice.MODE_NONE:
+        return {"type": "none"}
+    found: dict[str, Any] = {"type": "auto"}
+    if choice.mode == pb.ToolChoice.MODE_REQUIRED:
+        found = {"type": "tool", "name": choice.name} if choice.name else {"type": "any"}
+    return {**found, "disable_parallel_tool_use": True} if choice.one_at_a_time else found
+
+
+def _thinking(effort: pb.ReasoningEffort.ValueType) -> dict[str, Any]:
+    match effort:
+        case pb.REASONING_EFFORT_UNSPECIFIED:
+            return {}
+        case pb.REASONING_EFFORT_NONE:
+            return {"thinking": {"type": "disabled"}}
+        case _:
+            return {"thinking": {"type": "adaptive", "display": "summarized"}}
+
+
+def _output(generation: pb.Generation, provider: str) -> dict[str, Any]:
+    output: dict[str, Any] = {}
+    if effort := _EFFORTS.get(generation.parameters.reasoning_effort):
+        output["effort"] = effort
+    if generation.HasField("output_schema"):
+        from anthropic import transform_schema
+
+        try:  # What Anthropic cannot hold to goes into descriptions: the answer is validated by the whole schema later.
+            schema = transform_schema(part_text.schema(generation.output_schema))
+        except ValueError as error:
+            raise unsupported(provider, f"this output schema: {error}") from error
+        output["format"] = {"type": "json_schema", "schema": schema}
+    return {"output_config": output} if output else {}
 
 
 def _parameters(parameters: pb.GenerationParameters) -> dict[str, Any]:
-    if parameters.HasField("seed"):
-        raise unsupported(_NAME, "seed")
     limit = parameters.max_output_tokens if parameters.HasField("max_output_tokens") else _MAX_OUTPUT_TOKENS
     request: dict[str, Any] = {"max_tokens": limit}
     if parameters.stop:
         request["stop_sequences"] = list(parameters.stop)
-    # The SDK has these no more, since models from Claude Sonnet 5 on refuse them; older ones take them.
-    sampling: dict[str, float] = {}
+    # Models from Claude Sonnet 5 on refuse these two; older ones take them.
     if parameters.HasField("temperature"):
-        sampling["temperature"] = parameters.temperature
+        request["temperature"] = parameters.temperature
     if parameters.HasField("top_p"):
-        sampling["top_p"] = parameters.top_p
-    return {**request, "extra_body": sampling} if sampling else request
+        request["top_p"] = parameters.top_p
+    return request
 
 
 def _role(role: content_pb2.Role.ValueType) -> str:
@@ -273,7 +322,7 @@ def _role(role: content_pb2.Role.ValueType) -> str:
 
 
 def _blocks(
-    part: content_pb2.Part, role: content_pb2.Role.ValueType, numbers: Iterable[int]
+    part: content_pb2.Part, role: content_pb2.Role.ValueType, numbers: Iterable[int], provider: str
 ) -> Iterable[dict[str, Any]]:
     match part.WhichOneof("kind"):
         case "text" if part.text.text.strip():  # The API refuses blank text.
@@ -281,12 +330,12 @@ def _blocks(
         case "passage":
             yield {"type": "text", "text": part_text.passage(part.passage, next(iter(numbers)))}
         case "image" if role != content_pb2.ROLE_USER:
-            raise unsupported(_NAME, "images outside of user messages")
+            raise unsupported(provider, "images outside of user messages")
         case "image":
             yield {"type": "image", "source": _source(part.image)}
         case "tool_call":
             call = part.tool_call
-            yield {"type": "tool_use", "id": call.call_id, "name": call.name, "input": plain(call.arguments)}
+            yield {"type": "tool_use", "id": call.call_id, "name": call.name, "input": part_text.schema(call.arguments)}
         case "tool_result":
             result = part.tool_result
             block: dict[str, Any] = {"type": "tool_result", "tool_use_id": result.call_id}

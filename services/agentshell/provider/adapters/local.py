@@ -8,32 +8,36 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from agentshell.provider import extract, pricing, tokens
-from agentshell.provider.adapters.adapter import no_model, unsupported
+from agentshell.provider import extract, tokens
+from agentshell.provider.adapters.adapter import Access, no_model, unsupported
 from agentshell.provider.adapters.answer import Answer
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-_NAME = "local"
 _MODEL = "extract"
 _WORD = re.compile(r"\S+\s*|\s+")
 _WORD_GROUP = re.compile(r"(?:\S+\s*){1,4}|\s+")
 
 
 class LocalAdapter:
-    """Answers by extraction. Counts tokens with the estimator, which is its own count and costs nothing."""
+    """Answers by extraction. The estimator's count of tokens is its own, and costs nothing."""
 
-    name = _NAME
     default_model = _MODEL
+    abilities = frozenset(
+        {pb.ABILITY_TEMPERATURE, pb.ABILITY_TOP_P, pb.ABILITY_STOP, pb.ABILITY_SEED, pb.ABILITY_TOKEN_COUNT}
+    )
+
+    def __init__(self, access: Access) -> None:
+        self._provider = access.provider
 
     async def stream(
         self, generation: pb.Generation, model: str
     ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
         """Yields the answer by groups of words, and the whole answer with its citations."""
-        _check(generation, model)
+        self._check(model)
         found = extract.extract(_questions(generation.messages), _passages(generation.messages))
         text, reason = _limit(found.text, generation.parameters)
-        answer = Answer(_NAME)
+        answer = Answer(self._provider)
         for group in _WORD_GROUP.findall(text):
             yield answer.text(group)
         usage = content_pb2.Usage(
@@ -43,25 +47,26 @@ class LocalAdapter:
         response.message.parts[0].text.citations.extend(_within(found.citations, len(text)))
         yield response
 
-    async def embed(self, texts: Sequence[str], model: str) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Raises FEATURE_UNSUPPORTED: memory has an embedder of its own."""
-        raise unsupported(_NAME, "embeddings")
+        raise unsupported(self._provider, "embeddings")
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Raises FEATURE_UNSUPPORTED."""
-        raise unsupported(_NAME, "moderation")
+        raise unsupported(self._provider, "moderation")
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
-        """Returns the estimator's count."""
-        _check(generation, model)
-        return pb.CountTokensResponse(input_tokens=tokens.estimate_generation(generation), estimated=True)
-
-    def list_models(self) -> list[pb.Model]:
-        """Returns the one that there is."""
-        return pricing.models(_NAME, _MODEL)
+        """Returns what an answer's usage will say."""
+        self._check(model)
+        read = tokens.estimate_generation(generation)
+        return pb.CountTokensResponse(input_tokens=read, provider=self._provider, model=_MODEL)
 
     async def close(self) -> None:
         """Has nothing to let go of."""
+
+    def _check(self, model: str) -> None:
+        if model != _MODEL:
+            raise no_model(self._provider, model)
 
 
 def _questions(messages: Sequence[content_pb2.Message]) -> list[str]:
@@ -74,16 +79,6 @@ def _passages(messages: Sequence[content_pb2.Message]) -> list[content_pb2.Passa
     """Returns the passages, those of the latest message first: they were retrieved for the latest question."""
     found = (part.passage for m in reversed(messages) for part in m.parts if part.HasField("passage"))
     return list({(passage.record_id, passage.text): passage for passage in found}.values())
-
-
-def _check(generation: pb.Generation, model: str) -> None:
-    if model != _MODEL:
-        raise no_model(_NAME, model)
-    kinds = {part.WhichOneof("kind") for message in generation.messages for part in message.parts}
-    if "image" in kinds:
-        raise unsupported(_NAME, "images")
-    if generation.tools or kinds & {"tool_call", "tool_result"}:
-        raise unsupported(_NAME, "tools")
 
 
 def _limit(text: str, parameters: pb.GenerationParameters) -> tuple[str, pb.FinishReason.ValueType]:

@@ -1,297 +1,284 @@
-"""OpenAI, and whatever speaks its Chat Completions, through OpenAI's own SDK.
+"""OpenAI's Responses, through OpenAI's own SDK.
 
-A request's passages go as delimited text. Reasoning of earlier turns is left out: this API takes none back.
+Nothing is stored there: each request has the whole conversation. Passages go as delimited text. Reasoning goes back
+with OpenAI's proof or not at all. Stop texts and seeds are not of this API; `openai_chat` has them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import importlib
+import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from agentshell.content import plain
-from agentshell.mesh import errors
-from agentshell.mesh.config import VendorConfig
-from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import pricing, tokens
-from agentshell.provider.adapters import failure, part_text
-from agentshell.provider.adapters.adapter import unsupported
+from agentshell.provider.adapters import failure, part_text, strict_schema
+from agentshell.provider.adapters.adapter import Access, unsupported
 from agentshell.provider.adapters.answer import Answer
-from agentshell.provider.adapters.failure import Failure, Kind
+from agentshell.provider.adapters.failure import Failure
+from agentshell.provider.adapters.openai_api import (
+    EFFORTS,
+    MODEL,
+    OpenAIApi,
+    cache,
+    image_url,
+    member,
+    number,
+    parameters_of,
+)
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only who calls OpenAI pays for it.
-    from openai import AsyncOpenAI
-    from openai.types import CompletionUsage
-    from openai.types.chat import ChatCompletionChunk, ChatCompletionStreamOptionsParam
+if TYPE_CHECKING:
+    from httpx2 import Response
 
-_NAME = "openai"
-_MODEL = "gpt-6.1-sol"
-_EMBEDDING_MODEL = "text-embedding-3-small"
-_MODERATION_MODEL = "omni-moderation-latest"
-_KEY_VARIABLE = "OPENAI_API_KEY"
-_WITH_USAGE: ChatCompletionStreamOptionsParam = {"include_usage": True}
-
-_FINISH: Mapping[str, pb.FinishReason.ValueType] = {
-    "stop": pb.FINISH_REASON_STOP,
-    "length": pb.FINISH_REASON_LENGTH,
-    "tool_calls": pb.FINISH_REASON_TOOL_CALLS,
-    "function_call": pb.FINISH_REASON_TOOL_CALLS,
+# What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one.
+_PROOF = b"openai/reasoning/"
+_PARAGRAPH = "\n\n"
+# There are 12 hours, too, which cost more; how much is known for few models.
+_CACHE_LIFETIMES = {"30m": timedelta(minutes=30)}
+_MODES = {pb.ToolChoice.MODE_NONE: "none", pb.ToolChoice.MODE_REQUIRED: "required"}
+_ROLES = {content_pb2.ROLE_SYSTEM: "system", content_pb2.ROLE_ASSISTANT: "assistant"}
+_INCOMPLETE: Mapping[str, pb.FinishReason.ValueType] = {
+    "max_output_tokens": pb.FINISH_REASON_LENGTH,
     "content_filter": pb.FINISH_REASON_CONTENT_FILTER,
 }
-_ROLES = {content_pb2.ROLE_SYSTEM: "system", content_pb2.ROLE_USER: "user", content_pb2.ROLE_ASSISTANT: "assistant"}
 
 
 class OpenAIAdapter:
-    """Generates, embeds and moderates. Token counts are estimates: OpenAI's tokenizer needs files from the network."""
+    """Generates by Responses, counts tokens by the vendor's own count, embeds and moderates."""
 
-    name = _NAME
+    abilities = frozenset(
+        {
+            pb.ABILITY_TEMPERATURE,
+            pb.ABILITY_TOP_P,
+            pb.ABILITY_REASONING_EFFORT,
+            pb.ABILITY_TOOLS,
+            pb.ABILITY_TOOL_CHOICE,
+            pb.ABILITY_IMAGES,
+            pb.ABILITY_IMAGE_LINKS,
+            pb.ABILITY_OUTPUT_SCHEMA,
+            pb.ABILITY_PROMPT_CACHE,
+            pb.ABILITY_PROMPT_CACHE_KEY,
+            pb.ABILITY_PROMPT_CACHE_TTL,
+            pb.ABILITY_EMBEDDINGS,
+            pb.ABILITY_DIMENSIONS,
+            pb.ABILITY_MODERATION,
+            pb.ABILITY_TOKEN_COUNT,
+        }
+    )
 
-    def __init__(self, config: VendorConfig, environment: Mapping[str, str]) -> None:
-        self.default_model = config.model or _MODEL
-        self._base_url = config.base_url or None
-        self._key_variable = config.api_key_env or _KEY_VARIABLE
-        self._environment = environment
-        self._client: AsyncOpenAI | None = None
+    def __init__(self, access: Access) -> None:
+        self.default_model = access.model or MODEL
+        self._api = OpenAIApi(access)
 
-    async def stream(
-        self, generation: pb.Generation, model: str
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
-        request = _request(generation)
-        client = await self._open()
-        growth = _Growth(model)
-        try:
-            create = client.chat.completions.create
-            async with await create(model=model, stream=True, stream_options=_WITH_USAGE, **request) as chunks:
-                async for chunk in chunks:
-                    for delta in growth.read(chunk):
-                        yield delta
-            if not growth.finish_reason:
-                raise failure.error(Failure(Kind.CONNECTION), _NAME, model, self._key(), None)
-            yield growth.finish()
-        except AgentShellError:
-            raise
-        except Exception as error:
-            raise self._error(error, model) from error
+        return self._api.converse(partial(self._ask, generation, model), _Growth(self._api.provider, model), model)
 
-    async def embed(self, texts: Sequence[str], model: str) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Returns a vector a text."""
-        model = model or _EMBEDDING_MODEL
-        client = await self._open()
-        try:
-            answer = await client.embeddings.create(input=list(texts), model=model, encoding_format="float")
-            usage = content_pb2.Usage(input_tokens=answer.usage.prompt_tokens)
-            cost = pricing.cost(_NAME, answer.model, usage)
-            if cost is not None:
-                usage.cost.CopyFrom(cost)
-            vectors = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
-            if len(vectors) != len(texts):
-                raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
-            embeddings = [pb.Embedding(values=vector) for vector in vectors]
-            return pb.EmbedResponse(embeddings=embeddings, usage=usage, provider=_NAME, model=answer.model)
-        except Exception as error:
-            raise self._error(error, model) from error
+        return await self._api.embed(texts, model, dimensions)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Returns a verdict a text."""
-        model = model or _MODERATION_MODEL
-        client = await self._open()
-        try:
-            answer = await client.moderations.create(input=list(texts), model=model)
-            verdicts = [
-                pb.Verdict(
-                    flagged=result.flagged,
-                    scores={k: v for k, v in result.category_scores.to_dict().items() if isinstance(v, float)},
-                )
-                for result in answer.results
-            ]
-            if len(verdicts) != len(texts):
-                raise ValueError(f"{len(verdicts)} verdicts for {len(texts)} texts")
-            return pb.ModerateResponse(verdicts=verdicts, provider=_NAME, model=answer.model)
-        except Exception as error:
-            raise self._error(error, model) from error
+        return await self._api.moderate(texts, model)
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
-        """Returns an estimate."""
-        return pb.CountTokensResponse(input_tokens=tokens.estimate_generation(generation), estimated=True)
-
-    def list_models(self) -> list[pb.Model]:
-        """Returns the priced models and the default."""
-        return pricing.models(_NAME, self.default_model)
+        """Returns OpenAI's own count."""
+        return await count_tokens(self._api, generation, model)
 
     async def close(self) -> None:
         """Closes the connections."""
-        if self._client is not None:
-            await self._client.close()
+        await self._api.sdk.close()
 
-    def _key(self) -> str:
-        return self._environment.get(self._key_variable, "")
-
-    async def _open(self) -> AsyncOpenAI:
-        key = self._key()
-        if not key:
-            raise failure.no_key(_NAME, self._key_variable)
-        if self._client is None:
-            await asyncio.to_thread(importlib.import_module, "openai")
-            from openai import AsyncOpenAI
-
-            client = AsyncOpenAI(api_key=key, base_url=self._base_url, max_retries=0)
-            self._client = self._client or client  # Another call may have been here meanwhile.
-        self._client.api_key = key  # A key may be replaced while the process runs.
-        return self._client
-
-    def _error(self, error: Exception, model: str) -> AgentShellError:
-        import openai
-
-        match error:
-            case openai.APITimeoutError():
-                found = Failure(Kind.TIMEOUT)
-            case openai.APIConnectionError():
-                found = Failure(Kind.CONNECTION)
-            case openai.APIStatusError():
-                retry_after = error.response.headers.get("retry-after", "")
-                found = Failure(Kind.ANSWERED, error.status_code, _code(error), _message(error), retry_after)
-            case openai.APIResponseValidationError():
-                found = Failure(Kind.MALFORMED)
-            case openai.APIError():  # Within a stream.
-                found = Failure(Kind.ANSWERED, code=_code(error), message=_message(error))
-            case ValueError() | LookupError() | AttributeError() | TypeError():  # What we read is not what we expect.
-                found = Failure(Kind.MALFORMED, message=type(error).__name__)
-            case _:
-                return errors.of(error)
-        return failure.error(found, _NAME, model, self._key(), error)
+    async def _ask(self, generation: pb.Generation, model: str) -> Response:
+        provider = self._api.provider
+        body = {"model": model, "store": False, **question(generation, provider), **_parameters(generation, provider)}
+        return await self._api.stream("/responses", body)
 
 
-class _Growth:
-    """Reads the chunks of one answer."""
-
-    def __init__(self, model: str) -> None:
-        self.finish_reason = ""
-        self._model = model
-        self._answer = Answer(_NAME)
-        self._usage: CompletionUsage | None = None
-        self._refused = False
-
-    def read(self, chunk: ChatCompletionChunk) -> Iterable[pb.GenerationDelta]:
-        """Yields what a chunk adds."""
-        self._model = chunk.model or self._model
-        self._usage = chunk.usage or self._usage
-        for choice in chunk.choices:
-            self.finish_reason = choice.finish_reason or self.finish_reason
-            if choice.delta.content:
-                yield self._answer.text(choice.delta.content)
-            if choice.delta.refusal:
-                self._refused = True
-                yield self._answer.text(choice.delta.refusal)
-            for call in choice.delta.tool_calls or ():
-                name = (call.function and call.function.name) or ""
-                arguments = (call.function and call.function.arguments) or ""
-                yield self._answer.call(call.index, call.id or "", name, arguments)
-
-    def finish(self) -> pb.GenerateResponse:
-        """Returns the whole answer."""
-        reason = pb.FINISH_REASON_CONTENT_FILTER if self._refused else _FINISH[self.finish_reason]
-        if self._usage is None:
-            return self._answer.finish(self._model, reason, None)
-        read, written = self._usage.prompt_tokens_details, self._usage.completion_tokens_details
-        usage = content_pb2.Usage(
-            input_tokens=self._usage.prompt_tokens,
-            output_tokens=self._usage.completion_tokens,
-            cached_input_tokens=(read and read.cached_tokens) or 0,
-            reasoning_tokens=(written and written.reasoning_tokens) or 0,
-        )
-        return self._answer.finish(self._model, reason, usage, (read and read.cache_write_tokens) or 0)
+async def count_tokens(api: OpenAIApi, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
+    """Returns OpenAI's own count, which only Responses has."""
+    with api.sdk.failing(model):
+        answer = await api.ask("/responses/input_tokens", {"model": model, **question(generation, api.provider)})
+        tokens = answer["input_tokens"]
+        return pb.CountTokensResponse(input_tokens=tokens, provider=api.provider, model=model)
 
 
-def _request(generation: pb.Generation) -> dict[str, Any]:
+def question(generation: pb.Generation, provider: str) -> dict[str, Any]:
+    """Returns what a request reads."""
     numbers = count(1)  # Passages are numbered through the whole request, for citing.
-    messages = [sent for message in generation.messages for sent in _messages(message, numbers)]
-    request: dict[str, Any] = {"messages": messages}
+    items = [item for message in generation.messages for item in _items(message, provider, numbers)]
+    body: dict[str, Any] = {"input": items}
+    choice = generation.tool_choice
     if generation.tools:
-        request["tools"] = [
+        body["tools"] = [
             {
                 "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": plain(tool.input_schema) or {"type": "object", "properties": {}},
-                },
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": parameters_of(tool),
+                "strict": False,  # Or the vendor would demand schemas of its own kind.
             }
             for tool in generation.tools
         ]
-    parameters = generation.parameters
-    if parameters.HasField("max_output_tokens"):
-        request["max_completion_tokens"] = parameters.max_output_tokens
-    if parameters.HasField("temperature"):
-        request["temperature"] = parameters.temperature
-    if parameters.HasField("top_p"):
-        request["top_p"] = parameters.top_p
-    if parameters.HasField("seed"):
-        request["seed"] = parameters.seed
-    if parameters.stop:
-        request["stop"] = list(parameters.stop)
-    return request
+        if choice.one_at_a_time:
+            body["parallel_tool_calls"] = False
+    if choice.name:
+        body["tool_choice"] = {"type": "function", "name": choice.name}
+    elif choice.mode in _MODES:
+        body["tool_choice"] = _MODES[choice.mode]
+    if generation.HasField("output_schema"):
+        body["text"] = {"format": {"type": "json_schema", **strict_schema.answer(generation.output_schema)}}
+    if effort := EFFORTS.get(generation.parameters.reasoning_effort):
+        body["reasoning"] = {"effort": effort, **({} if effort == "none" else {"summary": "auto"})}
+    return body
 
 
-def _messages(message: content_pb2.Message, numbers: Iterable[int]) -> Iterable[dict[str, Any]]:
-    """Yields a message as OpenAI's: results of tools are messages of their own there, before the rest."""
+def _parameters(generation: pb.Generation, provider: str) -> dict[str, Any]:
+    body = cache(generation.prompt_cache, provider, _CACHE_LIFETIMES)
+    for name in ("max_output_tokens", "temperature", "top_p"):
+        if generation.parameters.HasField(name):
+            body[name] = getattr(generation.parameters, name)
+    return body
+
+
+def _items(message: content_pb2.Message, provider: str, numbers: Iterable[int]) -> Iterable[dict[str, Any]]:
+    """Yields a message as OpenAI's items: calls, results and reasoning stand beside messages there, in their order."""
     content: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
     for part in message.parts:
-        match part.WhichOneof("kind"):
-            case "tool_result":
-                result = part.tool_result
-                text = part_text.result(result)
-                if result.is_error:  # This API has no field for it.
-                    text = f"Error: {text}"
-                yield {"role": "tool", "tool_call_id": result.call_id, "content": text}
-            case "tool_call":
-                call = part.tool_call
-                function = {"name": call.name, "arguments": part_text.dump(call.arguments)}
-                calls.append({"id": call.call_id, "type": "function", "function": function})
-            case "image" if message.role != content_pb2.ROLE_USER:
-                raise unsupported(_NAME, "images outside of user messages")
-            case "image":
-                content.append({"type": "image_url", "image_url": {"url": _image_url(part.image)}})
-            case "text":
-                content.append({"type": "text", "text": part.text.text})
-            case "passage":
-                content.append({"type": "text", "text": part_text.passage(part.passage, next(iter(numbers)))})
-            case _:  # Reasoning, which this API does not take back.
-                pass
-    if content or calls:
-        role = _ROLES.get(message.role, "user")  # What stands beside a tool's result is the caller's.
-        sent: dict[str, Any] = {"role": role, "content": _content(content)}
-        if calls:
-            sent["tool_calls"] = calls
-        yield sent
+        if block := _block(part, message.role, provider, numbers):
+            content.append(block)
+        elif item := _item(part):
+            yield from _said(message.role, content)
+            content = []
+            yield item
+    yield from _said(message.role, content)
 
 
-def _content(content: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
-    """Returns text as one string, which every server takes, unless a picture needs the longer form."""
-    if any(item["type"] != "text" for item in content):
-        return content
-    return "\n\n".join(item["text"] for item in content) or None
+def _said(role: content_pb2.Role.ValueType, content: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    if not content:
+        return
+    if (
+        role == content_pb2.ROLE_ASSISTANT
+    ):  # What it said before goes as text: its own form has ids, which are not kept.
+        yield {"role": "assistant", "content": _PARAGRAPH.join(block["text"] for block in content)}
+    else:  # What stands beside a tool's result is the caller's.
+        yield {"role": _ROLES.get(role, "user"), "content": content}
 
 
-def _image_url(image: content_pb2.Image) -> str:
-    if image.WhichOneof("source") == "uri":
-        return image.uri
-    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
-
-
-def _code(error: Any) -> str:
-    return str(error.code or error.type or "")
-
-
-def _message(error: Any) -> str:
-    match error.body:
-        case {"message": str(message)}:
-            return message
+def _block(
+    part: content_pb2.Part, role: content_pb2.Role.ValueType, provider: str, numbers: Iterable[int]
+) -> dict[str, Any] | None:
+    """Returns what belongs within a message; None: it stands beside it, or is not sent."""
+    match part.WhichOneof("kind"):
+        case "text" if part.text.text:
+            return {"type": "input_text", "text": part.text.text}
+        case "passage":
+            return {"type": "input_text", "text": part_text.passage(part.passage, next(iter(numbers)))}
+        case "image" if role != content_pb2.ROLE_USER:
+            raise unsupported(provider, "images outside of user messages")
+        case "image":
+            return {"type": "input_image", "image_url": image_url(part.image), "detail": "auto"}
         case _:
-            return str(error.message)
+            return None
+
+
+def _item(part: content_pb2.Part) -> dict[str, Any] | None:
+    """Returns what stands beside messages; None: it is not sent."""
+    match part.WhichOneof("kind"):
+        case "tool_call":
+            call = part.tool_call
+            arguments = part_text.dump(call.arguments)
+            return {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": arguments}
+        case "tool_result":
+            output = part_text.marked_result(part.tool_result)
+            return {"type": "function_call_output", "call_id": part.tool_result.call_id, "output": output}
+        case "reasoning" if part.reasoning.signature.startswith(_PROOF):
+            proof = json.loads(part.reasoning.signature.removeprefix(_PROOF))
+            paragraphs = part.reasoning.text.split(_PARAGRAPH) if part.reasoning.text else []
+            summary = [{"type": "summary_text", "text": text} for text in paragraphs]
+            return {"type": "reasoning", **proof, "summary": summary}
+        case _:
+            return None
+
+
+class _Growth:
+    """Reads the events of one answer."""
+
+    def __init__(self, provider: str, model: str) -> None:
+        self.failed: Failure | None = None
+        self._model = model
+        self._answer = Answer(provider)
+        self._calls: dict[int, int] = {}  # Index of an item -> which call of the answer it is.
+        self._usage: content_pb2.Usage | None = None
+        self._refused = False
+        self._finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its end has come."""
+        return self._finish_reason != pb.FINISH_REASON_UNSPECIFIED
+
+    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        """Yields what an event adds."""
+        match event["type"]:
+            case "response.output_text.delta":
+                yield self._answer.text(event["delta"])
+            case "response.refusal.delta":
+                self._refused = True
+                yield self._answer.text(event["delta"])
+            case "response.reasoning_summary_part.added" if event["summary_index"]:
+                yield self._answer.reasoning(_PARAGRAPH)
+            case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
+                yield self._answer.reasoning(event["delta"])
+            case "response.function_call_arguments.delta":
+                yield self._answer.call(self._calls[event["output_index"]], "", "", event["delta"])
+            case "response.output_item.added" if event["item"]["type"] == "function_call":
+                index = self._calls[event["output_index"]] = len(self._calls)
+                yield self._answer.call(index, event["item"]["call_id"], event["item"]["name"], "")
+            case "response.output_item.done" if event["item"]["type"] == "reasoning":
+                self._prove(event["item"])
+            case "response.completed" | "response.incomplete" | "response.failed":
+                yield from self._end(event["response"])
+            case "error":
+                self.failed = failure.answered(0, {}, event)
+            case _:
+                pass
+
+    def finish(self) -> pb.GenerateResponse:
+        """Returns the whole answer."""
+        return self._answer.finish(self._model, self._finish_reason, self._usage)
+
+    def _prove(self, item: Mapping[str, Any]) -> None:
+        if item.get("encrypted_content"):
+            proof = {"id": item["id"], "encrypted_content": item["encrypted_content"]}
+            self._answer.sign(_PROOF + json.dumps(proof, sort_keys=True).encode())
+
+    def _end(self, response: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        self._model = response.get("model") or self._model
+        if response.get("usage"):
+            self._usage = _usage(response["usage"])
+            yield pb.GenerationDelta(usage=self._usage)
+        match response["status"]:
+            case "failed":
+                self.failed = failure.answered(0, {}, response["error"])
+            case "incomplete":
+                self._finish_reason = _INCOMPLETE[response["incomplete_details"]["reason"]]
+            case _ if self._refused:
+                self._finish_reason = pb.FINISH_REASON_CONTENT_FILTER
+            case _:
+                self._finish_reason = pb.FINISH_REASON_TOOL_CALLS if self._calls else pb.FINISH_REASON_STOP
+
+
+def _usage(usage: Mapping[str, Any]) -> content_pb2.Usage:
+    read, written = member(usage, "input_tokens_details"), member(usage, "output_tokens_details")
+    return content_pb2.Usage(
+        input_tokens=usage["input_tokens"],
+        output_tokens=usage["output_tokens"],
+        cached_input_tokens=number(read, "cached_tokens"),
+        cache_write_tokens=number(read, "cache_write_tokens"),
+        reasoning_tokens=number(written, "reasoning_tokens"),
+    )

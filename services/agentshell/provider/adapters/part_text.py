@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from google.protobuf import struct_pb2
@@ -27,6 +28,16 @@ def result(result: content_pb2.ToolResult) -> str:
     return dump(result.output)
 
 
+def marked_result(answered: content_pb2.ToolResult) -> str:
+    """Returns what a tool answered, marked where it failed: for APIs that have no field for that."""
+    return f"Error: {result(answered)}" if answered.is_error else result(answered)
+
+
 def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
     """Returns a structure as JSON, always the same: a Struct's own order is another in each process."""
     return json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
+
+
+def schema(value: struct_pb2.Struct) -> dict[str, Any]:
+    """Returns a JSON Schema, always in the same order, so that vendors find what they keep of requests."""
+    return json.loads(dump(value))

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from agentshell.content import fill, plain
+from agentshell.schema import Schema
 from agentshell.turn import plan
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.provider.v1.provider_service_pb2 import ToolDefinition
@@ -53,7 +52,7 @@ SCHEMA: Mapping[str, Any] = {
         }
     },
 }
-_VALIDATOR = Draft202012Validator(SCHEMA)
+_DRAFT = Schema(SCHEMA)
 
 _INSTRUCTIONS = """\
 Do not answer the user yet: write the plan by which the answer is found. Say one JSON object and nothing else. It \
@@ -140,8 +139,7 @@ def _fill_kind(step: Step, written: Any, model: ModelChoice) -> None:
 
 
 def _form_problems(draft: Any) -> Iterator[str]:
-    for error in _VALIDATOR.iter_errors(draft):
-        yield f"{error.json_path.removeprefix('$.')}: {error.message:.300}"
+    yield from (told.removeprefix("$.") for told in _DRAFT.problems(draft))
 
 
 def _sense_problems(steps: Sequence[Any], tools: Mapping[str, ToolDefinition], max_steps: int) -> Iterator[str]:
@@ -160,8 +158,8 @@ def _sense_problems(steps: Sequence[Any], tools: Mapping[str, ToolDefinition], m
             yield f"{where}.tool: there is no {written['tool']!r}; there are: {', '.join(tools) or 'none'}"
         elif "input" not in written:  # What that yields is not known before the step starts.
             schema = plain(tools[written["tool"]].input_schema)
-            for error in Draft202012Validator(schema).iter_errors(written.get("arguments", {})):
-                yield f"{where}.arguments: {error.message:.300}"
+            for told in Schema(schema).problems(written.get("arguments", {})):
+                yield f"{where}.arguments{told.removeprefix('$')}"
 
 
 def _renamed(match: re.Match[str], names: set[str], prefix: str) -> str:

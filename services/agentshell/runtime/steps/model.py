@@ -32,12 +32,15 @@ class ModelRunner:
         personality, history = await asyncio.gather(self._sources.personality(request), self._sources.history(request))
         tools = [] if step.no_tools else await self._sources.tools(personality, step.tools)
         generation = prompt.assemble(request, personality, history, tools, max_tokens=self._max_context_tokens)
-        answer = await self._generate(generation, request.step.step_id, emit)
+        asked = StreamGenerateRequest(
+            generation=generation, request_id=request.step.step_id, purpose=prompt.purpose_of(request)
+        )
+        answer = await self._generate(asked, emit)
         _check(answer, personality, generation)
         return StepResult(output=answer.message, usage=answer.usage, provider=answer.provider, model=answer.model)
 
-    async def _generate(self, generation: Generation, request_id: str, emit: Emit) -> GenerateResponse:
-        stream = self._provider.StreamGenerate(StreamGenerateRequest(generation=generation, request_id=request_id))
+    async def _generate(self, asked: StreamGenerateRequest, emit: Emit) -> GenerateResponse:
+        stream = self._provider.StreamGenerate(asked)
         answer: GenerateResponse | None = None
         try:
             async for response in stream:
@@ -48,9 +51,10 @@ class ModelRunner:
         finally:
             stream.cancel()
         if answer is None:
+            provider = asked.generation.provider or "default"
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-                f"provider {generation.provider or 'default'!r} ended its answer to {request_id} without finishing it",
+                f"provider {provider!r} ended its answer to {asked.request_id} without finishing it",
             )
         return answer
 

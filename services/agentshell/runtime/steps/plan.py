@@ -6,13 +6,12 @@ import asyncio
 
 import grpc.aio
 
-from agentshell.content import text_of
+from agentshell.content import add_usage, text_of
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime import prompt
 from agentshell.runtime.steps import draft
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import Emit
-from agentshell.turn.state import add_usage
 from kfm.content.v1.content_pb2 import Usage
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1.provider_service_pb2 import GenerateRequest
@@ -48,7 +47,9 @@ class PlanRunner:
         for mends in range(1 + _MAX_MENDS):
             # A written step's id is the step's, `#` and a name: no mend's key is one of them.
             request_id = f"{step.step_id}~mend{mends}" if mends else step.step_id
-            answer = await self._provider.Generate(GenerateRequest(generation=generation, request_id=request_id))
+            answer = await self._provider.Generate(
+                GenerateRequest(generation=generation, request_id=request_id, purpose=prompt.purpose_of(request))
+            )
             add_usage(usage, answer.usage)
             try:
                 written = draft.parse(text_of(answer.message))

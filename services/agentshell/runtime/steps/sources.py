@@ -9,6 +9,7 @@ from typing import TypeVar
 import grpc.aio
 
 from agentshell.mesh.errors import AgentShellError
+from agentshell.turn import envelope
 from kfm.content.v1.content_pb2 import Message
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2 import ListMessagesRequest
@@ -55,6 +56,8 @@ class Sources:
 
     async def history(self, request: StepRequest) -> Sequence[Message]:
         """Returns the last messages of the session, oldest first: the same for all steps of a turn."""
+        if request.header.session_id == envelope.own_session_id(request.turn_id):
+            return []
         key = (request.header.tenant_id, request.turn_id)
         if key not in self._histories:
             asked = ListMessagesRequest(session_id=request.header.session_id, page_size=self._max_history_messages)

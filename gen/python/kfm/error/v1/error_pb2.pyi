@@ -52,7 +52,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 11
     """PERMISSION_DENIED: the principal may not do this."""
     ERROR_REASON_HOST_NOT_ALLOWED: _ErrorReason.ValueType  # 12
-    """PERMISSION_DENIED: the host of an HTTP step is not on the configuration's allow-list."""
+    """PERMISSION_DENIED: the host of an HTTP step, or of a pack's tool, is not on the configuration's allow-list."""
     ERROR_REASON_TURN_NOT_FOUND: _ErrorReason.ValueType  # 20
     """NOT_FOUND: the tenant has no such turn."""
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -125,6 +125,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the connection to the vendor failed, or was cut within an answer."""
     ERROR_REASON_PROVIDER_RESPONSE_INVALID: _ErrorReason.ValueType  # 58
     """INTERNAL: the vendor's answer could not be understood."""
+    ERROR_REASON_PROVIDER_OUTPUT_INVALID: _ErrorReason.ValueType  # 59
+    """INTERNAL: the model's answer broke the request's `output_schema`, and so did the repaired one; metadata has `problem`."""
     ERROR_REASON_LOG_UNAVAILABLE: _ErrorReason.ValueType  # 60
     """UNAVAILABLE: the log cannot be reached, or did not confirm in time. What was appended may or may not be there."""
     ERROR_REASON_OFFSET_OUT_OF_RANGE: _ErrorReason.ValueType  # 61
@@ -145,6 +147,36 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: a service of the mesh cannot be reached, or is draining."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 72
     """INTERNAL: a defect of ours. The log has it under the trace id."""
+    ERROR_REASON_PROVIDER_CIRCUIT_OPEN: _ErrorReason.ValueType  # 100
+    """UNAVAILABLE: the vendor's endpoint failed too often and is left alone for a while; wait `retry_delay`."""
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 101
+    """RESOURCE_EXHAUSTED: the call may cost more than is left of a budget; `google.rpc.QuotaFailure` names it. Trying again
+    does not help before the budget's next period.
+    """
+    ERROR_REASON_PRICE_UNKNOWN: _ErrorReason.ValueType  # 102
+    """FAILED_PRECONDITION: a budget applies, and what the model costs is unknown."""
+    ERROR_REASON_SANDBOX_UNAVAILABLE: _ErrorReason.ValueType  # 80
+    """FAILED_PRECONDITION: no sandbox holds on this machine, so no tool of a pack runs; the message says what is missing."""
+    ERROR_REASON_TOOL_FAILED: _ErrorReason.ValueType  # 81
+    """FAILED_PRECONDITION: the code of a pack's tool raised an exception; the message has it."""
+    ERROR_REASON_TOOL_CRASHED: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION: the interpreter of a pack's tool broke down, as by endless recursion."""
+    ERROR_REASON_TOOL_OUTPUT_INVALID: _ErrorReason.ValueType  # 83
+    """FAILED_PRECONDITION: the result of a pack's tool is no JSON, or breaks the tool's own schema."""
+    ERROR_REASON_TOOL_TIMEOUT: _ErrorReason.ValueType  # 84
+    """DEADLINE_EXCEEDED: a pack's tool took longer than its limit."""
+    ERROR_REASON_TOOL_CPU_LIMIT: _ErrorReason.ValueType  # 85
+    """RESOURCE_EXHAUSTED: a pack's tool used more processor time than its limit."""
+    ERROR_REASON_TOOL_MEMORY_LIMIT: _ErrorReason.ValueType  # 86
+    """RESOURCE_EXHAUSTED: a pack's tool used more memory than its limit."""
+    ERROR_REASON_TOOL_OUTPUT_LIMIT: _ErrorReason.ValueType  # 87
+    """RESOURCE_EXHAUSTED: the result of a pack's tool is larger than its limit."""
+    ERROR_REASON_TOOL_HOST_CALL_LIMIT: _ErrorReason.ValueType  # 88
+    """RESOURCE_EXHAUSTED: a pack's tool asked the host for more than its limit."""
+    ERROR_REASON_TOOL_EGRESS_LIMIT: _ErrorReason.ValueType  # 89
+    """RESOURCE_EXHAUSTED: a pack's tool sent and received more bytes than its limit."""
+    ERROR_REASON_TOOL_ABILITY_DENIED: _ErrorReason.ValueType  # 90
+    """PERMISSION_DENIED: a pack's tool asked the host for what its manifest does not declare."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why something failed. Each value says which canonical code carries it."""
@@ -174,7 +206,7 @@ ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 10
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 11
 """PERMISSION_DENIED: the principal may not do this."""
 ERROR_REASON_HOST_NOT_ALLOWED: ErrorReason.ValueType  # 12
-"""PERMISSION_DENIED: the host of an HTTP step is not on the configuration's allow-list."""
+"""PERMISSION_DENIED: the host of an HTTP step, or of a pack's tool, is not on the configuration's allow-list."""
 ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND: the tenant has no such turn."""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 21
@@ -247,6 +279,8 @@ ERROR_REASON_PROVIDER_CONNECTION: ErrorReason.ValueType  # 57
 """UNAVAILABLE: the connection to the vendor failed, or was cut within an answer."""
 ERROR_REASON_PROVIDER_RESPONSE_INVALID: ErrorReason.ValueType  # 58
 """INTERNAL: the vendor's answer could not be understood."""
+ERROR_REASON_PROVIDER_OUTPUT_INVALID: ErrorReason.ValueType  # 59
+"""INTERNAL: the model's answer broke the request's `output_schema`, and so did the repaired one; metadata has `problem`."""
 ERROR_REASON_LOG_UNAVAILABLE: ErrorReason.ValueType  # 60
 """UNAVAILABLE: the log cannot be reached, or did not confirm in time. What was appended may or may not be there."""
 ERROR_REASON_OFFSET_OUT_OF_RANGE: ErrorReason.ValueType  # 61
@@ -267,6 +301,36 @@ ERROR_REASON_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 71
 """UNAVAILABLE: a service of the mesh cannot be reached, or is draining."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 72
 """INTERNAL: a defect of ours. The log has it under the trace id."""
+ERROR_REASON_PROVIDER_CIRCUIT_OPEN: ErrorReason.ValueType  # 100
+"""UNAVAILABLE: the vendor's endpoint failed too often and is left alone for a while; wait `retry_delay`."""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 101
+"""RESOURCE_EXHAUSTED: the call may cost more than is left of a budget; `google.rpc.QuotaFailure` names it. Trying again
+does not help before the budget's next period.
+"""
+ERROR_REASON_PRICE_UNKNOWN: ErrorReason.ValueType  # 102
+"""FAILED_PRECONDITION: a budget applies, and what the model costs is unknown."""
+ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 80
+"""FAILED_PRECONDITION: no sandbox holds on this machine, so no tool of a pack runs; the message says what is missing."""
+ERROR_REASON_TOOL_FAILED: ErrorReason.ValueType  # 81
+"""FAILED_PRECONDITION: the code of a pack's tool raised an exception; the message has it."""
+ERROR_REASON_TOOL_CRASHED: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION: the interpreter of a pack's tool broke down, as by endless recursion."""
+ERROR_REASON_TOOL_OUTPUT_INVALID: ErrorReason.ValueType  # 83
+"""FAILED_PRECONDITION: the result of a pack's tool is no JSON, or breaks the tool's own schema."""
+ERROR_REASON_TOOL_TIMEOUT: ErrorReason.ValueType  # 84
+"""DEADLINE_EXCEEDED: a pack's tool took longer than its limit."""
+ERROR_REASON_TOOL_CPU_LIMIT: ErrorReason.ValueType  # 85
+"""RESOURCE_EXHAUSTED: a pack's tool used more processor time than its limit."""
+ERROR_REASON_TOOL_MEMORY_LIMIT: ErrorReason.ValueType  # 86
+"""RESOURCE_EXHAUSTED: a pack's tool used more memory than its limit."""
+ERROR_REASON_TOOL_OUTPUT_LIMIT: ErrorReason.ValueType  # 87
+"""RESOURCE_EXHAUSTED: the result of a pack's tool is larger than its limit."""
+ERROR_REASON_TOOL_HOST_CALL_LIMIT: ErrorReason.ValueType  # 88
+"""RESOURCE_EXHAUSTED: a pack's tool asked the host for more than its limit."""
+ERROR_REASON_TOOL_EGRESS_LIMIT: ErrorReason.ValueType  # 89
+"""RESOURCE_EXHAUSTED: a pack's tool sent and received more bytes than its limit."""
+ERROR_REASON_TOOL_ABILITY_DENIED: ErrorReason.ValueType  # 90
+"""PERMISSION_DENIED: a pack's tool asked the host for what its manifest does not declare."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -25,16 +25,19 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kfm.error.v1 import error_pb2 as kfm_dot_error_dot_v1_dot_error__pb2
+from kfm.tool.v1 import tool_service_pb2 as kfm_dot_tool_dot_v1_dot_tool__service__pb2
 from kfm.turn.v1 import turn_pb2 as kfm_dot_turn_dot_v1_dot_turn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,kfm/personality/v1/personality_service.proto\x12\x12kfm.personality.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kfm/error/v1/error.proto\x1a\x16kfm/turn/v1/turn.proto\"\x83\x03\n\x0bPersonality\x12\x16\n\x0epersonality_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\'\n\x05model\x18\x07 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x15\n\rsystem_prompt\x18\x08 \x01(\t\x12\r\n\x05tools\x18\t \x03(\t\x12\x1c\n\x14knowledge_namespaces\x18\n \x03(\t\x12\'\n\x06limits\x18\x0b \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12-\n\tload_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x0fknowledge_state\x18\r \x01(\x0e\x32\".kfm.personality.v1.KnowledgeState\"G\n\x0bListRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"_\n\x0cListResponse\x12\x36\n\rpersonalities\x18\x01 \x03(\x0b\x32\x1f.kfm.personality.v1.Personality\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\nGetRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"C\n\x0bGetResponse\x12\x34\n\x0bpersonality\x18\x01 \x01(\x0b\x32\x1f.kfm.personality.v1.Personality\"\x0f\n\rReloadRequest\"O\n\x0eReloadResponse\x12\x14\n\x0cloaded_count\x18\x01 \x01(\x05\x12\'\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x15.kfm.error.v1.Failure\"\x0e\n\x0cWatchRequest\"\x99\x01\n\rWatchResponse\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.kfm.personality.v1.PersonalityH\x00\x12 \n\x16removed_personality_id\x18\x02 \x01(\tH\x00\x12)\n\x08rejected\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x42\x08\n\x06\x63hange*\x85\x01\n\x0eKnowledgeState\x12\x1f\n\x1bKNOWLEDGE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17KNOWLEDGE_STATE_LOADING\x10\x01\x12\x19\n\x15KNOWLEDGE_STATE_READY\x10\x02\x12\x1a\n\x16KNOWLEDGE_STATE_FAILED\x10\x03\x32\xc8\x02\n\x12PersonalityService\x12I\n\x04List\x12\x1f.kfm.personality.v1.ListRequest\x1a .kfm.personality.v1.ListResponse\x12\x46\n\x03Get\x12\x1e.kfm.personality.v1.GetRequest\x1a\x1f.kfm.personality.v1.GetResponse\x12O\n\x06Reload\x12!.kfm.personality.v1.ReloadRequest\x1a\".kfm.personality.v1.ReloadResponse\x12N\n\x05Watch\x12 .kfm.personality.v1.WatchRequest\x1a!.kfm.personality.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,kfm/personality/v1/personality_service.proto\x12\x12kfm.personality.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18kfm/error/v1/error.proto\x1a\x1ekfm/tool/v1/tool_service.proto\x1a\x16kfm/turn/v1/turn.proto\"\xb4\x03\n\x0bPersonality\x12\x16\n\x0epersonality_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\'\n\x05model\x18\x07 \x01(\x0b\x32\x18.kfm.turn.v1.ModelChoice\x12\x15\n\rsystem_prompt\x18\x08 \x01(\t\x12\r\n\x05tools\x18\t \x03(\t\x12\x1c\n\x14knowledge_namespaces\x18\n \x03(\t\x12\'\n\x06limits\x18\x0b \x01(\x0b\x32\x17.kfm.turn.v1.TurnLimits\x12-\n\tload_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x0fknowledge_state\x18\r \x01(\x0e\x32\".kfm.personality.v1.KnowledgeState\x12/\n\ttool_code\x18\x0e \x01(\x0b\x32\x1c.kfm.personality.v1.ToolCode\"\xe8\x01\n\x08ToolCode\x12\x33\n\tfunctions\x18\x01 \x03(\x0b\x32 .kfm.personality.v1.ToolFunction\x12\x36\n\x05\x66iles\x18\x02 \x03(\x0b\x32\'.kfm.personality.v1.ToolCode.FilesEntry\x12\x12\n\nhttp_hosts\x18\x03 \x03(\t\x12-\n\x04tier\x18\x04 \x01(\x0e\x32\x1f.kfm.personality.v1.SandboxTier\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x0cToolFunction\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.kfm.tool.v1.Tool\x12\x0e\n\x06module\x18\x02 \x01(\t\"G\n\x0bListRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"_\n\x0cListResponse\x12\x36\n\rpersonalities\x18\x01 \x03(\x0b\x32\x1f.kfm.personality.v1.Personality\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\nGetRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x16\n\x0ewith_tool_code\x18\x03 \x01(\x08\"C\n\x0bGetResponse\x12\x34\n\x0bpersonality\x18\x01 \x01(\x0b\x32\x1f.kfm.personality.v1.Personality\"\x0f\n\rReloadRequest\"O\n\x0eReloadResponse\x12\x14\n\x0cloaded_count\x18\x01 \x01(\x05\x12\'\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x15.kfm.error.v1.Failure\"\x0e\n\x0cWatchRequest\"\x99\x01\n\rWatchResponse\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.kfm.personality.v1.PersonalityH\x00\x12 \n\x16removed_personality_id\x18\x02 \x01(\tH\x00\x12)\n\x08rejected\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x42\x08\n\x06\x63hange*[\n\x0bSandboxTier\x12\x1c\n\x18SANDBOX_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11SANDBOX_TIER_WASM\x10\x01\x12\x17\n\x13SANDBOX_TIER_NATIVE\x10\x02*\x85\x01\n\x0eKnowledgeState\x12\x1f\n\x1bKNOWLEDGE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17KNOWLEDGE_STATE_LOADING\x10\x01\x12\x19\n\x15KNOWLEDGE_STATE_READY\x10\x02\x12\x1a\n\x16KNOWLEDGE_STATE_FAILED\x10\x03\x32\xc8\x02\n\x12PersonalityService\x12I\n\x04List\x12\x1f.kfm.personality.v1.ListRequest\x1a .kfm.personality.v1.ListResponse\x12\x46\n\x03Get\x12\x1e.kfm.personality.v1.GetRequest\x1a\x1f.kfm.personality.v1.GetResponse\x12O\n\x06Reload\x12!.kfm.personality.v1.ReloadRequest\x1a\".kfm.personality.v1.ReloadResponse\x12N\n\x05Watch\x12 .kfm.personality.v1.WatchRequest\x1a!.kfm.personality.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kfm.personality.v1.personality_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TOOLCODE_FILESENTRY']._loaded_options = None
+  _globals['_TOOLCODE_FILESENTRY']._serialized_options = b'8\001'
   _globals['_LISTREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -43,26 +46,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREQUEST'].fields_by_name['personality_id']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_GETREQUEST'].fields_by_name['digest']._loaded_options = None
   _globals['_GETREQUEST'].fields_by_name['digest']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_KNOWLEDGESTATE']._serialized_start=1154
-  _globals['_KNOWLEDGESTATE']._serialized_end=1287
-  _globals['_PERSONALITY']._serialized_start=181
-  _globals['_PERSONALITY']._serialized_end=568
-  _globals['_LISTREQUEST']._serialized_start=570
-  _globals['_LISTREQUEST']._serialized_end=641
-  _globals['_LISTRESPONSE']._serialized_start=643
-  _globals['_LISTRESPONSE']._serialized_end=738
-  _globals['_GETREQUEST']._serialized_start=740
-  _globals['_GETREQUEST']._serialized_end=812
-  _globals['_GETRESPONSE']._serialized_start=814
-  _globals['_GETRESPONSE']._serialized_end=881
-  _globals['_RELOADREQUEST']._serialized_start=883
-  _globals['_RELOADREQUEST']._serialized_end=898
-  _globals['_RELOADRESPONSE']._serialized_start=900
-  _globals['_RELOADRESPONSE']._serialized_end=979
-  _globals['_WATCHREQUEST']._serialized_start=981
-  _globals['_WATCHREQUEST']._serialized_end=995
-  _globals['_WATCHRESPONSE']._serialized_start=998
-  _globals['_WATCHRESPONSE']._serialized_end=1151
-  _globals['_PERSONALITYSERVICE']._serialized_start=1290
-  _globals['_PERSONALITYSERVICE']._serialized_end=1618
+  _globals['_SANDBOXTIER']._serialized_start=1558
+  _globals['_SANDBOXTIER']._serialized_end=1649
+  _globals['_KNOWLEDGESTATE']._serialized_start=1652
+  _globals['_KNOWLEDGESTATE']._serialized_end=1785
+  _globals['_PERSONALITY']._serialized_start=213
+  _globals['_PERSONALITY']._serialized_end=649
+  _globals['_TOOLCODE']._serialized_start=652
+  _globals['_TOOLCODE']._serialized_end=884
+  _globals['_TOOLCODE_FILESENTRY']._serialized_start=840
+  _globals['_TOOLCODE_FILESENTRY']._serialized_end=884
+  _globals['_TOOLFUNCTION']._serialized_start=886
+  _globals['_TOOLFUNCTION']._serialized_end=949
+  _globals['_LISTREQUEST']._serialized_start=951
+  _globals['_LISTREQUEST']._serialized_end=1022
+  _globals['_LISTRESPONSE']._serialized_start=1024
+  _globals['_LISTRESPONSE']._serialized_end=1119
+  _globals['_GETREQUEST']._serialized_start=1121
+  _globals['_GETREQUEST']._serialized_end=1217
+  _globals['_GETRESPONSE']._serialized_start=1219
+  _globals['_GETRESPONSE']._serialized_end=1286
+  _globals['_RELOADREQUEST']._serialized_start=1288
+  _globals['_RELOADREQUEST']._serialized_end=1303
+  _globals['_RELOADRESPONSE']._serialized_start=1305
+  _globals['_RELOADRESPONSE']._serialized_end=1384
+  _globals['_WATCHREQUEST']._serialized_start=1386
+  _globals['_WATCHREQUEST']._serialized_end=1400
+  _globals['_WATCHRESPONSE']._serialized_start=1403
+  _globals['_WATCHRESPONSE']._serialized_end=1556
+  _globals['_PERSONALITYSERVICE']._serialized_start=1788
+  _globals['_PERSONALITYSERVICE']._serialized_end=2116
 # @@protoc_insertion_point(module_scope)

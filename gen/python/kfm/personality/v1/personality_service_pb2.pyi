@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kfm.error.v1 import error_pb2 as _error_pb2
+from kfm.tool.v1 import tool_service_pb2 as _tool_service_pb2
 from kfm.turn.v1 import turn_pb2 as _turn_pb2
 import builtins as _builtins
 import sys
@@ -21,6 +22,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SandboxTier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SandboxTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SandboxTier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SANDBOX_TIER_UNSPECIFIED: _SandboxTier.ValueType  # 0
+    """As WASM."""
+    SANDBOX_TIER_WASM: _SandboxTier.ValueType  # 1
+    """An interpreter compiled to WebAssembly, in a process that has given up all rights."""
+    SANDBOX_TIER_NATIVE: _SandboxTier.ValueType  # 2
+    """The machine's own interpreter, for extensions in C, in a process that has given up all rights; an operator allows it."""
+
+class SandboxTier(_SandboxTier, metaclass=_SandboxTierEnumTypeWrapper):
+    """How a tool is kept from doing harm."""
+
+SANDBOX_TIER_UNSPECIFIED: SandboxTier.ValueType  # 0
+"""As WASM."""
+SANDBOX_TIER_WASM: SandboxTier.ValueType  # 1
+"""An interpreter compiled to WebAssembly, in a process that has given up all rights."""
+SANDBOX_TIER_NATIVE: SandboxTier.ValueType  # 2
+"""The machine's own interpreter, for extensions in C, in a process that has given up all rights; an operator allows it."""
+Global___SandboxTier: _TypeAlias = SandboxTier  # noqa: Y015
 
 class _KnowledgeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -69,6 +94,7 @@ class Personality(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     LOAD_TIME_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_STATE_FIELD_NUMBER: _builtins.int
+    TOOL_CODE_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
     """Names it."""
     version: _builtins.str
@@ -105,6 +131,10 @@ class Personality(_message.Message):
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """When this version was loaded."""
 
+    @_builtins.property
+    def tool_code(self) -> Global___ToolCode:
+        """Its pack's own tools, for whoever runs them; set where GetRequest.with_tool_code asks for it and the pack has some."""
+
     def __init__(
         self,
         *,
@@ -121,14 +151,103 @@ class Personality(_message.Message):
         limits: _turn_pb2.TurnLimits | None = ...,
         load_time: _timestamp_pb2.Timestamp | None = ...,
         knowledge_state: Global___KnowledgeState.ValueType = ...,
+        tool_code: Global___ToolCode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load_time", b"load_time", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load_time", b"load_time", "model", b"model", "tool_code", b"tool_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "description", b"description", "digest", b"digest", "display_name", b"display_name", "knowledge_namespaces", b"knowledge_namespaces", "knowledge_state", b"knowledge_state", "limits", b"limits", "load_time", b"load_time", "model", b"model", "personality_id", b"personality_id", "system_prompt", b"system_prompt", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "description", b"description", "digest", b"digest", "display_name", b"display_name", "knowledge_namespaces", b"knowledge_namespaces", "knowledge_state", b"knowledge_state", "limits", b"limits", "load_time", b"load_time", "model", b"model", "personality_id", b"personality_id", "system_prompt", b"system_prompt", "tool_code", b"tool_code", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Personality: _TypeAlias = Personality  # noqa: Y015
+
+@_typing.final
+class ToolCode(_message.Message):
+    """The tools that a pack brings: Python functions, which run in a sandbox and nowhere else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    HTTP_HOSTS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    tier: Global___SandboxTier.ValueType
+    """The sandbox that they ask for."""
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolFunction]:
+        """The tools, by name."""
+
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The sources that they need, by path in the pack: UTF-8."""
+
+    @_builtins.property
+    def http_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The hosts that they say they call: `host`, or `host:port`. An operator allows them, or not."""
+
+    def __init__(
+        self,
+        *,
+        functions: _abc.Iterable[Global___ToolFunction] | None = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        http_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        tier: Global___SandboxTier.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "functions", b"functions", "http_hosts", b"http_hosts", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCode: _TypeAlias = ToolCode  # noqa: Y015
+
+@_typing.final
+class ToolFunction(_message.Message):
+    """A tool that is a function."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
+    module: _builtins.str
+    """The module that has it, such as `tools.weather`."""
+    @_builtins.property
+    def tool(self) -> _tool_service_pb2.Tool:
+        """What callers see; its name is the function's."""
+
+    def __init__(
+        self,
+        *,
+        tool: _tool_service_pb2.Tool | None = ...,
+        module: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["module", b"module", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolFunction: _TypeAlias = ToolFunction  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):
@@ -192,19 +311,23 @@ class GetRequest(_message.Message):
 
     PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    WITH_TOOL_CODE_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
     """Which one; empty: the configuration's default."""
     digest: _builtins.str
     """Which version of its pack, among the last 8 that were loaded; empty: the newest."""
+    with_tool_code: _builtins.bool
+    """Whether to return the code of its pack's own tools."""
     def __init__(
         self,
         *,
         personality_id: _builtins.str = ...,
         digest: _builtins.str = ...,
+        with_tool_code: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "personality_id", b"personality_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "personality_id", b"personality_id", "with_tool_code", b"with_tool_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,10 +5,12 @@ Every model behind one contract."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.type import date_pb2 as _date_pb2
 from kfm.content.v1 import content_pb2 as _content_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +22,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ReasoningEffort:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReasoningEffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasoningEffort.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REASONING_EFFORT_UNSPECIFIED: _ReasoningEffort.ValueType  # 0
+    """The vendor's default."""
+    REASONING_EFFORT_NONE: _ReasoningEffort.ValueType  # 1
+    """Not at all."""
+    REASONING_EFFORT_MINIMAL: _ReasoningEffort.ValueType  # 2
+    """As little as it can."""
+    REASONING_EFFORT_LOW: _ReasoningEffort.ValueType  # 3
+    """Little."""
+    REASONING_EFFORT_MEDIUM: _ReasoningEffort.ValueType  # 4
+    """Some."""
+    REASONING_EFFORT_HIGH: _ReasoningEffort.ValueType  # 5
+    """Much."""
+
+class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper):
+    """How long a model thinks before it answers."""
+
+REASONING_EFFORT_UNSPECIFIED: ReasoningEffort.ValueType  # 0
+"""The vendor's default."""
+REASONING_EFFORT_NONE: ReasoningEffort.ValueType  # 1
+"""Not at all."""
+REASONING_EFFORT_MINIMAL: ReasoningEffort.ValueType  # 2
+"""As little as it can."""
+REASONING_EFFORT_LOW: ReasoningEffort.ValueType  # 3
+"""Little."""
+REASONING_EFFORT_MEDIUM: ReasoningEffort.ValueType  # 4
+"""Some."""
+REASONING_EFFORT_HIGH: ReasoningEffort.ValueType  # 5
+"""Much."""
+Global___ReasoningEffort: _TypeAlias = ReasoningEffort  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -53,6 +91,122 @@ FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 """The vendor's filter ended it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _Ability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ABILITY_UNSPECIFIED: _Ability.ValueType  # 0
+    """Never sent."""
+    ABILITY_TEMPERATURE: _Ability.ValueType  # 1
+    """GenerationParameters.temperature."""
+    ABILITY_TOP_P: _Ability.ValueType  # 2
+    """GenerationParameters.top_p."""
+    ABILITY_STOP: _Ability.ValueType  # 3
+    """GenerationParameters.stop."""
+    ABILITY_SEED: _Ability.ValueType  # 4
+    """GenerationParameters.seed."""
+    ABILITY_REASONING_EFFORT: _Ability.ValueType  # 5
+    """GenerationParameters.reasoning_effort."""
+    ABILITY_TOOLS: _Ability.ValueType  # 6
+    """Generation.tools, and calls and results of tools in messages."""
+    ABILITY_TOOL_CHOICE: _Ability.ValueType  # 7
+    """Generation.tool_choice."""
+    ABILITY_IMAGES: _Ability.ValueType  # 8
+    """Images that are in the request."""
+    ABILITY_IMAGE_LINKS: _Ability.ValueType  # 9
+    """Images that the vendor fetches."""
+    ABILITY_OUTPUT_SCHEMA: _Ability.ValueType  # 10
+    """Generation.output_schema."""
+    ABILITY_PROMPT_CACHE: _Ability.ValueType  # 11
+    """PromptCache.messages."""
+    ABILITY_PROMPT_CACHE_KEY: _Ability.ValueType  # 12
+    """PromptCache.key."""
+    ABILITY_PROMPT_CACHE_TTL: _Ability.ValueType  # 13
+    """PromptCache.ttl."""
+    ABILITY_EMBEDDINGS: _Ability.ValueType  # 14
+    """Embed."""
+    ABILITY_DIMENSIONS: _Ability.ValueType  # 15
+    """EmbedRequest.dimensions."""
+    ABILITY_MODERATION: _Ability.ValueType  # 16
+    """Moderate."""
+    ABILITY_TOKEN_COUNT: _Ability.ValueType  # 17
+    """CountTokens by the vendor's own count or tokenizer."""
+
+class Ability(_Ability, metaclass=_AbilityEnumTypeWrapper):
+    """What a provider can do beyond answering text with text."""
+
+ABILITY_UNSPECIFIED: Ability.ValueType  # 0
+"""Never sent."""
+ABILITY_TEMPERATURE: Ability.ValueType  # 1
+"""GenerationParameters.temperature."""
+ABILITY_TOP_P: Ability.ValueType  # 2
+"""GenerationParameters.top_p."""
+ABILITY_STOP: Ability.ValueType  # 3
+"""GenerationParameters.stop."""
+ABILITY_SEED: Ability.ValueType  # 4
+"""GenerationParameters.seed."""
+ABILITY_REASONING_EFFORT: Ability.ValueType  # 5
+"""GenerationParameters.reasoning_effort."""
+ABILITY_TOOLS: Ability.ValueType  # 6
+"""Generation.tools, and calls and results of tools in messages."""
+ABILITY_TOOL_CHOICE: Ability.ValueType  # 7
+"""Generation.tool_choice."""
+ABILITY_IMAGES: Ability.ValueType  # 8
+"""Images that are in the request."""
+ABILITY_IMAGE_LINKS: Ability.ValueType  # 9
+"""Images that the vendor fetches."""
+ABILITY_OUTPUT_SCHEMA: Ability.ValueType  # 10
+"""Generation.output_schema."""
+ABILITY_PROMPT_CACHE: Ability.ValueType  # 11
+"""PromptCache.messages."""
+ABILITY_PROMPT_CACHE_KEY: Ability.ValueType  # 12
+"""PromptCache.key."""
+ABILITY_PROMPT_CACHE_TTL: Ability.ValueType  # 13
+"""PromptCache.ttl."""
+ABILITY_EMBEDDINGS: Ability.ValueType  # 14
+"""Embed."""
+ABILITY_DIMENSIONS: Ability.ValueType  # 15
+"""EmbedRequest.dimensions."""
+ABILITY_MODERATION: Ability.ValueType  # 16
+"""Moderate."""
+ABILITY_TOKEN_COUNT: Ability.ValueType  # 17
+"""CountTokens by the vendor's own count or tokenizer."""
+Global___Ability: _TypeAlias = Ability  # noqa: Y015
+
+class _UsageDimension:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Never valid."""
+    USAGE_DIMENSION_SESSION: _UsageDimension.ValueType  # 1
+    """The session."""
+    USAGE_DIMENSION_PERSONALITY: _UsageDimension.ValueType  # 2
+    """The personality."""
+    USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 3
+    """The provider and its model."""
+    USAGE_DIMENSION_PRINCIPAL: _UsageDimension.ValueType  # 4
+    """The principal: whose API key it was."""
+
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """What usage is apart by."""
+
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Never valid."""
+USAGE_DIMENSION_SESSION: UsageDimension.ValueType  # 1
+"""The session."""
+USAGE_DIMENSION_PERSONALITY: UsageDimension.ValueType  # 2
+"""The personality."""
+USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 3
+"""The provider and its model."""
+USAGE_DIMENSION_PRINCIPAL: UsageDimension.ValueType  # 4
+"""The principal: whose API key it was."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
+
 @_typing.final
 class Generation(_message.Message):
     """What a model is asked."""
@@ -64,10 +218,16 @@ class Generation(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """Such as `local`, `openai` or `anthropic`; empty: the configuration's default."""
+    """Such as `local`, `openai` or `anthropic`; empty: the one `model` leads to, or the configuration's default."""
     model: _builtins.str
-    """The provider's name of the model; empty: the provider's default."""
+    """The provider's name of the model; empty: the provider's default. Where `provider` is empty, it may be an alias of the
+    configuration, such as `smart`, which leads to several models, asked in order until one answers, or
+    `provider/model`.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
         """The conversation, oldest first."""
@@ -80,6 +240,20 @@ class Generation(_message.Message):
     def parameters(self) -> Global___GenerationParameters:
         """How it answers; what is left out is the vendor's default."""
 
+    @_builtins.property
+    def tool_choice(self) -> Global___ToolChoice:
+        """Whether it may or must ask for tools; absent: it may."""
+
+    @_builtins.property
+    def output_schema(self) -> _struct_pb2.Struct:
+        """The JSON Schema (2020-12) of the answer, whose whole text is then one JSON value that is valid by it. An answer that
+        is not goes back once for repair, and a second one fails with PROVIDER_OUTPUT_INVALID.
+        """
+
+    @_builtins.property
+    def prompt_cache(self) -> Global___PromptCache:
+        """What the vendor may keep of the request to read it cheaper next time."""
+
     def __init__(
         self,
         *,
@@ -88,14 +262,106 @@ class Generation(_message.Message):
         messages: _abc.Iterable[_content_pb2.Message] | None = ...,
         tools: _abc.Iterable[Global___ToolDefinition] | None = ...,
         parameters: Global___GenerationParameters | None = ...,
+        tool_choice: Global___ToolChoice | None = ...,
+        output_schema: _struct_pb2.Struct | None = ...,
+        prompt_cache: Global___PromptCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output_schema", b"output_schema", "parameters", b"parameters", "prompt_cache", b"prompt_cache", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "parameters", b"parameters", "provider", b"provider", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "output_schema", b"output_schema", "parameters", b"parameters", "prompt_cache", b"prompt_cache", "provider", b"provider", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Generation: _TypeAlias = Generation  # noqa: Y015
+
+@_typing.final
+class ToolChoice(_message.Message):
+    """Whether a model may or must ask for tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ToolChoice._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
+        """As AUTO."""
+        MODE_AUTO: ToolChoice._Mode.ValueType  # 1
+        """It asks for tools if it wants to."""
+        MODE_NONE: ToolChoice._Mode.ValueType  # 2
+        """It asks for none."""
+        MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
+        """It asks for at least one."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """What it does about tools."""
+
+    MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
+    """As AUTO."""
+    MODE_AUTO: ToolChoice.Mode.ValueType  # 1
+    """It asks for tools if it wants to."""
+    MODE_NONE: ToolChoice.Mode.ValueType  # 2
+    """It asks for none."""
+    MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
+    """It asks for at least one."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ONE_AT_A_TIME_FIELD_NUMBER: _builtins.int
+    mode: Global___ToolChoice.Mode.ValueType
+    """What it does about tools."""
+    name: _builtins.str
+    """With MODE_REQUIRED: the tool that it asks for; empty: any."""
+    one_at_a_time: _builtins.bool
+    """Whether it asks for one tool at a time."""
+    def __init__(
+        self,
+        *,
+        mode: Global___ToolChoice.Mode.ValueType = ...,
+        name: _builtins.str = ...,
+        one_at_a_time: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "name", b"name", "one_at_a_time", b"one_at_a_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
+
+@_typing.final
+class PromptCache(_message.Message):
+    """What a vendor may keep of a request. Vendors that keep the beginnings of requests by themselves need no telling."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """So many of the first messages, with the tools before them, come again; 0: the system's messages that come first."""
+    key: _builtins.str
+    """Requests of one key begin alike, and reach the same cache."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long it is kept after it was last used; absent: as long as the vendor does."""
+
+    def __init__(
+        self,
+        *,
+        messages: _builtins.int = ...,
+        key: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "messages", b"messages", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptCache: _TypeAlias = PromptCache  # noqa: Y015
 
 @_typing.final
 class GenerationParameters(_message.Message):
@@ -108,6 +374,7 @@ class GenerationParameters(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """The most tokens to write."""
     temperature: _builtins.float
@@ -116,6 +383,8 @@ class GenerationParameters(_message.Message):
     """Only the likeliest tokens that together have this probability."""
     seed: _builtins.int
     """Asks for the same answer to the same request."""
+    reasoning_effort: Global___ReasoningEffort.ValueType
+    """How long it thinks first."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer."""
@@ -128,10 +397,11 @@ class GenerationParameters(_message.Message):
         top_p: _builtins.float | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        reasoning_effort: Global___ReasoningEffort.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_output_tokens", b"max_output_tokens", "reasoning_effort", b"reasoning_effort", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -151,6 +421,44 @@ class GenerationParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerationParameters: _TypeAlias = GenerationParameters  # noqa: Y015
+
+@_typing.final
+class Purpose(_message.Message):
+    """What a call is made for: where its usage is counted, and what bounds it. Nothing of it reaches a vendor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    PERSONALITY_ID_FIELD_NUMBER: _builtins.int
+    MAX_TURN_TOKENS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The conversation."""
+    turn_id: _builtins.str
+    """The turn."""
+    personality_id: _builtins.str
+    """The personality; its aliases come before the tenant's."""
+    max_turn_tokens: _builtins.int
+    """The most tokens that all calls for `turn_id` may read and write together; absent: no limit. TOKEN_LIMIT refuses the
+    call that may not fit.
+    """
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        turn_id: _builtins.str = ...,
+        personality_id: _builtins.str = ...,
+        max_turn_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "max_turn_tokens", b"max_turn_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "max_turn_tokens", b"max_turn_tokens", "personality_id", b"personality_id", "session_id", b"session_id", "turn_id", b"turn_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_turn_tokens: _TypeAlias = _typing.Literal["max_turn_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_turn_tokens: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_turn_tokens) -> _WhichOneofReturnType__max_turn_tokens | None: ...
+
+Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
 class ToolDefinition(_message.Message):
@@ -192,21 +500,37 @@ class GenerateRequest(_message.Message):
 
     GENERATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours: once there is an answer, a repeat returns it and calls no vendor."""
+    """Makes the call idempotent for 24 hours: once there is an answer, a repeat returns it and calls no vendor; a repeat
+    before that waits for the call under way.
+    """
     @_builtins.property
     def generation(self) -> Global___Generation:
         """What is asked."""
+
+    @_builtins.property
+    def purpose(self) -> Global___Purpose:
+        """What the call is made for."""
+
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """An answer that the tenant got to the same generation, and that is no older, may be given again at no cost, and
+        this one is kept as long. Absent: the vendor is asked. At most 30 days.
+        """
 
     def __init__(
         self,
         *,
         generation: Global___Generation | None = ...,
         request_id: _builtins.str = ...,
+        purpose: Global___Purpose | None = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "generation", b"generation", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "generation", b"generation", "purpose", b"purpose", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,21 +586,33 @@ class StreamGenerateRequest(_message.Message):
 
     GENERATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As GenerateRequest.request_id; a repeat streams the first answer."""
     @_builtins.property
     def generation(self) -> Global___Generation:
         """What is asked."""
 
+    @_builtins.property
+    def purpose(self) -> Global___Purpose:
+        """What the call is made for."""
+
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """As GenerateRequest.cache_ttl."""
+
     def __init__(
         self,
         *,
         generation: Global___Generation | None = ...,
         request_id: _builtins.str = ...,
+        purpose: Global___Purpose | None = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "generation", b"generation", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "generation", b"generation", "purpose", b"purpose", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,6 +657,7 @@ class GenerationDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Words."""
     reasoning: _builtins.str
@@ -329,18 +666,23 @@ class GenerationDelta(_message.Message):
     def tool_call(self) -> Global___ToolCallDelta:
         """A piece of a tool call."""
 
+    @_builtins.property
+    def usage(self) -> _content_pb2.Usage:
+        """What the answer has used so far, where the vendor says it before the end."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         reasoning: _builtins.str = ...,
         tool_call: Global___ToolCallDelta | None = ...,
+        usage: _content_pb2.Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reasoning", b"reasoning", "text", b"text", "tool_call", b"tool_call", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "reasoning", "tool_call"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "reasoning", "tool_call", "usage"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -389,13 +731,21 @@ class EmbedRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """As Generation.provider."""
     model: _builtins.str
     """The provider's name of the model; empty: the provider's default for vectors."""
+    dimensions: _builtins.int
+    """The components of a vector; absent: the model's own."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
+
+    @_builtins.property
+    def purpose(self) -> Global___Purpose:
+        """What the call is made for."""
 
     def __init__(
         self,
@@ -403,12 +753,16 @@ class EmbedRequest(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        dimensions: _builtins.int | None = ...,
+        purpose: Global___Purpose | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provider", b"provider", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "model", b"model", "provider", b"provider", "purpose", b"purpose", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
 
 Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
@@ -618,19 +972,27 @@ class CountTokensResponse(_message.Message):
 
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """How many tokens it would read."""
     estimated: _builtins.bool
-    """Whether that is an estimate, and not the provider's own count."""
+    """Whether that is an estimate, and neither the vendor's own count nor that of its tokenizer."""
+    provider: _builtins.str
+    """The provider whose count it is."""
+    model: _builtins.str
+    """The model."""
     def __init__(
         self,
         *,
         input_tokens: _builtins.int = ...,
         estimated: _builtins.bool = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "input_tokens", b"input_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "input_tokens", b"input_tokens", "model", b"model", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,6 +1068,9 @@ class Model(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    ABILITIES_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Its provider."""
     model: _builtins.str
@@ -716,9 +1081,19 @@ class Model(_message.Message):
     """The most tokens it reads and writes at once; 0: unknown."""
     is_default: _builtins.bool
     """Whether it is the provider's default."""
+    max_output_tokens: _builtins.int
+    """The most tokens it writes in an answer; 0: unknown."""
     @_builtins.property
     def price(self) -> Global___Price:
         """What its tokens cost, in requests of the smallest size that the vendor prices; absent: unknown."""
+
+    @_builtins.property
+    def abilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Ability.ValueType]:
+        """What the provider can do with it; what is not here is refused with FEATURE_UNSUPPORTED."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The aliases of the configuration that lead to it for the tenant."""
 
     def __init__(
         self,
@@ -729,10 +1104,13 @@ class Model(_message.Message):
         context_tokens: _builtins.int = ...,
         is_default: _builtins.bool = ...,
         price: Global___Price | None = ...,
+        max_output_tokens: _builtins.int = ...,
+        abilities: _abc.Iterable[Global___Ability.ValueType] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "description", b"description", "is_default", b"is_default", "model", b"model", "price", b"price", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "aliases", b"aliases", "context_tokens", b"context_tokens", "description", b"description", "is_default", b"is_default", "max_output_tokens", b"max_output_tokens", "model", b"model", "price", b"price", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,6 +1126,11 @@ class Price(_message.Message):
     INPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_INPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    IMAGE_INPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    AUDIO_INPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    AUDIO_OUTPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     currency_code: _builtins.str
     """ISO 4217, such as `USD`."""
     input_micros_per_million_tokens: _builtins.int
@@ -756,6 +1139,16 @@ class Price(_message.Message):
     """The same for tokens written."""
     cached_input_micros_per_million_tokens: _builtins.int
     """The same for tokens read from the vendor's cache."""
+    cache_write_micros_per_million_tokens: _builtins.int
+    """The same for tokens written to the vendor's cache; absent: unknown."""
+    image_input_micros_per_million_tokens: _builtins.int
+    """The same for tokens of pictures read; absent: as other tokens read."""
+    audio_input_micros_per_million_tokens: _builtins.int
+    """The same for tokens of sound read; absent: unknown."""
+    audio_output_micros_per_million_tokens: _builtins.int
+    """The same for tokens of sound written; absent: unknown."""
+    reasoning_micros_per_million_tokens: _builtins.int
+    """The same for tokens of reasoning; absent: as other tokens written."""
     def __init__(
         self,
         *,
@@ -763,11 +1156,181 @@ class Price(_message.Message):
         input_micros_per_million_tokens: _builtins.int = ...,
         output_micros_per_million_tokens: _builtins.int = ...,
         cached_input_micros_per_million_tokens: _builtins.int = ...,
+        cache_write_micros_per_million_tokens: _builtins.int | None = ...,
+        image_input_micros_per_million_tokens: _builtins.int | None = ...,
+        audio_input_micros_per_million_tokens: _builtins.int | None = ...,
+        audio_output_micros_per_million_tokens: _builtins.int | None = ...,
+        reasoning_micros_per_million_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_audio_input_micros_per_million_tokens", b"_audio_input_micros_per_million_tokens", "_audio_output_micros_per_million_tokens", b"_audio_output_micros_per_million_tokens", "_cache_write_micros_per_million_tokens", b"_cache_write_micros_per_million_tokens", "_image_input_micros_per_million_tokens", b"_image_input_micros_per_million_tokens", "_reasoning_micros_per_million_tokens", b"_reasoning_micros_per_million_tokens", "audio_input_micros_per_million_tokens", b"audio_input_micros_per_million_tokens", "audio_output_micros_per_million_tokens", b"audio_output_micros_per_million_tokens", "cache_write_micros_per_million_tokens", b"cache_write_micros_per_million_tokens", "image_input_micros_per_million_tokens", b"image_input_micros_per_million_tokens", "reasoning_micros_per_million_tokens", b"reasoning_micros_per_million_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_micros_per_million_tokens", b"cached_input_micros_per_million_tokens", "currency_code", b"currency_code", "input_micros_per_million_tokens", b"input_micros_per_million_tokens", "output_micros_per_million_tokens", b"output_micros_per_million_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_audio_input_micros_per_million_tokens", b"_audio_input_micros_per_million_tokens", "_audio_output_micros_per_million_tokens", b"_audio_output_micros_per_million_tokens", "_cache_write_micros_per_million_tokens", b"_cache_write_micros_per_million_tokens", "_image_input_micros_per_million_tokens", b"_image_input_micros_per_million_tokens", "_reasoning_micros_per_million_tokens", b"_reasoning_micros_per_million_tokens", "audio_input_micros_per_million_tokens", b"audio_input_micros_per_million_tokens", "audio_output_micros_per_million_tokens", b"audio_output_micros_per_million_tokens", "cache_write_micros_per_million_tokens", b"cache_write_micros_per_million_tokens", "cached_input_micros_per_million_tokens", b"cached_input_micros_per_million_tokens", "currency_code", b"currency_code", "image_input_micros_per_million_tokens", b"image_input_micros_per_million_tokens", "input_micros_per_million_tokens", b"input_micros_per_million_tokens", "output_micros_per_million_tokens", b"output_micros_per_million_tokens", "reasoning_micros_per_million_tokens", b"reasoning_micros_per_million_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__audio_input_micros_per_million_tokens: _TypeAlias = _typing.Literal["audio_input_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__audio_input_micros_per_million_tokens: _TypeAlias = _typing.Literal["_audio_input_micros_per_million_tokens", b"_audio_input_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__audio_output_micros_per_million_tokens: _TypeAlias = _typing.Literal["audio_output_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__audio_output_micros_per_million_tokens: _TypeAlias = _typing.Literal["_audio_output_micros_per_million_tokens", b"_audio_output_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_micros_per_million_tokens: _TypeAlias = _typing.Literal["cache_write_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_micros_per_million_tokens: _TypeAlias = _typing.Literal["_cache_write_micros_per_million_tokens", b"_cache_write_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__image_input_micros_per_million_tokens: _TypeAlias = _typing.Literal["image_input_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__image_input_micros_per_million_tokens: _TypeAlias = _typing.Literal["_image_input_micros_per_million_tokens", b"_image_input_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_micros_per_million_tokens: _TypeAlias = _typing.Literal["reasoning_micros_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_micros_per_million_tokens: _TypeAlias = _typing.Literal["_reasoning_micros_per_million_tokens", b"_reasoning_micros_per_million_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__audio_input_micros_per_million_tokens) -> _WhichOneofReturnType__audio_input_micros_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__audio_output_micros_per_million_tokens) -> _WhichOneofReturnType__audio_output_micros_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_micros_per_million_tokens) -> _WhichOneofReturnType__cache_write_micros_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_input_micros_per_million_tokens) -> _WhichOneofReturnType__image_input_micros_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_micros_per_million_tokens) -> _WhichOneofReturnType__reasoning_micros_per_million_tokens | None: ...
+
+Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Request of GetUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PERSONALITY_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """Only of this session; empty: of all."""
+    personality_id: _builtins.str
+    """Only of this personality; empty: of all."""
+    page_size: _builtins.int
+    """How many rows at the most; 0: 100; more than 1000 counts as 1000."""
+    page_token: _builtins.str
+    """The `next_page_token` of the page before, with the same request otherwise."""
+    @_builtins.property
+    def dimensions(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
+        """What rows are apart by, besides the day; what is not named is added up."""
+
+    @_builtins.property
+    def start_date(self) -> _date_pb2.Date:
+        """The first day, in UTC; absent: the first there is."""
+
+    @_builtins.property
+    def end_date(self) -> _date_pb2.Date:
+        """The last day, in UTC; absent: today."""
+
+    def __init__(
+        self,
+        *,
+        dimensions: _abc.Iterable[Global___UsageDimension.ValueType] | None = ...,
+        start_date: _date_pb2.Date | None = ...,
+        end_date: _date_pb2.Date | None = ...,
+        session_id: _builtins.str = ...,
+        personality_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "start_date", b"start_date"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "end_date", b"end_date", "page_size", b"page_size", "page_token", b"page_token", "personality_id", b"personality_id", "session_id", b"session_id", "start_date", b"start_date"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Price: _TypeAlias = Price  # noqa: Y015
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """Response of GetUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty: there is none."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRow]:
+        """The rows."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___UsageRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class UsageRow(_message.Message):
+    """What was used in a day. What the request does not tell apart is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PERSONALITY_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    UNPRICED_CALLS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_CALLS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session."""
+    personality_id: _builtins.str
+    """The personality."""
+    provider: _builtins.str
+    """The provider."""
+    model: _builtins.str
+    """The model, as the request or an alias named it."""
+    principal_id: _builtins.str
+    """The principal."""
+    calls: _builtins.int
+    """Calls to vendors, those that failed included."""
+    failed_calls: _builtins.int
+    """Of these, those that failed or were cut off."""
+    unpriced_calls: _builtins.int
+    """Of these, those whose cost is unknown."""
+    estimated_calls: _builtins.int
+    """Of these, those whose tokens are an estimate, since the vendor was cut off before it said them."""
+    @_builtins.property
+    def date(self) -> _date_pb2.Date:
+        """The day, in UTC."""
+
+    @_builtins.property
+    def usage(self) -> _content_pb2.Usage:
+        """What all calls used. Its cost is that of the calls whose cost is known; absent: that of none is."""
+
+    def __init__(
+        self,
+        *,
+        date: _date_pb2.Date | None = ...,
+        session_id: _builtins.str = ...,
+        personality_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        principal_id: _builtins.str = ...,
+        usage: _content_pb2.Usage | None = ...,
+        calls: _builtins.int = ...,
+        failed_calls: _builtins.int = ...,
+        unpriced_calls: _builtins.int = ...,
+        estimated_calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "date", b"date", "estimated_calls", b"estimated_calls", "failed_calls", b"failed_calls", "model", b"model", "personality_id", b"personality_id", "principal_id", b"principal_id", "provider", b"provider", "session_id", b"session_id", "unpriced_calls", b"unpriced_calls", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015

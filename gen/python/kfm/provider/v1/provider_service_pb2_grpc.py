@@ -66,6 +66,11 @@ class ProviderServiceStub:
                 request_serializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/kfm.provider.v1.ProviderService/GetUsage',
+                request_serializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class ProviderServiceServicer:
@@ -115,6 +120,13 @@ class ProviderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """Says what the tenant has used, by day and by what else is asked for, newest day first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProviderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_ProviderServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsRequest.FromString,
                     response_serializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageRequest.FromString,
+                    response_serializer=kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +330,33 @@ class ProviderService:
             '/kfm.provider.v1.ProviderService/ListModels',
             kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsRequest.SerializeToString,
             kfm_dot_provider_dot_v1_dot_provider__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.provider.v1.ProviderService/GetUsage',
+            kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageRequest.SerializeToString,
+            kfm_dot_provider_dot_v1_dot_provider__service__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class ProviderServiceStub:
     """Counts the tokens that a request would read."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]
     """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.GetUsageRequest, _provider_service_pb2.GetUsageResponse]
+    """Says what the tenant has used, by day and by what else is asked for, newest day first."""
 
 @_typing.type_check_only
 class ProviderServiceAsyncStub(ProviderServiceStub):
@@ -67,6 +69,8 @@ class ProviderServiceAsyncStub(ProviderServiceStub):
     """Counts the tokens that a request would read."""
     ListModels: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.GetUsageRequest, _provider_service_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """Says what the tenant has used, by day and by what else is asked for, newest day first."""
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
@@ -120,5 +124,13 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.ListModelsResponse, _abc.Awaitable[_provider_service_pb2.ListModelsResponse]]:
         """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _provider_service_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_provider_service_pb2.GetUsageResponse, _abc.Awaitable[_provider_service_pb2.GetUsageResponse]]:
+        """Says what the tenant has used, by day and by what else is asked for, newest day first."""
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

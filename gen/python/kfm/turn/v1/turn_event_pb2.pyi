@@ -646,6 +646,7 @@ class StepRequest(_message.Message):
     OUTPUT_OFFSETS_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
     STEPS_LEFT_FIELD_NUMBER: _builtins.int
+    MAX_TURN_TOKENS_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     attempt: _builtins.int
@@ -660,6 +661,8 @@ class StepRequest(_message.Message):
     """How many turns are above; a sub-turn's is one more."""
     steps_left: _builtins.int
     """How many more steps the turn may have."""
+    max_turn_tokens: _builtins.int
+    """The most tokens that all calls of the turn to models may use; absent: no limit."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope; `causation_id` is the StepScheduled."""
@@ -717,12 +720,15 @@ class StepRequest(_message.Message):
         output_offsets: _abc.Iterable[_builtins.int] | None = ...,
         depth: _builtins.int = ...,
         steps_left: _builtins.int = ...,
+        max_turn_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "header", b"header", "input", b"input", "model", b"model", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_turn_tokens: _TypeAlias = _typing.Literal["max_turn_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_turn_tokens: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_turn_tokens) -> _WhichOneofReturnType__max_turn_tokens | None: ...
 
 Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
 

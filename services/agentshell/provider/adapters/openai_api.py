@@ -1,0 +1,200 @@
+"""What the adapters of OpenAI's APIs share: the way there, vectors, verdicts, and the forms that all of them take.
+
+OpenAI's own SDK connects and sends; what comes is taken as plain JSON. Its models of each event would cost more time
+than all else in a streamed call, and refuse what OpenAI's imitators leave out.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentshell.provider.adapters import part_text
+from agentshell.provider.adapters.adapter import Access, unsupported
+from agentshell.provider.adapters.events import Events
+from agentshell.provider.adapters.failure import Failure
+from agentshell.provider.adapters.sdk import Sdk, check_events, stainless
+from kfm.content.v1 import content_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only who calls OpenAI pays for it.
+    from httpx2 import AsyncClient, Response
+    from openai import AsyncOpenAI
+    from openai._types import RequestOptions
+
+MODEL = "gpt-6.1-sol"
+_NO_KEY = "none"  # The SDK demands one, or takes what it finds in the environment.
+_EMBEDDING_MODEL = "text-embedding-3-small"
+_MODERATION_MODEL = "omni-moderation-latest"
+
+EFFORTS: Mapping[pb.ReasoningEffort.ValueType, str] = {
+    pb.REASONING_EFFORT_NONE: "none",
+    pb.REASONING_EFFORT_MINIMAL: "minimal",
+    pb.REASONING_EFFORT_LOW: "low",
+    pb.REASONING_EFFORT_MEDIUM: "medium",
+    pb.REASONING_EFFORT_HIGH: "high",
+}
+
+
+class Growth(Protocol):
+    """How an API's events become an answer. `failed`: what the vendor says went wrong within the stream."""
+
+    failed: Failure | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its end has come."""
+        ...
+
+    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        """Yields what an event adds."""
+        ...
+
+    def finish(self) -> pb.GenerateResponse:
+        """Returns the whole answer."""
+        ...
+
+
+class OpenAIApi:
+    """One endpoint of OpenAI, or of whoever speaks as it does (`is_openai`: False)."""
+
+    def __init__(self, access: Access, *, is_openai: bool = True) -> None:
+        self.provider = access.provider
+        self._is_openai = is_openai
+        self._base_url = access.base_url or None
+        self.sdk = Sdk(access, "openai", self._connect, stainless("openai"))
+
+    async def converse(
+        self, ask: Callable[[], Awaitable[Response]], growth: Growth, model: str
+    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+        """Yields what the streamed answer to `ask` grows by and, last, the whole."""
+        events = Events()
+        with self.sdk.failing(model):
+            async with aclosing(await ask()) as response:
+                async for data in response.aiter_bytes():
+                    for event in events.feed(data):
+                        for delta in growth.read(event):
+                            yield delta
+                    if growth.failed:
+                        raise self.sdk.error(growth.failed, model)
+            if not growth.is_whole:
+                raise self.sdk.cut(model)
+            yield growth.finish()
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> Response:
+        """Returns a streamed answer, to be read and closed by the caller."""
+        client = await self.sdk.open()
+        from openai import AsyncStream
+
+        stream = await client.post(
+            path,
+            cast_to=object,
+            body={**body, "stream": True},
+            options=_options(client),
+            stream=True,
+            stream_cls=AsyncStream[object],
+        )
+        try:
+            check_events(stream.response.headers)
+        except ValueError:
+            await stream.response.aclose()
+            raise
+        return stream.response
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Returns an answer that is not streamed."""
+        client = await self.sdk.open()
+        return await client.post(path, cast_to=object, body=body, options=_options(client))
+
+    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+        """Returns a vector a text; its usage is absent where the vendor does not say it."""
+        model = model or _EMBEDDING_MODEL
+        body: dict[str, Any] = {"input": list(texts), "model": model, "encoding_format": "float"}
+        if dimensions:
+            body["dimensions"] = dimensions
+        with self.sdk.failing(model):
+            answer = await self.ask("/embeddings", body)
+            vectors = [item["embedding"] for item in sorted(answer["data"], key=lambda item: number(item, "index"))]
+            _expect(len(vectors), len(texts))
+            usage = member(answer, "usage")
+            return pb.EmbedResponse(
+                embeddings=[pb.Embedding(values=vector) for vector in vectors],
+                usage=content_pb2.Usage(input_tokens=number(usage, "prompt_tokens")) if usage else None,
+                provider=self.provider,
+                model=answer.get("model") or model,
+            )
+
+    async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
+        """Returns a verdict a text."""
+        model = model or _MODERATION_MODEL
+        with self.sdk.failing(model):
+            answer = await self.ask("/moderations", {"input": list(texts), "model": model})
+            verdicts = [
+                pb.Verdict(flagged=result["flagged"], scores=result["category_scores"]) for result in answer["results"]
+            ]
+            _expect(len(verdicts), len(texts))
+            return pb.ModerateResponse(verdicts=verdicts, provider=self.provider, model=answer["model"])
+
+    def _connect(self, key: str, http: AsyncClient) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
+
+        client = AsyncOpenAI(api_key=key or _NO_KEY, base_url=self._base_url, max_retries=0, http_client=http)
+        if not self._is_openai:  # Nobody else is told of the account that the SDK finds in the environment.
+            client.organization = client.project = None
+        return client
+
+
+def _options(client: AsyncOpenAI) -> RequestOptions:
+    """Returns whose key is sent: nobody's where there is none."""
+    from openai import Omit
+
+    if client.api_key == _NO_KEY:
+        return {"headers": {"Authorization": Omit()}}
+    return {"security": {"bearer_auth": True}}
+
+
+def member(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns what is in a JSON object by that name, as an object; one without members where it is missing or null."""
+    return found.get(name) or {}
+
+
+def number(found: Mapping[str, Any], name: str) -> int:
+    """Returns the number in a JSON object by that name; 0 where it is missing or null."""
+    return found.get(name) or 0
+
+
+def parameters_of(tool: pb.ToolDefinition) -> dict[str, Any]:
+    """Returns the schema of a tool's arguments, which may not be missing."""
+    return part_text.schema(tool.input_schema) or {"type": "object", "properties": {}}
+
+
+def image_url(image: content_pb2.Image) -> str:
+    """Returns where a picture is; what is in the request goes as a data URL."""
+    if image.WhichOneof("source") == "uri":
+        return image.uri
+    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+
+
+def cache(prompt_cache: pb.PromptCache, provider: str, lifetimes: Mapping[str, timedelta]) -> dict[str, Any]:
+    """Returns the hints of a request's cache. OpenAI keeps the beginnings of requests by itself.
+
+    `lifetimes`: those that the API offers, shortest first; the first that is long enough is asked for.
+    """
+    hints: dict[str, Any] = {}
+    if prompt_cache.key:
+        hints["prompt_cache_key"] = prompt_cache.key
+    if prompt_cache.HasField("ttl"):
+        wanted = prompt_cache.ttl.ToTimedelta()
+        name = next((name for name, lifetime in lifetimes.items() if lifetime >= wanted), None)
+        if name is None:
+            raise unsupported(provider, f"prompt caches of more than {[*lifetimes][-1]}")
+        hints["prompt_cache_options"] = {"ttl": name}
+    return hints
+
+
+def _expect(count: int, texts: int) -> None:
+    if count != texts:
+        raise ValueError(f"{count} results for {texts} texts")

@@ -1,0 +1,96 @@
+"""Whoever speaks OpenAI's Chat Completions: Ollama, vLLM, llama.cpp, Groq, Mistral and others, at a base URL.
+
+What such a server leaves out is not missed: a key, ids and indices of tool calls, and what it used, which is estimated
+then. A server that refuses to be asked for its usage is asked once more without, and from then on never for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from agentshell.mesh.errors import AgentShellError
+from agentshell.provider import tokens
+from agentshell.provider.adapters.adapter import Access, no_model, unsupported
+from agentshell.provider.adapters.openai_api import OpenAIApi
+from agentshell.provider.adapters.openai_chat import PATH, WITH_USAGE, ChatGrowth, request
+from kfm.error.v1 import error_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+
+class OpenAICompatibleAdapter:
+    """Generates by Chat Completions, and embeds where the server does. Its counts of tokens are estimates."""
+
+    abilities = frozenset(
+        {
+            pb.ABILITY_TEMPERATURE,
+            pb.ABILITY_TOP_P,
+            pb.ABILITY_STOP,
+            pb.ABILITY_SEED,
+            pb.ABILITY_REASONING_EFFORT,
+            pb.ABILITY_TOOLS,
+            pb.ABILITY_TOOL_CHOICE,
+            pb.ABILITY_IMAGES,
+            pb.ABILITY_IMAGE_LINKS,
+            pb.ABILITY_OUTPUT_SCHEMA,
+            pb.ABILITY_EMBEDDINGS,
+            pb.ABILITY_DIMENSIONS,
+        }
+    )
+
+    def __init__(self, access: Access) -> None:
+        if not access.base_url:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_CONFIG_INVALID,
+                f"provider {access.provider} speaks openai_compatible and has no base_url: set where its API is",
+                metadata={"key": f"provider.vendors.{access.provider}.base_url", "value": "", "fix": "set it"},
+            )
+        self.default_model = access.model
+        self._api = OpenAIApi(access, is_openai=False)
+        self._asks_for_usage = True
+
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+        """Yields deltas and the whole answer. Raises MODEL_NOT_FOUND without a model."""
+        growth = ChatGrowth(generation, self._api.provider, model)
+        return self._api.converse(partial(self._ask, generation, model), growth, model)
+
+    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+        """Returns a vector a text. Raises MODEL_NOT_FOUND without a model: there is no default."""
+        if not model:
+            raise no_model(self._api.provider, model)
+        return await self._api.embed(texts, model, dimensions)
+
+    async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
+        """Raises FEATURE_UNSUPPORTED."""
+        raise unsupported(self._api.provider, "moderation")
+
+    async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
+        """Returns an estimate: the models of such servers have tokenizers of many kinds."""
+        estimate = tokens.estimate_generation(generation)
+        return pb.CountTokensResponse(input_tokens=estimate, estimated=True, provider=self._api.provider, model=model)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._api.sdk.close()
+
+    async def _ask(self, generation: pb.Generation, model: str) -> Response:
+        if not model:
+            raise no_model(self._api.provider, model)
+        body = {"model": model, **request(generation, self._api.provider, "max_tokens")}
+        if not self._asks_for_usage:
+            return await self._api.stream(PATH, body)
+        try:
+            return await self._api.stream(PATH, {**body, **WITH_USAGE})
+        except Exception as error:
+            # Mistral, among others, answers with usage by itself and refuses to be asked. Nothing was generated.
+            import openai
+
+            is_refusal = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+            if not is_refusal or "stream_options" not in error.response.text:
+                raise
+            self._asks_for_usage = False
+            return await self._api.stream(PATH, body)

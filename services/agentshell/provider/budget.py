@@ -1,0 +1,214 @@
+"""Budgets: what a call may cost is reserved before it, and what it did cost is settled after it.
+
+What is reserved counts as spent until it is settled, so that no crash frees what may have been billed. Of calls at the
+same time, in any processes, no more are let through than fit, to the micro-USD and the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+from agentshell.db.database import Database
+from agentshell.mesh.call import Principal
+from agentshell.mesh.config import BudgetConfig, ProviderConfig
+from agentshell.mesh.errors import AgentShellError
+from agentshell.provider.spending import Account, Entry, Refusal, Spending
+from kfm.error.v1 import error_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+MICROS = 1_000_000
+# Accounts are kept a little longer than they are asked for; a turn that waits longer than this begins anew.
+_KEPT_DAYS = {"day": 3, "month": 34, "turn": 90}
+
+
+class _Rule(NamedTuple):
+    """A budget of money or of tokens, in the period that today is in."""
+
+    budget: BudgetConfig
+    of_cost: bool
+    most: int
+    """Micro-USD or tokens."""
+    prefix: str
+    """How the names of its accounts begin; what follows is whose budget it is."""
+    reset_time: datetime
+
+
+class _Limit(NamedTuple):
+    """The most that may be spent on an account, by a rule; without one it is a turn's limit of tokens."""
+
+    account: Account
+    subject: str
+    most: int
+    rule: _Rule | None
+
+    @property
+    def of_cost(self) -> bool:
+        return self.rule is not None and self.rule.of_cost
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """What is reserved for one call, until it is settled."""
+
+    entries: tuple[tuple[_Limit, int], ...] = ()
+    settled: bool = False
+
+
+class Budgets:
+    """The budgets of the configuration, and the limits that turns have.
+
+    Days and months are those of UTC, at the moment of the reservation: a call that ends in the next period counts in
+    the one it began in. A budget per session holds for calls that name a session.
+    """
+
+    def __init__(self, config: ProviderConfig, database: Database, now: Callable[[], datetime] | None = None) -> None:
+        self._budgets = config.budgets
+        self._today = date.min
+        self._rules: list[_Rule] = []
+        self._spending = Spending(database)
+        self._now = now or _now
+
+    async def open(self) -> None:
+        """Begins to write; the schema is there (Database.migrate)."""
+        await self._spending.open()
+
+    async def close(self) -> None:
+        """Writes what waits."""
+        await self._spending.close()
+
+    def applies(self, principal: Principal, purpose: pb.Purpose) -> bool:
+        """Returns whether anything bounds a call. If not, to reserve for it costs nothing and asks nobody."""
+        return bool(self._limits(principal, purpose))
+
+    async def reserve(
+        self, principal: Principal, purpose: pb.Purpose, most_tokens: int, most_cost_micros: int | None
+    ) -> Reservation:
+        """Reserves the most that a call may use and cost, of all that bounds it or of nothing.
+
+        Raises BUDGET_EXHAUSTED, TOKEN_LIMIT for the turn's, PRICE_UNKNOWN where a budget of money applies and the cost
+        is None, and DATABASE_UNAVAILABLE. A call that was refused or cancelled has nothing reserved.
+        """
+        asked: list[tuple[_Limit, int]] = []
+        for limit in self._limits(principal, purpose):
+            amount = most_cost_micros if limit.of_cost else most_tokens
+            if amount is None:
+                raise _price_unknown(limit)
+            asked.append((limit, amount))
+        if not asked:
+            return Reservation(settled=True)
+        refusal = await self._spending.claim([Entry(limit.account, amount, limit.most) for limit, amount in asked])
+        if refusal is not None:
+            (refused,) = (limit for limit, _ in asked if limit.account == refusal.entry.account)
+            raise _refused(refused, refusal)
+        return Reservation(tuple(asked))
+
+    async def settle(self, reservation: Reservation, tokens: int, cost_micros: int | None) -> None:
+        """Puts what a call used in the place of what was reserved; a cost of None leaves what was reserved of it spent.
+
+        Returns when that is stored, so that whoever hears of the call's end finds it settled, in any process. Never
+        fails: without Postgres it is done later, and what was reserved stays spent if this process ends before. A
+        second time does nothing.
+        """
+        if reservation.settled:
+            return
+        reservation.settled = True
+        used = ((limit, cost_micros if limit.of_cost else tokens, amount) for limit, amount in reservation.entries)
+        changes = [(limit.account, actual - amount) for limit, actual, amount in used if actual not in (None, amount)]
+        if changes:
+            await self._spending.change(changes)
+
+    def _limits(self, principal: Principal, purpose: pb.Purpose) -> list[_Limit]:
+        limits: dict[Account, _Limit] = {}
+        for rule in self._current_rules():
+            subject = _subject(rule.budget, principal, purpose)
+            if subject:
+                account = _account(principal, rule.prefix + subject, _KEPT_DAYS[rule.budget.period])
+                if account not in limits or rule.most < limits[account].most:
+                    limits[account] = _Limit(account, subject, rule.most, rule)
+        if purpose.turn_id and purpose.HasField("max_turn_tokens"):
+            account = _account(principal, f"turn/{purpose.turn_id}", _KEPT_DAYS["turn"])
+            limits[account] = _Limit(account, purpose.turn_id, purpose.max_turn_tokens, None)
+        return list(limits.values())
+
+    def _current_rules(self) -> list[_Rule]:
+        if self._budgets and self._today != (today := self._now().date()):
+            self._today = today
+            self._rules = [rule for budget in self._budgets for rule in _rules_of(budget, today)]
+        return self._rules
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _rules_of(budget: BudgetConfig, today: date) -> list[_Rule]:
+    start, end = today, today + timedelta(days=1)
+    if budget.period == "month":
+        start = today.replace(day=1)
+        end = (start + timedelta(days=32)).replace(day=1)
+    reset_time = datetime(end.year, end.month, end.day, tzinfo=UTC)
+    cost = None if budget.cost_usd is None else int(Decimal(str(budget.cost_usd)) * MICROS)
+    return [
+        _Rule(budget, kind == "cost", most, f"{budget.period}/{start}/{budget.per}/{kind}/", reset_time)
+        for kind, most in (("cost", cost), ("tokens", budget.tokens))
+        if most is not None
+    ]
+
+
+def _subject(budget: BudgetConfig, principal: Principal, purpose: pb.Purpose) -> str:
+    """Returns whose budget it is for a call; empty: it does not apply."""
+    if budget.tenant not in ("", principal.tenant_id):
+        return ""
+    match budget.per:
+        case "tenant":
+            return principal.tenant_id
+        case "principal":
+            return principal.principal_id
+        case "session":
+            return purpose.session_id
+
+
+def _account(principal: Principal, name: str, kept_days: int) -> Account:
+    return Account(principal.tenant_id, name.replace("\0", "\ufffd"), kept_days)  # Postgres has no NUL in texts.
+
+
+def _amount(limit: _Limit, amount: int) -> str:
+    return f"{amount // MICROS}.{amount % MICROS:06d} USD" if limit.of_cost else f"{amount} tokens"
+
+
+def _refused(limit: _Limit, refusal: Refusal) -> AgentShellError:
+    most, spent, asked = (_amount(limit, n) for n in (limit.most, refusal.spent, refusal.entry.asked))
+    metadata = {"limit": most, "spent": spent, "asked": asked}
+    if not limit.of_cost:
+        metadata["left_tokens"] = str(max(0, limit.most - refusal.spent))
+    if limit.rule is None:
+        description = f"of {most}, {spent} are used or reserved"
+        return AgentShellError(
+            error_pb2.ERROR_REASON_TOKEN_LIMIT,
+            f"turn {limit.subject} has too few tokens left: {description}, and this call may take {asked}; lower "
+            "max_output_tokens, or raise the turn's limit",
+            metadata=metadata,
+            quotas=[(f"turn:{limit.subject}", description)],
+        )
+    budget, reset_time = limit.rule.budget, limit.rule.reset_time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    description = f"of {most} a {budget.period}, {spent} are spent or reserved"
+    return AgentShellError(
+        error_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
+        f"the budget of {budget.per} {limit.subject} does not suffice: {description}, and this call may take {asked}; "
+        f"lower max_output_tokens, wait for {reset_time}, or raise provider.budgets",
+        metadata={"budget": f"{budget.per}/{budget.period}", **metadata, "reset_time": reset_time},
+        quotas=[(f"{budget.per}:{limit.subject}", description)],
+    )
+
+
+def _price_unknown(limit: _Limit) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_PRICE_UNKNOWN,
+        f"a budget of {_amount(limit, limit.most)} applies to {limit.subject}, and what this call may cost is unknown: "
+        "price its model in provider.prices_file, or ask another model",
+        metadata={"subject": limit.subject},
+    )

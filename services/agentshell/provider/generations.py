@@ -1,0 +1,187 @@
+"""What a request to generate goes through, from its claim and its budget to the answer that is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from agentshell.mesh import call
+from agentshell.mesh.errors import AgentShellError
+from agentshell.provider import metrics, output_schema, response_cache, token_bound, tokens
+from agentshell.provider.adapters import answer
+from agentshell.provider.answers import Answers
+from agentshell.provider.budget import Reservation
+from agentshell.provider.ledger import Ledger, Most, total
+from agentshell.provider.metering import Spent
+from agentshell.provider.output_schema import OutputSchema
+from agentshell.provider.response_cache import ResponseCache
+from agentshell.provider.routing import Candidate
+from agentshell.provider.runs import Request, Tell
+from agentshell.provider.vendors import Vendors
+from kfm.error.v1 import error_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+# A call without a deadline of its own still ends.
+MAX_CALL_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to generate, and the models it leads to."""
+
+    request: Request
+    generation: pb.Generation
+    purpose: pb.Purpose
+    candidates: tuple[Candidate, ...]
+    schema: OutputSchema | None = None
+    cache_ttl: timedelta | None = None
+
+
+class Generations:
+    """Generates, at most once for each request_id and within what the caller may spend."""
+
+    def __init__(
+        self, vendors: Vendors, ledger: Ledger, answers: Answers, cache: ResponseCache, default_max_output_tokens: int
+    ) -> None:
+        self._vendors = vendors
+        self._ledger = ledger
+        self._answers = answers
+        self._cache = cache
+        self._default_max_output_tokens = default_max_output_tokens
+
+    async def answer(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
+        """Returns the answer, whose growth it has told; it is kept by then if the request has an id."""
+        if not ask.request.request_id:
+            return await self._cached(ask, tell)
+        first = await self._answers.claim(ask.request)
+        if first is not None:
+            metrics.REPLAYS.inc()
+            return _replay(first, tell)
+        try:
+            return await self._answers.keep(ask.request, await self._cached(ask, tell))
+        except BaseException:
+            await asyncio.shield(asyncio.create_task(self._release(ask.request)))
+            raise
+
+    async def _release(self, request: Request) -> None:
+        with suppress(AgentShellError):  # Without a database, the claim ends with this process.
+            await self._answers.release(request)
+
+    async def _cached(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
+        if ask.cache_ttl is None:
+            return await self._generate(ask, tell)
+        tenant_id = ask.request.tenant_id
+        digest = response_cache.digest(ask.generation, ask.candidates)
+        found = await self._cache.find(tenant_id, digest, ask.cache_ttl)
+        if found is not None:
+            metrics.CACHE_HITS.inc()
+            return _replay(found, tell)
+        response = await self._generate(ask, tell)
+        if response.finish_reason != pb.FINISH_REASON_CONTENT_FILTER:
+            await self._cache.keep(tenant_id, digest, ask.cache_ttl, response)
+        return response
+
+    async def _generate(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
+        generation, reservation = await self._reserved(ask)
+        async with self._ledger.account(ask.purpose, reservation) as spent:
+            response = await self._ask(ask.schema, ask.candidates, generation, tell, spent)
+        response.usage.CopyFrom(total(spent))
+        return response
+
+    async def _reserved(self, ask: Ask) -> tuple[pb.Generation, Reservation | None]:
+        """Returns the request, whose answer has a limit where anything bounds it, and what is reserved for it."""
+        if not self._ledger.bounds(ask.purpose):
+            return ask.generation, None
+        if ask.generation.parameters.HasField("max_output_tokens"):
+            most = _most(ask, ask.generation.parameters.max_output_tokens)
+            return ask.generation, await self._ledger.reserve(ask.purpose, ask.candidates, most)
+        limit = self._default_max_output_tokens
+        try:
+            reservation = await self._ledger.reserve(ask.purpose, ask.candidates, _most(ask, limit))
+        except AgentShellError as refusal:
+            limit = _fitting(ask, refusal)
+            reservation = await self._ledger.reserve(ask.purpose, ask.candidates, _most(ask, limit))
+        generation = pb.Generation()
+        generation.CopyFrom(ask.generation)
+        generation.parameters.max_output_tokens = limit
+        return generation, reservation
+
+    async def _ask(
+        self,
+        schema: OutputSchema | None,
+        candidates: Sequence[Candidate],
+        generation: pb.Generation,
+        tell: Tell,
+        spent: list[Spent],
+    ) -> pb.GenerateResponse:
+        if schema is None:
+            return await self._stream(candidates, generation, tell, spent)
+        # What was told cannot be taken back: it is told when it is known to be valid.
+        grown: list[pb.GenerationDelta] = []
+        response = await self._stream(candidates, generation, grown.append, spent)
+        problem = schema.problem(response)
+        if problem and response.finish_reason == pb.FINISH_REASON_STOP:
+            metrics.REPAIRS.inc()
+            grown.clear()
+            answered = (Candidate(spent[-1].provider, spent[-1].model),)
+            again = output_schema.repaired(generation, response, problem)
+            response = await self._stream(answered, again, grown.append, spent)
+            problem = schema.problem(response)
+        if problem:
+            raise _invalid(response, problem)
+        for delta in grown:
+            tell(delta)
+        return response
+
+    async def _stream(
+        self, candidates: Sequence[Candidate], generation: pb.Generation, tell: Tell, spent: list[Spent]
+    ) -> pb.GenerateResponse:
+        deadline = call.current().deadline or time.monotonic() + MAX_CALL_SECONDS
+        async with aclosing(self._vendors.stream(candidates, generation, deadline, spent)) as items:
+            async for item in items:
+                if isinstance(item, pb.GenerateResponse):
+                    return item
+                tell(item)
+        raise RuntimeError("the vendors ended their stream without an answer")
+
+
+def _most(ask: Ask, output_tokens: int) -> Most:
+    """Returns the most that an answer of so many tokens takes, with its repair where it may need one."""
+    likely, bound = tokens.estimate_generation(ask.generation), token_bound.of_generation(ask.generation)
+    if ask.schema is None:
+        return Most(likely, bound, output_tokens)
+    return Most(2 * likely + output_tokens, 2 * bound + output_tokens, 2 * output_tokens)
+
+
+def _fitting(ask: Ask, refusal: AgentShellError) -> int:
+    """Returns how long an answer may be in the tokens that are left. Raises the refusal where nothing fits."""
+    left_tokens = int(refusal.metadata.get("left_tokens", "0"))
+    at_all = _most(ask, 0)
+    answers = 1 if ask.schema is None else 3  # The first, the first read again, and the mended one.
+    fitting = (left_tokens - at_all.input_tokens) // answers
+    if fitting < 1:
+        raise refusal
+    return fitting
+
+
+def _replay(response: pb.GenerateResponse, tell: Tell) -> pb.GenerateResponse:
+    for delta in answer.deltas(response):
+        tell(delta)
+    return response
+
+
+def _invalid(response: pb.GenerateResponse, problem: str) -> AgentShellError:
+    advice = (
+        "it reached its limit of tokens: raise max_output_tokens"
+        if response.finish_reason == pb.FINISH_REASON_LENGTH
+        else "and so did its mended one: make the schema simpler, or ask another model"
+    )
+    return AgentShellError(
+        error_pb2.ERROR_REASON_PROVIDER_OUTPUT_INVALID,
+        f"the answer of {response.model} breaks the request's output_schema ({problem}), {advice}",
+        metadata={"provider": response.provider, "model": response.model, "problem": problem},
+    )

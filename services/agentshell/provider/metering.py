@@ -1,0 +1,86 @@
+"""What an attempt at an answer has used, however it ends. Pure.
+
+The vendor's own figures count wherever it has given them. An answer that ends without them (cut off, cancelled, or of a
+vendor that gives none) is estimated: what the vendor said last, and for what came after that, the estimate of its text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentshell.mesh.errors import AgentShellError
+from agentshell.provider import tokens
+from kfm.content.v1 import content_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """An attempt that is over: what it used, with its cost where that is known, and why it failed, if it did.
+
+    `model` is the one that was asked for, as the request or an alias named it, or the provider's default.
+    """
+
+    provider: str
+    model: str
+    usage: content_pb2.Usage
+    failure: AgentShellError | None = None
+
+
+class Meter:
+    """Reads along with one attempt at `generation`."""
+
+    __slots__ = ("_characters", "_generation", "_said", "_since")
+
+    def __init__(self, generation: pb.Generation) -> None:
+        self._generation = generation
+        self._said: content_pb2.Usage | None = None  # Of what came before `_since`.
+        self._since: list[str] = []
+        self._characters = 0
+
+    @property
+    def characters(self) -> int:
+        """How many characters of text have come."""
+        return self._characters
+
+    def add(self, delta: pb.GenerationDelta) -> bool:
+        """Notes what has come. Returns whether it is content: something that a reader has now seen."""
+        match delta.WhichOneof("kind"):
+            case "text":
+                self._since.append(delta.text)
+                self._characters += len(delta.text)
+            case "reasoning":
+                self._since.append(delta.reasoning)
+            case "tool_call":
+                self._since += (delta.tool_call.name, delta.tool_call.arguments_json)
+            case "usage":
+                self._said = delta.usage
+                self._since.clear()
+                return False
+            case None:
+                return False
+        return True
+
+    def usage(self) -> content_pb2.Usage:
+        """Returns what an attempt that was cut off used. What nothing came of used nothing."""
+        usage = self._written()
+        return self._with_input(usage) if usage.output_tokens else usage
+
+    def final(self, response: pb.GenerateResponse) -> content_pb2.Usage:
+        """Returns what a whole answer used: what the vendor says in it, else the estimate."""
+        return response.usage if response.HasField("usage") else self._with_input(self._written())
+
+    def _written(self) -> content_pb2.Usage:
+        usage = content_pb2.Usage()
+        if self._said is not None:
+            usage.CopyFrom(self._said)
+        if written_tokens := tokens.estimate("".join(self._since)):
+            usage.output_tokens += written_tokens
+            usage.estimated = True
+        return usage
+
+    def _with_input(self, usage: content_pb2.Usage) -> content_pb2.Usage:
+        if not usage.input_tokens:
+            usage.input_tokens = tokens.estimate_generation(self._generation)
+            usage.estimated = True
+        return usage

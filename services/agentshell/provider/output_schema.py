@@ -1,0 +1,40 @@
+"""Answers that must be JSON of a schema: what is wrong with one, and the request that has it mended. Pure."""
+
+from __future__ import annotations
+
+import json
+
+from agentshell.content import plain, text_of
+from agentshell.schema import Schema
+from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+_REPAIR = "The JSON Schema wants something else: {problem}. Answer again with the mended JSON value, and nothing else."
+# An answer that asks for tools comes before the one that the schema is about, and one that a filter ended is none.
+_UNCHECKED = frozenset((pb.FINISH_REASON_TOOL_CALLS, pb.FINISH_REASON_CONTENT_FILTER))
+
+
+class OutputSchema:
+    """The schema of a request's answer. Raises ValueError for what is no schema."""
+
+    def __init__(self, generation: pb.Generation) -> None:
+        self._schema = Schema(plain(generation.output_schema))
+
+    def problem(self, answer: pb.GenerateResponse) -> str:
+        """Returns how an answer breaks the schema; empty: it does not, or the schema is not about it."""
+        if answer.finish_reason in _UNCHECKED:
+            return ""
+        try:
+            value = json.loads(text_of(answer.message))
+        except (ValueError, RecursionError) as error:
+            return f"not JSON ({error})"
+        return self._schema.problem(value)
+
+
+def repaired(generation: pb.Generation, answer: pb.GenerateResponse, problem: str) -> pb.Generation:
+    """Returns the request that shows a model its answer and what is wrong with it."""
+    again = pb.Generation()
+    again.CopyFrom(generation)
+    again.messages.append(answer.message)
+    again.messages.append(Message(role=ROLE_USER, parts=[Part(text=Text(text=_REPAIR.format(problem=problem)))]))
+    return again

@@ -1,0 +1,255 @@
+"""All vendors there are: asks the models of a call in order, at their endpoints, until one answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from agentshell.mesh.config import ProviderConfig
+from agentshell.mesh.errors import AgentShellError
+from agentshell.provider import abilities, adapters, metrics, vendor
+from agentshell.provider.adapters.adapter import Adapter, Kind, unsupported
+from agentshell.provider.alarm import Alarm
+from agentshell.provider.attempt import Attempt, Start, Work, failure_of
+from agentshell.provider.course import Stage, Step, course
+from agentshell.provider.metering import Spent
+from agentshell.provider.pricing import Prices
+from agentshell.provider.routing import Candidate
+from agentshell.provider.vendor import Vendor
+from kfm.error.v1 import error_pb2
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+# What there is without configuration, each over the adapter of its name.
+BUILT_IN = ("local", "openai", "openai_chat", "anthropic", "gemini")
+_OTHER_MODEL = "other"
+_NO_GENERATION = pb.Generation()
+
+T = TypeVar("T")
+_Missing = Callable[[frozenset[pb.Ability.ValueType]], list[str]]
+
+
+class Vendors:
+    """Every vendor by the name that requests call `provider`.
+
+    All its calls take a `deadline` on the clock of `time.monotonic`, and end by it with PROVIDER_TIMEOUT. They ask
+    again, elsewhere, and then the next candidate, as `course` has it, and raise the last failure, whose `retry_delay`
+    says when it is worth another try. Each attempt at a vendor appends to `spent` before its outcome is seen.
+    """
+
+    def __init__(self, config: ProviderConfig, environment: Mapping[str, str], prices: Prices) -> None:
+        """Raises CONFIG_INVALID where a vendor's adapter is unknown, or an alias leads to a provider that is not there.
+
+        `environment` has the keys, and is read at each call.
+        """
+        self._config = config
+        self._prices = prices
+        self._vendors = {name: vendor.build(name, config, kind, environment) for name, kind in kinds(config).items()}
+        routes = _routes(config)
+        for key, route in routes.items():
+            self._check_route(key, route)
+        self._known_models = {name for route in routes.values() for name in route}
+        for each in self._vendors.values():
+            self._known_models.add(f"{each.name}/{each.default_model}")
+            for endpoint in each.endpoints:
+                metrics.watch(endpoint)
+
+    async def close(self) -> None:
+        """Lets go of all connections."""
+        for each in self._vendors.values():
+            for endpoint in each.endpoints:
+                await endpoint.adapter.close()
+
+    def providers(self) -> list[str]:
+        """Returns the names, sorted."""
+        return sorted(self._vendors)
+
+    def find(self, provider: str) -> Vendor:
+        """Returns a vendor. Raises PROVIDER_NOT_FOUND."""
+        found = self._vendors.get(provider)
+        if found is None:
+            configured = ", ".join(self.providers())
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_PROVIDER_NOT_FOUND,
+                f"no provider {provider!r} is configured; there are: {configured}",
+                metadata={"provider": provider, "configured": configured},
+            )
+        return found
+
+    def abilities(self, provider: str) -> frozenset[pb.Ability.ValueType]:
+        """Returns what a provider can do beyond answering text with text."""
+        return self.find(provider).abilities
+
+    def default_model(self, provider: str) -> str:
+        """Returns the model that generates where a request names none."""
+        return self.find(provider).default_model
+
+    def named(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Returns candidates to generate, each with the name of its model. Raises PROVIDER_NOT_FOUND."""
+        return tuple(Candidate(provider, model or self.default_model(provider)) for provider, model in candidates)
+
+    def prices_name(self, provider: str) -> str:
+        """Returns whose rows of the price table a provider has."""
+        return self.find(provider).prices_name
+
+    def stream(
+        self, candidates: Sequence[Candidate], generation: pb.Generation, deadline: float, spent: list[Spent]
+    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+        """Yields what the answer grows by and, last, the whole answer with its usage and cost.
+
+        Once there was content, a failure ends it, with `delivered` in its metadata: how many characters of text there
+        were. Before, only usage may have been yielded, and what a later attempt says of it takes its place. Closing
+        the stream ends the request to the vendor. A candidate that cannot do what `generation` needs is passed over;
+        FEATURE_UNSUPPORTED where none can.
+        """
+
+        def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+            return adapter.stream(generation, model)
+
+        return self._ask("chat", self._able(candidates, generation), start, generation, deadline, spent)
+
+    async def embed(
+        self, candidates: Sequence[Candidate], request: pb.EmbedRequest, deadline: float, spent: list[Spent]
+    ) -> pb.EmbedResponse:
+        """Returns a vector a text, and what they cost. Only candidates of one model: no two models' vectors compare."""
+        needed = [pb.ABILITY_EMBEDDINGS, *([pb.ABILITY_DIMENSIONS] if request.HasField("dimensions") else [])]
+        same = [each for each in candidates if each.model == candidates[0].model]
+
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.EmbedResponse]:
+            yield await adapter.embed(request.texts, model, request.dimensions)
+
+        able = self._with_abilities(same, needed)
+        return await _last(self._ask("embeddings", able, start, _NO_GENERATION, deadline, spent))
+
+    async def moderate(
+        self, candidates: Sequence[Candidate], request: pb.ModerateRequest, deadline: float
+    ) -> pb.ModerateResponse:
+        """Returns a verdict a text."""
+
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.ModerateResponse]:
+            yield await adapter.moderate(request.texts, model)
+
+        able = self._with_abilities(candidates, [pb.ABILITY_MODERATION])
+        return await _last(self._ask("moderation", able, start, _NO_GENERATION, deadline, []))
+
+    async def count_tokens(
+        self, candidates: Sequence[Candidate], generation: pb.Generation, deadline: float
+    ) -> pb.CountTokensResponse:
+        """Returns how many tokens the model would read, and whether that is an estimate."""
+
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.CountTokensResponse]:
+            yield await adapter.count_tokens(generation, model)
+
+        able = self._able(candidates, generation)
+        return await _last(self._ask("count_tokens", able, start, generation, deadline, []))
+
+    def _able(self, candidates: Sequence[Candidate], generation: pb.Generation) -> list[Candidate]:
+        """Returns the candidates that can do what is asked, each with its model. Raises FEATURE_UNSUPPORTED."""
+        return self._choose(self.named(candidates), lambda can: abilities.missing(generation, can))
+
+    def _with_abilities(
+        self, candidates: Sequence[Candidate], needed: Sequence[pb.Ability.ValueType]
+    ) -> list[Candidate]:
+        return self._choose(candidates, lambda can: [abilities.feature(each) for each in needed if each not in can])
+
+    def _choose(self, candidates: Sequence[Candidate], missing: _Missing) -> list[Candidate]:
+        lacking = [(candidate, missing(self.abilities(candidate.provider))) for candidate in candidates]
+        able = [candidate for candidate, features in lacking if not features]
+        if not able:
+            (provider, _), features = lacking[0]
+            raise unsupported(provider, ", ".join(features))
+        return able
+
+    async def _ask(
+        self,
+        operation: str,
+        candidates: Sequence[Candidate],
+        start: Start[T],
+        generation: pb.Generation,
+        deadline: float,
+        spent: list[Spent],
+    ) -> AsyncGenerator[pb.GenerationDelta | T]:
+        stages = [Stage(candidate, self.find(candidate.provider).endpoints) for candidate in candidates]
+        steps = course(stages, self._config.max_attempts, deadline, time.monotonic, random.random)
+        step = next(steps)
+        alarm = Alarm(deadline)
+        work = Work(start, generation, self._prices, alarm, spent)
+        try:
+            while True:
+                attempt = self._attempt(operation, work, step)
+                try:
+                    if step.wait_seconds > 0:
+                        with alarm:
+                            await asyncio.sleep(step.wait_seconds)
+                    async with attempt:
+                        while isinstance(item := await attempt.read(), pb.GenerationDelta):
+                            yield item
+                    break
+                except (AgentShellError, TimeoutError) as error:
+                    failure = attempt.failure or failure_of(error, step.candidate.provider)
+                    following = None if attempt.has_content or alarm.rang else _following(steps, failure)
+                    if following is None:
+                        raise failure from failure.__cause__
+                    step = following
+        finally:
+            alarm.stop()
+        yield item
+
+    def _attempt(self, operation: str, work: Work[T], step: Step) -> Attempt[T]:
+        found = self.find(step.candidate.provider)
+        label = self._label(found, step.candidate.model)
+        subject = metrics.subject(operation, found.name, found.prices_name, label)
+        return Attempt(work, step.candidate, found.prices_name, step.endpoint, subject)
+
+    def _label(self, found: Vendor, model: str) -> str:
+        """Returns the model as figures have it: of models nobody has heard of there may be any number."""
+        if f"{found.name}/{model}" in self._known_models:
+            return model
+        row = self._prices.find(found.prices_name, model)
+        return row.model if row else _OTHER_MODEL
+
+    def _check_route(self, key: str, route: Sequence[str]) -> None:
+        for name in route:
+            if name.partition("/")[0] not in self._vendors:
+                fix = f"name one of: {', '.join(self.providers())}"
+                raise AgentShellError(
+                    error_pb2.ERROR_REASON_CONFIG_INVALID,
+                    f"configuration key {key!r} leads to {name!r}, whose provider is not there; {fix}",
+                    metadata={"key": key, "value": name, "fix": fix},
+                )
+
+
+def kinds(config: ProviderConfig) -> dict[str, Kind]:
+    """Returns each vendor's adapter, as the configuration or its name says. Raises CONFIG_INVALID."""
+    own = {name: configured.adapter for name, configured in config.vendors.items()}
+    return {name: adapters.kind(own.get(name) or name) for name in dict.fromkeys((*BUILT_IN, *own))}
+
+
+def _routes(config: ProviderConfig) -> dict[str, tuple[str, ...]]:
+    """Returns all routes of the configuration by their keys."""
+    found = {f"provider.aliases.{alias}": route for alias, route in config.aliases.items()}
+    for section, owners in (
+        ("tenant_aliases", config.tenant_aliases),
+        ("personality_aliases", config.personality_aliases),
+    ):
+        for owner, aliases in owners.items():
+            found |= {f"provider.{section}.{owner}.{alias}": route for alias, route in aliases.items()}
+    return found
+
+
+def _following(steps: Generator[Step, AgentShellError, None], failure: AgentShellError) -> Step | None:
+    try:
+        return steps.send(failure)
+    except StopIteration:
+        return None
+
+
+async def _last(items: AsyncGenerator[pb.GenerationDelta | T]) -> T:
+    async with aclosing(items):
+        async for item in items:
+            if not isinstance(item, pb.GenerationDelta):
+                return item
+    raise RuntimeError("a call to a vendor ended without an answer")

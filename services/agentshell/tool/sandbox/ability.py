@@ -1,0 +1,76 @@
+"""What a tool asks of the host: read, checked against what its pack declares and what its call has left, and done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentshell.mesh.errors import AgentShellError
+from agentshell.tool.sandbox import frame
+from agentshell.tool.sandbox.egress import Egress, EgressError
+from agentshell.tool.sandbox.limits import Budget
+from kfm.error.v1 import error_pb2
+
+_PROGRESS_CHARACTERS: Final = 500
+_SHOWN_CHARACTERS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """All that the sandbox of one call lets out. What it answers is for `Worker.call`."""
+
+    personality_id: str
+    http_hosts: Collection[str]
+    """What the pack declares; none: it has no `http_get`."""
+    budget: Budget
+    egress: Egress
+    tell: Callable[[str], None]
+
+    async def answer(self, name: str, arguments: str) -> dict[str, Any]:
+        """Does what is asked.
+
+        Raises TOOL_HOST_CALL_LIMIT, TOOL_EGRESS_LIMIT, HOST_NOT_ALLOWED and TOOL_ABILITY_DENIED, which end the call.
+        """
+        self.budget.spend_call()
+        if name not in self._names:
+            raise self._denied(name[:_SHOWN_CHARACTERS])
+        match name, _read(arguments):
+            case "progress", {"text": str(text)}:
+                self.tell(text[:_PROGRESS_CHARACTERS])
+                return {"value": "null"}
+            case "http_get", {"url": str(url), "headers": {**headers}}:
+                return await self._get(url, headers)
+            case _:
+                return {"error": f"the arguments of {name} are not what it takes"}
+
+    @property
+    def _names(self) -> Collection[str]:
+        return ("progress", "http_get") if self.http_hosts else ("progress",)
+
+    async def _get(self, url: str, headers: Mapping[Any, Any]) -> dict[str, Any]:
+        if not all(isinstance(text, str) for pair in headers.items() for text in pair):
+            return {"error": "headers are names and values, both text"}
+        try:
+            answer = await self.egress.get(self.personality_id, self.http_hosts, url, headers, self.budget)
+        except EgressError as error:
+            return {"error": str(error)}
+        value = json.dumps(answer, ensure_ascii=False)
+        too_large = len(value.encode()) > frame.MAX_BYTES // 2  # In its frame each character is one more, at the most.
+        return {"error": "the answer is larger than a tool can take"} if too_large else {"value": value}
+
+    def _denied(self, name: str) -> AgentShellError:
+        tool = self.budget.tool
+        return AgentShellError(
+            error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED,
+            f"tool {tool!r} asks the host for {name!r}, which its pack does not declare in abilities, or is not there",
+            metadata={"tool": tool, "ability": name},
+        )
+
+
+def _read(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return None

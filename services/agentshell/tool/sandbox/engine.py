@@ -1,0 +1,10 @@
+"""How the interpreter's image is compiled and run: the same for who makes it and who loads it."""
+
+from __future__ import annotations
+
+import wasmtime
+
+
+def build() -> wasmtime.Engine:
+    """Returns an engine."""
+    return wasmtime.Engine(wasmtime.Config())
