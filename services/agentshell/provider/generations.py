@@ -26,7 +26,7 @@ from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 # A call without a deadline of its own still ends.
-MAX_CALL_SECONDS = 600.0
+_MAX_CALL_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,17 @@ class Generations:
     async def _stream(
         self, candidates: Sequence[Candidate], generation: pb.Generation, tell: Tell, spent: list[Spent]
     ) -> pb.GenerateResponse:
-        deadline = call.current().deadline or time.monotonic() + MAX_CALL_SECONDS
-        async with aclosing(self._vendors.stream(candidates, generation, deadline, spent)) as items:
+        async with aclosing(self._vendors.stream(candidates, generation, deadline(), spent)) as items:
             async for item in items:
                 if isinstance(item, pb.GenerateResponse):
                     return item
                 tell(item)
         raise RuntimeError("the vendors ended their stream without an answer")
+
+
+def deadline() -> float:
+    """Returns when the caller's time is up, on the clock of `time.monotonic`."""
+    return call.current().deadline or time.monotonic() + _MAX_CALL_SECONDS
 
 
 def _most(ask: Ask, output_tokens: int) -> Most:

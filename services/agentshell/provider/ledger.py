@@ -12,7 +12,7 @@ from agentshell.mesh import call
 from agentshell.mesh.call import Principal
 from agentshell.provider.budget import Budgets, Reservation
 from agentshell.provider.metering import Spent
-from agentshell.provider.pricing import Prices
+from agentshell.provider.pricing import CURRENCY_CODE, Prices
 from agentshell.provider.routing import Candidate
 from agentshell.provider.usage import Usages
 from agentshell.provider.vendors import Vendors
@@ -94,7 +94,7 @@ class Ledger:
 
 def total(spent: Sequence[Spent]) -> Usage:
     """Returns what calls used together. The cost is unknown as soon as one call's is."""
-    used = Usage(cost=Money(currency_code=spent[0].usage.cost.currency_code if spent else ""))
+    used = Usage(cost=Money(currency_code=CURRENCY_CODE))
     for each in spent:
         add_usage(used, each.usage)
     return used

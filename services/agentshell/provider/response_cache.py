@@ -6,10 +6,9 @@ import hashlib
 from datetime import timedelta
 
 from agentshell.db.database import Database
+from agentshell.provider.pricing import CURRENCY_CODE
 from kfm.content.v1.content_pb2 import Money, Usage
 from kfm.provider.v1 import provider_service_pb2 as pb
-
-_CURRENCY = "USD"  # Of nothing.
 
 # As old as the caller takes, and never older than the caller that kept it said.
 _FIND = """
@@ -46,7 +45,7 @@ class ResponseCache:
         if row is None:
             return None
         answer = pb.GenerateResponse.FromString(bytes(row[0]))
-        answer.usage.CopyFrom(Usage(cached_answers=1, cost=Money(amount_micros=0, currency_code=_CURRENCY)))
+        answer.usage.CopyFrom(Usage(cached_answers=1, cost=Money(amount_micros=0, currency_code=CURRENCY_CODE)))
         return answer
 
     async def keep(self, tenant_id: str, digest: bytes, ttl: timedelta, answer: pb.GenerateResponse) -> None:

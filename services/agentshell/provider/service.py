@@ -19,7 +19,7 @@ from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import routing, token_bound, tokens
 from agentshell.provider.answers import Answers
 from agentshell.provider.budget import Budgets
-from agentshell.provider.generations import MAX_CALL_SECONDS, Ask, Generations
+from agentshell.provider.generations import Ask, Generations, deadline
 from agentshell.provider.ledger import Ledger, Most
 from agentshell.provider.output_schema import OutputSchema
 from agentshell.provider.pricing import Prices
@@ -105,20 +105,20 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
         async with _in_time():
             reservation = await self._ledger.reserve(purpose, candidates, most)
             async with self._ledger.account(purpose, reservation) as spent:
-                return await self._vendors.embed(candidates, request, _deadline(), spent)
+                return await self._vendors.embed(candidates, request, deadline(), spent)
 
     async def Moderate(self, request: pb.ModerateRequest, context: _Context) -> pb.ModerateResponse:
         """Returns a verdict a text."""
         candidates = self._candidates(pb.Purpose(), request.provider, request.model)
         async with _in_time():
-            return await self._vendors.moderate(candidates, request, _deadline())
+            return await self._vendors.moderate(candidates, request, deadline())
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: _Context) -> pb.CountTokensResponse:
         """Returns the count of the first model that the request leads to."""
         generation = request.generation
         candidates = self._candidates(pb.Purpose(), generation.provider, generation.model)
         async with _in_time():
-            return await self._vendors.count_tokens(candidates[:1], generation, _deadline())
+            return await self._vendors.count_tokens(candidates[:1], generation, deadline())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
         """Lists what is priced and what is the default, by provider and model."""
@@ -174,20 +174,14 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
 @asynccontextmanager
 async def _in_time() -> AsyncGenerator[None]:
     """Ends the block when the caller's time is up."""
-    remaining = call.current().remaining()
     try:
-        async with asyncio.timeout(MAX_CALL_SECONDS if remaining is None else remaining):
+        async with asyncio.timeout(max(0.0, deadline() - time.monotonic())):
             yield
     except TimeoutError as error:
         raise AgentShellError(
             error_pb2.ERROR_REASON_PROVIDER_TIMEOUT,
             "no model answered before the caller's deadline: allow more time, or ask for less",
         ) from error
-
-
-def _deadline() -> float:
-    """Returns when the caller's time is up, on the clock of `time.monotonic`."""
-    return call.current().deadline or time.monotonic() + MAX_CALL_SECONDS
 
 
 def _page(models: Sequence[pb.Model], request: pb.ListModelsRequest) -> pb.ListModelsResponse:

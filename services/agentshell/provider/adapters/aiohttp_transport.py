@@ -6,10 +6,8 @@ connection.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
-from functools import cache
 
 import aiohttp
 import httpx2
@@ -73,12 +71,6 @@ class _Body(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._response.release()  # To be used again if it was read to its end, and closed otherwise.
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Whom to trust: as httpx2 does. It takes tens of milliseconds to read."""
-    return httpx2.create_ssl_context()
 
 
 @contextmanager
