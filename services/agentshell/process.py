@@ -96,6 +96,7 @@ class Process:
         self._http.ready = True
         gc.freeze()  # What there is now stays, and what comes is mostly freed without a search for cycles.
         gc.set_threshold(*_GC_THRESHOLDS)
+        gc.enable()
 
     def _leave_word(self) -> None:
         """Makes the default tenant's key where there is none, and says where this process is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -40,6 +41,7 @@ def up(
     log_format: Annotated[LogFormat | None, typer.Option(help="How log lines look.")] = None,
 ) -> None:
     """Run the mesh, or some of its services. Ctrl-C drains and stops it; a second one ends it at once."""
+    gc.disable()  # What is imported stays, and looking through it takes a sixth of a start; `Process` enables it.
     with ending(FAILED):
         config = mesh.load_config(
             config_file,
@@ -66,10 +68,12 @@ async def _serve(config: Config, services: Sequence[str]) -> None:
             await starting
         return
     await starting
-    _announce(process, time.perf_counter() - began)
-    await stopping
-    typer.echo("stopping; once more to stop at once")
-    await process.stop()
+    try:  # Whoever reads our words may have gone.
+        _announce(process, time.perf_counter() - began)
+        await stopping
+        typer.echo("stopping; once more to stop at once")
+    finally:
+        await process.stop()
     typer.echo("stopped")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 from opentelemetry import context, metrics, trace
@@ -105,6 +106,18 @@ def trace_id(traceparent: str) -> str:
     return traceparent.split("-")[1] if traceparent.count("-") == 3 else ""
 
 
+class _Stderr:
+    """What log lines are written to. They are lost, and nothing else, where nobody reads them or the disk is full."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def _setup_logs(config: TelemetryConfig) -> None:
     level = logging.getLevelNamesMapping()[config.log_level.upper()]
     shared: list[structlog.typing.Processor] = [
@@ -121,7 +134,7 @@ def _setup_logs(config: TelemetryConfig) -> None:
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
 
