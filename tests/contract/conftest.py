@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.contract.log_stores import PARTITIONS, STORES, Store
+from tests.contract.log_stores import NEEDS_IGGY, PARTITIONS, STORES, Store
 from tests.contract.provider import VENDORS, Subject, subject_of
 
 from agentshell.log.log import Log, Topic
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=["postgres", pytest.param("iggy", marks=NEEDS_IGGY)])
 async def store(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> AsyncGenerator[Store]:
     store = STORES[request.param](database_url, tmp_path)
     yield store

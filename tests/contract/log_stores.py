@@ -106,14 +106,17 @@ class PostgresStore:
 
 
 def _iggy_store(database_url: str, data_dir: Path) -> Store:
-    if not os.environ.get("AGENTSHELL_TEST_IGGY"):
-        pytest.skip("AGENTSHELL_TEST_IGGY names no Iggy server, such as iggy://iggy:iggy@127.0.0.1:8090")
     from tests.contract.iggy_store import IggyStore  # Its SDK is needed only where there is a server.
 
     return IggyStore(database_url, data_dir)
 
 
 STORES: dict[str, Callable[[str, Path], Store]] = {"postgres": PostgresStore, "iggy": _iggy_store}
+# A mark, so that nothing is made ready for what is skipped.
+NEEDS_IGGY = pytest.mark.skipif(
+    not os.environ.get("AGENTSHELL_TEST_IGGY"),
+    reason="AGENTSHELL_TEST_IGGY names no Iggy server, such as iggy://iggy:iggy@127.0.0.1:8090",
+)
 
 
 def record(name: str, key: str = "key") -> Record:

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.contract.log_stores import (
+    NEEDS_IGGY,
     PARTITIONS,
     STORES,
     Store,
@@ -54,9 +55,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.fixture
-async def store(database_url: str, tmp_path: Path) -> AsyncGenerator[Store]:
-    store = STORES["iggy"](database_url, tmp_path)
+@pytest.fixture(params=[pytest.param("iggy", marks=NEEDS_IGGY)])
+async def store(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> AsyncGenerator[Store]:
+    store = STORES[request.param](database_url, tmp_path)
     yield store
     await store.close()
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import pytest
-from tests.crash.explorer import LOGS, explore
+from tests.contract.log_stores import NEEDS_IGGY
+from tests.crash.explorer import explore
 from tests.crash.faulty_mesh import LAYOUTS
 
-SEED, KILLS = 7, 12
+SEED, KILLS = 7, 9
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("log", LOGS)
+@pytest.mark.parametrize("log", ["postgres", pytest.param("iggy", marks=NEEDS_IGGY)])
 async def test_kills_at_boundaries_and_at_random_lose_nothing_and_double_nothing(log: str) -> None:
-    if log == "iggy" and not os.environ.get("AGENTSHELL_TEST_IGGY"):
-        pytest.skip("AGENTSHELL_TEST_IGGY names no Iggy server, such as iggy://iggy:iggy@127.0.0.1:8090")
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         tally = await explore(Path(directory), SEED, KILLS, log=log)
     assert tally.faults == []

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.simulation.__main__ import run_all
 from tests.simulation.world import World
 
-_SCHEDULES = 3000
+_SCHEDULES = 1500
 
 
 def test_thousands_of_schedules_keep_what_the_engine_promises() -> None:
