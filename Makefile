@@ -35,7 +35,7 @@ contracts: .venv/installed
 	echo "$(BIN)/buf breaking --against $$base"; \
 	$(BIN)/buf breaking --against ".git#ref=$$base"
 
-gen: .venv/installed  ## Generate gen/ from proto/.
+gen: .venv/installed  ## Generate gen/ from proto/, and the manifest's JSON Schema from its models.
 	rm -rf gen/python/kfm gen/python/buf
 	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=gen/python --mypy_out=quiet:gen/python \
@@ -43,9 +43,11 @@ gen: .venv/installed  ## Generate gen/ from proto/.
 	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=gen/python \
 	  --mypy_grpc_out=quiet:gen/python $$(find proto -name '*_service.proto' | sort)
+	$(BIN)/python -m agentshell.personality.manifest_schema personalities/manifest.schema.json
 
 gen-check: gen
-	@test -z "$$(git status --porcelain gen)" || { git status --short gen; echo "gen/ is not what proto/ generates: commit what make gen made"; exit 1; }
+	@test -z "$$(git status --porcelain gen personalities/*.json)" || { git status --short gen personalities/*.json; \
+	echo "what is generated is not what is committed: commit what make gen made"; exit 1; }
 
 diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the code.
 	$(BIN)/python -m agentshell.turn.diagram ARCHITECTURE.md

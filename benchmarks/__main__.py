@@ -18,7 +18,21 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from benchmarks import iggy, provider, resources, resume, rpc, steps, stream, streams, tool_call, tool_turn, turns
+from benchmarks import (
+    iggy,
+    memory,
+    packs,
+    provider,
+    resources,
+    resume,
+    rpc,
+    steps,
+    stream,
+    streams,
+    tool_call,
+    tool_turn,
+    turns,
+)
 from benchmarks.bench import Bench
 from benchmarks.figure import Figure, machine, to_json, to_table
 
@@ -30,10 +44,12 @@ _PARTS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "turns": turns.measure,
     "tool_turn": tool_turn.measure,
     "tool_call": tool_call.measure,
+    "packs": packs.measure,
     "stream": stream.measure,
     "resume": resume.measure,
     "rpc": rpc.measure,
     "provider": provider.measure,
+    "memory": memory.measure,
     "streams": streams.measure,
     "iggy": iggy.measure,
     "resources": resources.measure,

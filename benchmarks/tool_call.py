@@ -1,11 +1,14 @@
 """A call of a pack's tool, in a sandbox and with fresh state, beside the same function in a bare subprocess a call.
 
+Where they are installed, also beside one under bubblewrap, and beside pydantic-monty's pool of interpreters.
+
 The callers are in this process, and so is the pool of workers; what a ToolService adds is measured by `rpc`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import shutil
 import sys
@@ -16,6 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from agentshell.mesh.config import ToolConfig
+from agentshell.tool.egress import Egress
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import image
 from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.sandbox import Sandbox
@@ -39,6 +44,7 @@ _SOURCE = """
 def weigh(words: list[str]) -> dict[str, int]:
     return {word: len(word) for word in words}
 """
+_PLAIN = "def weigh(words):\n    return {word: len(word) for word in words}"  # Types are not for all of them.
 _ENDLESS = """
 import host
 def weigh(words):
@@ -72,7 +78,40 @@ async def measure(bench: Bench) -> list[Figure]:
         _milliseconds("pack tool, cancelled to killed", median(cancels), goal=Goal("ours", "<=", 100)),
         Figure("pack tool, memory of a worker", "MiB", memory / 2**20, settings="PSS, after a call"),
     ]
-    return figures + await _native(bench)
+    return figures + await _peers(bench, fresh) + await _native(bench)
+
+
+async def _peers(bench: Bench, ours: list[float]) -> list[Figure]:
+    """Returns our figures beside those of the peers that are installed."""
+    calls = bench.rounds(_PEER_CALLS)
+    taken = {"bubblewrap": [await _seconds(_bubblewrap) for _ in range(calls)] if shutil.which("bwrap") else []}
+    taken["pydantic-monty"] = await asyncio.to_thread(_monty, bench.rounds(_CALLS))
+    figures: list[Figure] = []
+    for name, theirs in taken.items():
+        if not theirs:
+            bench.skip(f"pack tool beside {name}", "it is not installed")
+            continue
+        figures.append(_milliseconds(f"pack tool, p50, beside {name}", median(ours), name, median(theirs)))
+        p99 = percentile(ours, 99), percentile(theirs, 99)
+        figures.append(_milliseconds(f"pack tool, p99, beside {name}", p99[0], name, p99[1]))
+    return figures
+
+
+def _monty(count: int) -> list[float]:
+    """Returns the seconds of calls in an interpreter of a part of Python, new for each; none where it is not there."""
+    try:
+        monty: Any = importlib.import_module("pydantic_monty")
+    except ImportError:
+        return []
+    taken: list[float] = []
+    with monty.Monty() as pool:
+        for _ in range(count):
+            time.sleep(_PAUSE_SECONDS)
+            began = time.perf_counter()
+            with pool.checkout() as session:
+                session.feed_run(f"{_PLAIN}\nweigh(words)", inputs={"words": _WORDS})
+            taken.append(time.perf_counter() - began)
+    return taken
 
 
 async def _native(bench: Bench) -> list[Figure]:
@@ -131,13 +170,19 @@ async def _weigh(
     code = pb.ToolCode(files={"tools/w.py": source}, tier=tier)
     function = pb.ToolFunction(module="tools.w")
     function.tool.name = "weigh"
-    await sandbox.run("bench", "bench", code, function, {"words": _WORDS}, tell)
+    grant = Grant(sandbox.config, "bench", "bench", "weigh", ())
+    await sandbox.run(grant, code, function, {"words": _WORDS}, tell)
 
 
-async def _subprocess() -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-I", "-c", _BARE, stdin=PIPE, stdout=PIPE, env={})
+async def _subprocess(*before: str) -> None:
+    command = (*before, sys.executable, "-I", "-c", _BARE)
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env={})
     said, _ = await process.communicate(json.dumps(_WORDS).encode())
     json.loads(said)
+
+
+async def _bubblewrap() -> None:
+    await _subprocess(shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/")
 
 
 async def _rate(call: Call, count: int) -> float:
@@ -164,7 +209,7 @@ async def _seconds(call: Call) -> float:
 
 @asynccontextmanager
 async def _sandbox(native_python: str = "") -> AsyncGenerator[Sandbox]:
-    sandbox = Sandbox.of(ToolConfig(max_workers=2, native_python=native_python), {})
+    sandbox = Sandbox.of(Egress(ToolConfig(max_workers=2, native_python=native_python), {}))
     try:
         yield sandbox
     finally:

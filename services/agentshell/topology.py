@@ -23,8 +23,12 @@ from agentshell.log.dead_letter import SUFFIX
 from agentshell.log.lag import Lag
 from agentshell.log.log import Log, Topic
 from agentshell.log.postgres import PostgresLog
+from agentshell.memory.cache import cache as caches
 from agentshell.memory.service import MemoryService
+from agentshell.memory.stores import index as indexes
+from agentshell.memory.stores.beside import BesideStore
 from agentshell.memory.stores.pgvector import PgvectorStore
+from agentshell.memory.sweeper import Sweeper
 from agentshell.mesh import channel
 from agentshell.mesh.config import Config, LogConfig
 from agentshell.mesh.credentials import Keyring
@@ -51,6 +55,8 @@ from agentshell.runtime.steps.step import StepRunner
 from agentshell.runtime.steps.tool import ToolRunner
 from agentshell.runtime.sub_turns import SubTurns
 from agentshell.runtime.worker import Worker
+from agentshell.tool.egress import Egress
+from agentshell.tool.mcp.servers import Servers
 from agentshell.tool.results import Results
 from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
@@ -234,14 +240,15 @@ async def _local_worker(parts: Parts) -> Worker:
     sources = Sources(memory, parts.channel("personality"), tool, config.max_history_messages)
     http = HttpRunner(config.http_hosts, config.max_http_bytes)
     parts.on_close(http.close)
+    agent = AgentRunner(gateway, config.max_depth)
     runners: Mapping[str, StepRunner] = {
-        "agent": AgentRunner(gateway, config.max_depth),
+        "agent": agent,
         "http": http,
         "memory": MemoryRunner(memory, sources, config.max_passages),
         "model": ModelRunner(provider, sources, config.max_context_tokens),
         "noop": NoopRunner(),
         "plan": PlanRunner(provider, sources, config.max_context_tokens),
-        "tool": ToolRunner(tool),
+        "tool": ToolRunner(tool, agent),
     }
     return Worker(await parts.log(), runners, config.max_active_steps)
 
@@ -258,12 +265,37 @@ async def _provider(parts: Parts) -> Member:
 
 
 async def _memory(parts: Parts) -> Member:
-    service = MemoryService(parts.config.memory, await PgvectorStore.open(await parts.database()))
-    return Member({"kfm.memory.v1.MemoryService": lambda server: add_MemoryServiceServicer_to_server(service, server)})
+    database = await parts.database()
+    index = indexes.of(parts.config.memory, os.environ)
+    if index is None:
+        store = await PgvectorStore.open(database)
+    else:
+        parts.on_close(index.close)
+        store = await BesideStore.open_beside(database, index)
+    cache = caches.of(parts.config.memory)
+    if cache is not None:
+        parts.on_close(cache.close)
+    service = MemoryService(parts.config.memory, database, store, parts.channel("provider"), cache)
+    sweeper = Sweeper(database, store, parts.config.memory.sweep_seconds)
+
+    async def start() -> None:
+        await sweeper.start()
+        await service.reembedding.start()
+
+    async def stop(_seconds: float) -> None:
+        await service.reembedding.stop()
+        await sweeper.stop()
+
+    return Member(
+        {"kfm.memory.v1.MemoryService": lambda server: add_MemoryServiceServicer_to_server(service, server)},
+        start,
+        stop,
+    )
 
 
 async def _personality(parts: Parts) -> Member:
-    service = PersonalityService(parts.config.personality, parts.channel("memory"))
+    config = parts.config
+    service = PersonalityService(config.personality, parts.channel("memory"), config.data_dir / "packs")
     return Member(
         {
             "kfm.personality.v1.PersonalityService": lambda server: add_PersonalityServiceServicer_to_server(
@@ -276,8 +308,9 @@ async def _personality(parts: Parts) -> Member:
 
 
 async def _tool(parts: Parts) -> Member:
-    results, sandbox = Results(await parts.database()), Sandbox.of(parts.config.tool, os.environ)
-    service = ToolService(results, parts.channel("memory"), parts.channel("personality"), sandbox)
+    results, egress = Results(await parts.database()), Egress(parts.config.tool, os.environ)
+    sandbox, servers = Sandbox.of(egress), Servers(egress, os.environ)
+    service = ToolService(results, parts.channel("memory"), parts.channel("personality"), sandbox, egress, servers)
     await service.open()
     return Member(
         {"kfm.tool.v1.ToolService": lambda server: add_ToolServiceServicer_to_server(service, server)},

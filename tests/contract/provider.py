@@ -76,8 +76,11 @@ class Subject:
     async def stream(self, generation: pb.Generation) -> list[pb.GenerationDelta | pb.GenerateResponse]:
         """Returns all that the answer is streamed as."""
         model = generation.model or self.adapter.default_model
+        seen: list[pb.GenerationDelta | pb.GenerateResponse] = []
         async with aclosing(self.adapter.stream(generation, model)) as items:
-            return [item async for item in items]
+            async for item in items:
+                seen += item if isinstance(item, list) else [item]
+        return seen
 
     async def generate(self, generation: pb.Generation) -> pb.GenerateResponse:
         """Returns the whole answer."""

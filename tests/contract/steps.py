@@ -21,6 +21,8 @@ from agentshell.provider.service import ProviderService
 from agentshell.runtime.steps.sources import Sources
 from agentshell.runtime.steps.step import StepRunner
 from agentshell.tool.builtin.table import TOOLS
+from agentshell.tool.egress import Egress
+from agentshell.tool.mcp.servers import Servers
 from agentshell.tool.results import Results
 from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
@@ -75,9 +77,10 @@ async def serve(database: Database, packs: Path) -> AsyncGenerator[Services]:
         config = ProviderConfig.model_validate({"vendors": {"openai": openai}, "max_attempts": 1})
         opening = ProviderService.open(config, {"OPENAI_API_KEY": "sk-x"}, database)
         provider = await stack.enter_async_context(opening)
-        memory = MemoryService(MemoryConfig(), await PgvectorStore.open(database))
+        memory = MemoryService(MemoryConfig(), database, await PgvectorStore.open(database))
         personality = PersonalityService(PersonalityConfig(directories=(packs,), default="plain"), inside)
-        tool = ToolService(Results(database), inside, inside, Sandbox.of(ToolConfig(), {}))
+        egress = Egress(ToolConfig(), {})
+        tool = ToolService(Results(database), inside, inside, Sandbox.of(egress), egress, Servers(egress, {}))
         add = served.server.add
         add("kfm.memory.v1.MemoryService", partial(add_MemoryServiceServicer_to_server, memory))
         add("kfm.personality.v1.PersonalityService", partial(add_PersonalityServiceServicer_to_server, personality))

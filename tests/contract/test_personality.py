@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client import REGISTRY
 from tests.contract.serving import member, refusal
 
 from agentshell.mesh import call, channel
@@ -22,6 +23,7 @@ from agentshell.mesh.errors import AgentShellError
 from agentshell.personality import knowledge
 from agentshell.personality.registry import VERSIONS_KEPT
 from agentshell.personality.service import PENDING_CHANGES, PersonalityService
+from kfm.content.v1.content_pb2 import Money
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1 import memory_service_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
@@ -42,7 +44,10 @@ system_prompt:
   variables: [{name: tone, default: dry}]
 knowledge:
   sources: [{type: directory, path: knowledge}]
-limits: {max_turn_seconds: 1.5, max_steps: 5, max_attempts: 2}
+category: writing
+tags: [prose, dry]
+capabilities: [write]
+limits: {max_turn_seconds: 1.5, max_steps: 5, max_attempts: 2, max_tokens: 5000, max_cost_usd: 0.25}
 """
 
 
@@ -104,20 +109,31 @@ class Mesh:
         memory: Memory,
         service: PersonalityService,
         to_service: grpc.aio.Channel,
-        key: tuple[tuple[str, str]],
+        key: Callable[[str], tuple[tuple[str, str]]],
+        address: str,
     ) -> None:
         self.packs = packs
         self.memory = memory
         self.service = service
         self._stub = personality_service_pb2_grpc.PersonalityServiceStub(to_service)
-        self._metadata = key
+        self._key = key
+        self._address = address
+        self._metadata = key("acme")
 
-    async def get(self, personality_id: str = "", digest: str = "") -> pb.Personality:
+    def options(self, directory: Path) -> tuple[str, ...]:
+        """What a command is told to reach it, as a tenant."""
+        key = directory / "api-key"
+        key.write_text(self._metadata[0][1].removeprefix("Bearer "))
+        return ("--address", self._address, "--key-file", str(key), "--data-dir", str(directory))
+
+    async def get(self, personality_id: str = "", digest: str = "", tenant: str = "acme") -> pb.Personality:
         request = pb.GetRequest(personality_id=personality_id, digest=digest)
-        return (await self._stub.Get(request, metadata=self._metadata, timeout=BOUND_SECONDS)).personality
+        return (await self._stub.Get(request, metadata=self._key(tenant), timeout=BOUND_SECONDS)).personality
 
     async def list(self, page_size: int = 0, page_token: str = "") -> pb.ListResponse:
-        request = pb.ListRequest(page_size=page_size, page_token=page_token)
+        return await self.ask(pb.ListRequest(page_size=page_size, page_token=page_token))
+
+    async def ask(self, request: pb.ListRequest) -> pb.ListResponse:
         return await self._stub.List(request, metadata=self._metadata, timeout=BOUND_SECONDS)
 
     async def reload(self) -> pb.ReloadResponse:
@@ -137,17 +153,24 @@ class Mesh:
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     """A mesh that serves; its packs directory is there, and empty. `start` of the service is the test's."""
+    async with serving(tmp_path) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, **config: Any) -> AsyncGenerator[Mesh]:
     packs, memory = tmp_path / "packs", Memory()
-    packs.mkdir()
+    packs.mkdir(exist_ok=True)
     async with member() as served, channel.connect(served.mesh_address, served.keyring) as to_memory:
-        service = PersonalityService(PersonalityConfig(directories=(packs,), default="scribe"), to_memory)
+        configured = PersonalityConfig(directories=(packs,), default="scribe", **config)
+        service = PersonalityService(configured, to_memory, tmp_path / "cache")
         served.server.add("kfm.memory.v1.MemoryService", memory.register)
         served.server.add(
             "kfm.personality.v1.PersonalityService",
             lambda it: personality_service_pb2_grpc.add_PersonalityServiceServicer_to_server(service, it),
         )
         async with await served.start() as to_service:
-            yield Mesh(packs, memory, service, to_service, served.key())
+            yield Mesh(packs, memory, service, to_service, served.key, served.server.address)
             await service.stop()
 
 
@@ -176,12 +199,19 @@ async def test_a_personality_is_served_as_its_pack_describes_it(mesh: Mesh) -> N
         limits=turn_pb2.TurnLimits(max_steps=5, max_attempts=2),
         load_time=personality.load_time,
         knowledge_state=pb.KNOWLEDGE_STATE_READY,
+        category="writing",
+        tags=["prose", "dry"],
+        capabilities=["write"],
+        source="packs/scribe",
+        is_default=True,
     )
+    expected.limits.max_tokens = 5000
+    expected.limits.max_cost.CopyFrom(Money(currency_code="USD", amount_micros=250_000))
     expected.limits.max_duration.FromTimedelta(timedelta(seconds=1.5))
     assert personality == expected
     assert await mesh.get("") == personality, "an empty id is the configuration's default"
     expected.ClearField("system_prompt")
-    assert await mesh.list() == pb.ListResponse(personalities=[expected])
+    assert await mesh.list() == pb.ListResponse(personalities=[expected], default_personality_id="scribe")
 
 
 async def test_lists_are_paged_by_token(mesh: Mesh) -> None:
@@ -229,7 +259,8 @@ async def test_reload_says_how_many_packs_are_loaded_and_what_is_wrong_with_the_
         [failure] = response.failures
         assert failure.reason == error_pb2.ERROR_REASON_PACK_INVALID
         assert failure.message == "packs/b/manifest.yaml:1: version: missing; add it (and 3 more)"
-        assert dict(failure.metadata) == {"file": "packs/b/manifest.yaml", "line": "1"}
+        assert dict(failure.metadata) == {"source": "packs/b", "file": "packs/b/manifest.yaml", "line": "1"}
+        assert list((await mesh.list()).failures) == [failure]
 
 
 async def test_a_watcher_sees_what_is_there_and_then_each_change_on_disk(mesh: Mesh) -> None:
@@ -244,7 +275,14 @@ async def test_a_watcher_sees_what_is_there_and_then_each_change_on_disk(mesh: M
         (mesh.packs / "a" / "prompt.md").write_text("{{ nobody }}")
         rejected = (await change()).rejected
         assert rejected.reason == error_pb2.ERROR_REASON_PACK_INVALID
-        assert dict(rejected.metadata) == {"file": "packs/a/prompt.md", "line": "1"}
+        assert dict(rejected.metadata) == {
+            "source": "packs/a",
+            "file": "packs/a/prompt.md",
+            "line": "1",
+            "personality_id": "a",
+            "version": "1.0.0",
+        }
+        assert REGISTRY.get_sample_value("agentshell_packs", {"state": "rejected"}) == 1
         assert (await mesh.get("a")).system_prompt == "Second."
         shutil.rmtree(mesh.packs / "b")
         while (removed := await change()).HasField("rejected"):  # A folder half gone is a broken pack.

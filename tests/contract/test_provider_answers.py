@@ -138,15 +138,18 @@ async def test_a_refusal_of_openais_is_content_that_was_filtered(name: str) -> N
 async def test_a_response_that_failed_has_told_its_usage() -> None:
     async with subject_of("openai") as openai:
         openai.vendor.reply = Reply(finish="failed")
-        items = openai.adapter.stream(question(), openai.adapter.default_model)
-        texts = [(await anext(items)) for _ in openai.vendor.reply.texts]
+        seen: list[pb.GenerationDelta] = []
 
-        last = await anext(items)
-        error = await refusal(anext(items))
+        async def read() -> None:
+            async for item in openai.adapter.stream(question(), openai.adapter.default_model):
+                assert isinstance(item, list)
+                seen.extend(item)
 
-        assert all(isinstance(item, pb.GenerationDelta) and item.text for item in texts)
+        error = await refusal(read())
+
         usage = content_pb2.Usage(input_tokens=1200, cached_input_tokens=200, output_tokens=300)
-        assert last == pb.GenerationDelta(usage=usage)
+        texts = [pb.GenerationDelta(text=text) for text in openai.vendor.reply.texts]
+        assert seen == [*texts, pb.GenerationDelta(usage=usage)]
         assert error.reason == error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE
 
 

@@ -161,7 +161,7 @@ async def test_what_an_answer_used_is_told_as_it_begins(anthropic: Subject) -> N
     await stream.aclose()
 
     usage = content_pb2.Usage(input_tokens=1000, cached_input_tokens=300, cache_write_tokens=100, output_tokens=1)
-    assert first == pb.GenerationDelta(usage=usage)
+    assert first == [pb.GenerationDelta(usage=usage)]
 
 
 async def test_all_that_is_read_is_counted_and_nothing_else_is_sent(anthropic: Subject) -> None:

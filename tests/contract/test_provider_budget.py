@@ -66,6 +66,13 @@ async def locked(database: Database) -> AsyncGenerator[Callable[[int], Awaitable
         yield wait_for
 
 
+async def reserve(
+    budgets: Budgets, principal: Principal, purpose: pb.Purpose, most_tokens: int, most_cost_micros: int | None
+) -> Reservation:
+    """Reserves what a call of somebody may use."""
+    return await budgets.reserve(budgets.limits(principal, purpose), most_tokens, most_cost_micros)
+
+
 async def granted(outcomes: Iterable[asyncio.Task[Reservation]]) -> list[bool]:
     """Waits for calls; those that were refused were refused for their budget."""
     found: list[bool] = []
@@ -96,7 +103,7 @@ async def test_200_calls_at_once_in_two_processes_never_exceed_the_cap(
         processes.append(await stack.enter_async_context(opened(other, {"tokens": 10**9}, cap)))
 
         async def call(process: Budgets, most: int) -> int:
-            reservation = await process.reserve(ANN, NO_PURPOSE, 10, most)
+            reservation = await reserve(process, ANN, NO_PURPOSE, 10, most)
             await asyncio.sleep(0)
             used = draw.randint(0, most)
             await process.settle(reservation, 3, used)
@@ -115,9 +122,9 @@ async def test_200_calls_at_once_in_two_processes_never_exceed_the_cap(
 async def test_as_many_calls_as_fit_are_let_through_and_not_one_more(database: Database, database_url: str) -> None:
     other = await Database.open(database_url, 2)
     async with opened(database, {"cost_usd": 0.05}) as one, opened(other, {"cost_usd": 0.05}) as two:
-        await one.reserve(ANN, NO_PURPOSE, 1, 0)
+        await reserve(one, ANN, NO_PURPOSE, 1, 0)
         async with locked(database) as wait_for:  # Both find the accounts as they are now, or so they would think.
-            calls = [asyncio.create_task(b.reserve(ANN, NO_PURPOSE, 1, 500)) for _ in range(100) for b in (one, two)]
+            calls = [asyncio.create_task(reserve(b, ANN, NO_PURPOSE, 1, 500)) for _ in range(100) for b in (one, two)]
             await wait_for(2)
         assert sum(await granted(calls)) == 100
 
@@ -133,8 +140,8 @@ async def test_a_call_is_reserved_of_all_its_budgets_or_of_none(database: Databa
     ]
     purpose = pb.Purpose(session_id="s1", turn_id="t1", max_turn_tokens=1000)
     async with opened(database, *budgets) as subject:
-        await subject.reserve(ANN, purpose, 30, 100)
-        error = await refusal(subject.reserve(ANN, purpose, 21, 100))
+        await reserve(subject, ANN, purpose, 30, 100)
+        error = await refusal(reserve(subject, ANN, purpose, 21, 100))
 
     assert error.metadata["budget"] == "session/day"
     assert await spent(database) == {
@@ -147,7 +154,7 @@ async def test_a_call_is_reserved_of_all_its_budgets_or_of_none(database: Databa
 
 async def test_concurrent_calls_of_a_process_travel_together(database: Database) -> None:
     async with opened(database, {"cost_usd": 1}) as subject, database.connection() as connection:
-        reservations = await asyncio.gather(*(subject.reserve(ANN, NO_PURPOSE, 1, 1) for _ in range(100)))
+        reservations = await asyncio.gather(*(reserve(subject, ANN, NO_PURPOSE, 1, 1) for _ in range(100)))
         await asyncio.gather(*(subject.settle(reservation, 1, 0) for reservation in reservations))
         row = await (await connection.execute("SELECT batch FROM provider.writers")).fetchone()
 
@@ -161,35 +168,35 @@ async def test_concurrent_calls_of_a_process_travel_together(database: Database)
 
 async def test_what_is_reserved_is_spent_until_it_is_settled_and_a_crash_frees_nothing(database: Database) -> None:
     async with opened(database, {"cost_usd": 0.001}) as crashed:
-        await crashed.reserve(ANN, NO_PURPOSE, 1, 600)
+        await reserve(crashed, ANN, NO_PURPOSE, 1, 600)
     async with opened(database, {"cost_usd": 0.001}) as subject:
-        await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 401))
-        reservation = await subject.reserve(ANN, NO_PURPOSE, 1, 400)
+        await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 401))
+        reservation = await reserve(subject, ANN, NO_PURPOSE, 1, 400)
         await subject.settle(reservation, 1, 150)
         await subject.settle(reservation, 1, 0)  # Once is enough.
 
         assert await spent(database) == {DAY: 750}
-        await subject.reserve(ANN, NO_PURPOSE, 1, 250)
+        await reserve(subject, ANN, NO_PURPOSE, 1, 250)
 
 
 async def test_a_cost_that_is_unknown_in_the_end_stays_as_it_was_reserved(database: Database) -> None:
     async with opened(database, {"cost_usd": 1, "tokens": 100}) as subject:
-        await subject.settle(await subject.reserve(ANN, NO_PURPOSE, 60, 700), 20, None)
+        await subject.settle(await reserve(subject, ANN, NO_PURPOSE, 60, 700), 20, None)
 
     assert await spent(database) == {DAY: 700, "day/2026-11-30/tenant/tokens/acme": 20}
 
 
 async def test_a_call_that_used_more_than_was_reserved_counts_whole(database: Database) -> None:
     async with opened(database, {"cost_usd": 0.001}) as subject:
-        await subject.settle(await subject.reserve(ANN, NO_PURPOSE, 1, 900), 1, 1500)
-        error = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 1))
+        await subject.settle(await reserve(subject, ANN, NO_PURPOSE, 1, 900), 1, 1500)
+        error = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 1))
 
     assert error.metadata["spent"] == "0.001500 USD"
 
 
 async def test_settling_never_makes_an_account_negative(database: Database) -> None:
     async with opened(database, {"cost_usd": 1}) as subject, database.connection() as connection:
-        reservation = await subject.reserve(ANN, NO_PURPOSE, 1, 700)
+        reservation = await reserve(subject, ANN, NO_PURPOSE, 1, 700)
         await connection.execute("UPDATE provider.spending SET spent = 5")
         await subject.settle(reservation, 1, 100)
 
@@ -201,9 +208,9 @@ async def test_a_call_settles_in_the_period_that_it_began_in(database: Database)
     config = ProviderConfig.model_validate({"budgets": [{"cost_usd": 1}, {"cost_usd": 1, "period": "month"}]})
     subject = Budgets(config, database, lambda: clock[0])
     await subject.open()
-    reservation = await subject.reserve(ANN, NO_PURPOSE, 1, 900_000)
+    reservation = await reserve(subject, ANN, NO_PURPOSE, 1, 900_000)
     clock[0] += timedelta(days=1)
-    await subject.reserve(ANN, NO_PURPOSE, 1, 900_000)
+    await reserve(subject, ANN, NO_PURPOSE, 1, 900_000)
     await subject.settle(reservation, 1, 5)
     await subject.close()
 
@@ -231,18 +238,18 @@ async def test_each_has_its_own_budget(
     budget: Mapping[str, Any], others: list[tuple[Principal, str]], database: Database
 ) -> None:
     async with opened(database, {"cost_usd": 0.001, **budget}) as subject:
-        await subject.reserve(ANN, pb.Purpose(session_id="s1"), 1, 1000)
+        await reserve(subject, ANN, pb.Purpose(session_id="s1"), 1, 1000)
         for principal, session_id in others:
-            await subject.reserve(principal, pb.Purpose(session_id=session_id), 1, 1000)
+            await reserve(subject, principal, pb.Purpose(session_id=session_id), 1, 1000)
 
-        error = await refusal(subject.reserve(ANN, pb.Purpose(session_id="s1"), 1, 1))
+        error = await refusal(reserve(subject, ANN, pb.Purpose(session_id="s1"), 1, 1))
     assert error.reason == error_pb2.ERROR_REASON_BUDGET_EXHAUSTED
 
 
 async def test_of_two_budgets_alike_the_smaller_holds(database: Database) -> None:
     for budgets in ([{"cost_usd": 1}, {"cost_usd": 0.5, "tenant": "acme"}], [{"cost_usd": 0.5}, {"cost_usd": 1}]):
         async with opened(database, *budgets) as subject:
-            error = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 500_001))
+            error = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 500_001))
         assert error.metadata["limit"] == "0.500000 USD"
 
 
@@ -250,9 +257,9 @@ async def test_where_nothing_applies_nobody_is_asked(database_url: str) -> None:
     database = await Database.open(database_url, 1)
     await database.close()
     async with opened(database, {"cost_usd": 1, "tenant": "evil"}, {"tokens": 1, "per": "session"}) as subject:
-        assert not subject.applies(ANN, NO_PURPOSE)
-        assert [subject.applies(EVE, NO_PURPOSE), subject.applies(ANN, TURN)] == [True, True]
-        await subject.settle(await subject.reserve(ANN, NO_PURPOSE, 10, None), 10, None)
+        assert not subject.limits(ANN, NO_PURPOSE)
+        assert [len(subject.limits(EVE, NO_PURPOSE)), len(subject.limits(ANN, TURN))] == [1, 1]
+        await subject.settle(await reserve(subject, ANN, NO_PURPOSE, 10, None), 10, None)
 
 
 # --- refusals
@@ -260,8 +267,8 @@ async def test_where_nothing_applies_nobody_is_asked(database_url: str) -> None:
 
 async def test_a_refusal_names_the_budget_what_is_left_and_when_it_begins_anew(database: Database) -> None:
     async with opened(database, {"cost_usd": 12.5, "period": "month"}) as subject:
-        await subject.reserve(ANN, NO_PURPOSE, 1, 12_000_000)
-        error = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 500_001))
+        await reserve(subject, ANN, NO_PURPOSE, 1, 12_000_000)
+        error = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 500_001))
 
     assert error.reason == error_pb2.ERROR_REASON_BUDGET_EXHAUSTED
     assert error.metadata == {
@@ -277,10 +284,10 @@ async def test_a_refusal_names_the_budget_what_is_left_and_when_it_begins_anew(d
 
 async def test_a_turn_has_a_limit_of_its_own(database: Database) -> None:
     async with opened(database) as subject:
-        await subject.settle(await subject.reserve(ANN, TURN, 90, None), 60, None)
-        error = await refusal(subject.reserve(ANN, TURN, 41, None))
-        await subject.reserve(EVE, TURN, 100, None)  # Another tenant's turn.
-        await subject.reserve(ANN, TURN, 40, None)
+        await subject.settle(await reserve(subject, ANN, TURN, 90, None), 60, None)
+        error = await refusal(reserve(subject, ANN, TURN, 41, None))
+        await reserve(subject, EVE, TURN, 100, None)  # Another tenant's turn.
+        await reserve(subject, ANN, TURN, 40, None)
 
     assert error.reason == error_pb2.ERROR_REASON_TOKEN_LIMIT
     assert error.metadata == {"limit": "100 tokens", "spent": "60 tokens", "asked": "41 tokens", "left_tokens": "40"}
@@ -290,9 +297,9 @@ async def test_a_turn_has_a_limit_of_its_own(database: Database) -> None:
 
 async def test_a_call_of_unknown_cost_is_refused_where_money_is_bounded(database: Database) -> None:
     async with opened(database, {"tokens": 100}) as subject:
-        await subject.reserve(ANN, NO_PURPOSE, 1, None)
+        await reserve(subject, ANN, NO_PURPOSE, 1, None)
     async with opened(database, {"tokens": 100}, {"cost_usd": 1}) as subject:
-        error = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, None))
+        error = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, None))
 
     assert error.reason == error_pb2.ERROR_REASON_PRICE_UNKNOWN
     assert "provider.prices_file" in error.message
@@ -307,26 +314,49 @@ async def test_without_postgres_calls_are_refused_and_afterwards_the_books_are_r
 ) -> None:
     async with Relay(database_url) as relay:
         cut = await Database.open(relay.url, 2)
+        async with cut.connection():  # Or the pool's first connection may be the one whose answer is lost.
+            pass
         async with opened(cut, {"cost_usd": 1}) as subject:
-            before = await subject.reserve(ANN, NO_PURPOSE, 1, 300)
+            before = await reserve(subject, ANN, NO_PURPOSE, 1, 300)
             relay.lose_answers()
-            lost = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 40))  # Reserved, and nobody hears of it.
-            refused = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 5))
+            lost = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 40))  # Reserved, and nobody hears of it.
+            refused = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 5))
             await subject.settle(before, 1, 200)
             assert await spent(database) == {DAY: 340}
             relay.mend()
-            await subject.reserve(ANN, NO_PURPOSE, 1, 1000)
+            await reserve(subject, ANN, NO_PURPOSE, 1, 1000)
         await cut.close()
 
     assert {lost.reason, refused.reason} == {error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE}
     assert await spent(database) == {DAY: 1200}
 
 
+async def test_what_a_crash_of_postgres_takes_back_is_written_again_before_anything_is_decided(
+    database: Database,
+) -> None:
+    async with opened(database, {"cost_usd": 1}) as subject, database.connection() as connection:
+        await reserve(subject, ANN, NO_PURPOSE, 1, 300_000)
+        await subject.settle(await reserve(subject, ANN, NO_PURPOSE, 1, 400_000), 1, 100_000)
+        for taken_back in ("spending SET spent = 300000", "writers SET batch = 1"):
+            await connection.execute(f"UPDATE provider.{taken_back}")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query LIKE '%provider.spend(%' AND pid <> pg_backend_pid()"
+        )
+        unavailable = error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE
+        while (error := await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 600_001))).reason == unavailable:
+            pass
+        await reserve(subject, ANN, NO_PURPOSE, 1, 600_000)
+
+    assert error.reason == error_pb2.ERROR_REASON_BUDGET_EXHAUSTED
+    assert await spent(database) == {DAY: 1_000_000}
+
+
 async def test_what_postgres_refuses_is_not_granted_and_holds_up_nobody_after_it(database: Database) -> None:
     async with opened(database, {"cost_usd": 1}) as subject, database.connection() as connection:
         await connection.execute("ALTER TABLE provider.spending ADD CONSTRAINT odd CHECK (spent <> 13)")
-        error = await refusal(subject.reserve(ANN, NO_PURPOSE, 1, 13))
-        await subject.reserve(ANN, NO_PURPOSE, 1, 12)
+        error = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 13))
+        await reserve(subject, ANN, NO_PURPOSE, 1, 12)
 
     assert error.reason == error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE
     assert await spent(database) == {DAY: 12}
@@ -334,9 +364,9 @@ async def test_what_postgres_refuses_is_not_granted_and_holds_up_nobody_after_it
 
 async def test_a_caller_that_gives_up_has_nothing_reserved(database: Database) -> None:
     async with opened(database, {"cost_usd": 1}) as subject:
-        await subject.reserve(ANN, NO_PURPOSE, 1, 1)
+        await reserve(subject, ANN, NO_PURPOSE, 1, 1)
         async with locked(database) as wait_for:
-            calls = [asyncio.create_task(subject.reserve(ANN, NO_PURPOSE, 1, 500)) for _ in range(5)]
+            calls = [asyncio.create_task(reserve(subject, ANN, NO_PURPOSE, 1, 500)) for _ in range(5)]
             await wait_for(1)
             for call in calls[:4]:
                 call.cancel()
@@ -350,11 +380,11 @@ async def test_a_caller_that_gives_up_as_its_answer_comes_has_nothing_reserved(d
     async with opened(database, {"cost_usd": 1}) as subject:
 
         async def cancel_the_other() -> None:
-            await subject.reserve(ANN, NO_PURPOSE, 1, 1)
+            await reserve(subject, ANN, NO_PURPOSE, 1, 1)
             other.cancel()  # It has the answer of the same batch, and has not heard it yet.
 
         one = asyncio.create_task(cancel_the_other())
-        other = asyncio.create_task(subject.reserve(ANN, NO_PURPOSE, 1, 500))
+        other = asyncio.create_task(reserve(subject, ANN, NO_PURPOSE, 1, 500))
         await asyncio.wait([one, other])
         assert other.cancelled()
 
@@ -367,7 +397,7 @@ async def test_old_accounts_go_a_few_at_a_time(database: Database) -> None:
             "INSERT INTO provider.spending"
             " SELECT 'acme', 'day/old/' || i, 7, current_date - i FROM generate_series(1, 5) AS i"
         )
-        await subject.reserve(ANN, NO_PURPOSE, 1, 1)
-        await subject.reserve(ANN, NO_PURPOSE, 1, 1)
+        await reserve(subject, ANN, NO_PURPOSE, 1, 1)
+        await reserve(subject, ANN, NO_PURPOSE, 1, 1)
 
     assert await spent(database) == {DAY: 2, "day/old/1": 7, "day/old/2": 7, "day/old/3": 7}

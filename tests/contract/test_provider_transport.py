@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.contract.provider import KEY, VARIABLE, VENDORS, Subject, question, text_of
+from tests.contract.provider import KEY, VARIABLE, VENDORS, Subject, asked, question, text_of
 from tests.vendors.anthropic_server import AnthropicServer
 
 from agentshell.provider.adapters.adapter import Access
@@ -47,6 +47,13 @@ async def test_an_answer_may_be_compressed() -> None:
         count = await anthropic.count(question())
 
         assert count.input_tokens == 7
+
+
+async def test_a_streamed_answer_may_be_compressed() -> None:
+    body = gzip.compress(b"".join(AnthropicServer().events(asked())))
+    head = f"Content-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}"
+    async with _bytes(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body) as url, _anthropic(url) as anthropic:
+        assert text_of(await anthropic.generate(question())) == "Ready to serve."
 
 
 async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from agentshell.content import plain
-from agentshell.mesh.config import ToolConfig, ToolSecretConfig
+from agentshell.mesh.config import TenantPolicyConfig, ToolConfig, ToolSecretConfig
 from agentshell.mesh.errors import AgentShellError
+from agentshell.tool.egress import Egress
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import image, wasm
 from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.native import NativeTier
@@ -28,6 +30,7 @@ from agentshell.tool.sandbox.worker import Worker
 from kfm.personality.v1 import personality_service_pb2 as pb
 
 BOUND_SECONDS = 20.0
+OTHER_PORT = 9
 ADD = "def attempt(x: int) -> int: return x + 1"
 COUNT = "n = 0\ndef attempt():\n    global n\n    n += 1\n    return n"
 FOREVER = "import host\ndef attempt():\n    host.progress('begun')\n    while True: pass"
@@ -56,9 +59,10 @@ async def run(
     code = pb.ToolCode(files={"tools/attempt.py": source}, http_hosts=hosts, tier=tier)
     function = pb.ToolFunction(module="tools.attempt")
     function.tool.name = "attempt"
+    grant = Grant(sandbox.config, tenant, "strangers", "attempt", hosts)
     tell = (told if told is not None else []).append
     async with asyncio.timeout(BOUND_SECONDS):
-        return plain(await sandbox.run(tenant, "strangers", code, function, arguments, tell))
+        return plain(await sandbox.run(grant, code, function, arguments, tell))
 
 
 async def refusal(sandbox: Sandbox, source: str, **named: Any) -> tuple[str, Mapping[str, str]]:
@@ -103,10 +107,23 @@ def site() -> Generator[str]:
 async def sandbox(site: str) -> AsyncGenerator[Sandbox]:
     """One whose operator allows the site, and has a secret for it."""
     secret = ToolSecretConfig(host=site, personalities=("strangers",), value_env="SITE_KEY")
-    config = ToolConfig(max_workers=2, max_egress_bytes=20_000, http_hosts=(site,), secrets=(secret,))
-    made = Sandbox.of(config, {"SITE_KEY": "Bearer secret"})
+    policies = {
+        "narrow": TenantPolicyConfig(http_hosts=("example.com",)),
+        "poor": TenantPolicyConfig(secrets=()),
+        "shut": TenantPolicyConfig(personalities=("others",)),
+    }
+    config = ToolConfig(
+        max_workers=2,
+        max_egress_bytes=20_000,
+        http_hosts=(site, f"localhost:{OTHER_PORT}"),
+        secrets=(secret,),
+        tenant_policies=policies,
+    )
+    egress = Egress(config, {"SITE_KEY": "Bearer secret"})
+    made = Sandbox.of(egress)
     yield made
     await made.close()
+    await egress.close()
 
 
 def pids(sandbox: Sandbox) -> list[int]:
@@ -192,7 +209,7 @@ async def test_the_processes_end_with_the_one_that_started_them() -> None:
     owner = f"""
 import asyncio, os, sys
 sys.path += {sys.path!r}
-from tests.contract.test_sandbox import FOREVER, Sandbox, ToolConfig, run
+from tests.contract.test_sandbox import FOREVER, Egress, Sandbox, ToolConfig, run
 
 def begun(_told, _said):
     children = open(f"/proc/self/task/{{os.getpid()}}/children").read()
@@ -201,7 +218,7 @@ def begun(_told, _said):
 class Told(list):
     append = begun
 
-asyncio.run(run(Sandbox.of(ToolConfig(max_workers=1), {{}}), FOREVER, told=Told()))
+asyncio.run(run(Sandbox.of(Egress(ToolConfig(max_workers=1), {{}})), FOREVER, told=Told()))
 """
     root = Path(__file__).parents[2]
     process = await asyncio.create_subprocess_exec(
@@ -247,15 +264,42 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(sandbox: Sandbox, sit
     assert (found["status"], found["headers"]["location"]) == (302, "http://169.254.169.254/")
 
 
-async def test_a_host_that_pack_and_operator_do_not_both_name_ends_the_call(sandbox: Sandbox, site: str) -> None:
-    for hosts, url, host in (
-        (("example.com",), f"http://{site}/", site),
-        (("example.com",), "http://example.com/", "example.com"),
-        ((site,), "http://169.254.169.254/", "169.254.169.254"),
-        ((site,), f"http://{site.replace('127.0.0.1', 'localhost')}/", site.replace("127.0.0.1", "localhost")),
-    ):
-        expected = ("HOST_NOT_ALLOWED", {"tool": "attempt", "host": host})
-        assert await refusal(sandbox, GET_OR_SAY, hosts=hosts, url=url) == expected
+@pytest.mark.parametrize(
+    ("hosts", "url", "tenant", "refused_by"),
+    [
+        (("example.com",), "http://{site}/", "acme", "pack"),
+        (("{site}",), "http://169.254.169.254/", "acme", "pack"),
+        (("{site}",), "http://{site}@example.com/", "acme", ""),
+        (("{site}",), "http://localhost:{port}/", "acme", "pack"),
+        (("example.com",), "http://example.com/", "acme", "operator"),
+        (("{site}",), "http://{site}/", "narrow", "tenant"),
+        # A name that an operator allows, at an address that is not public.
+        (("localhost:{other}",), "http://localhost:{other}/", "acme", "operator"),
+    ],
+)
+async def test_a_host_is_gone_to_where_pack_operator_and_tenant_let_it(
+    sandbox: Sandbox, site: str, hosts: tuple[str, ...], url: str, tenant: str, refused_by: str
+) -> None:
+    Site.seen.clear()
+    names = {"site": site, "port": site.partition(":")[2], "other": OTHER_PORT}
+    declared, url = tuple(host.format(**names) for host in hosts), url.format(**names)
+
+    if not refused_by:  # Not a URL that anybody may go to, which is the tool's to handle.
+        assert "must begin with" in await run(sandbox, GET_OR_SAY, hosts=declared, tenant=tenant, url=url)
+    else:
+        reason, metadata = await refusal(sandbox, GET_OR_SAY, hosts=declared, tenant=tenant, url=url)
+        assert (reason, metadata["refused_by"]) == ("HOST_NOT_ALLOWED", refused_by)
+    assert Site.seen == []
+
+
+async def test_a_tenants_policy_narrows_what_there_is(sandbox: Sandbox, site: str) -> None:
+    Site.seen.clear()
+
+    assert (await run(sandbox, GET, hosts=(site,), tenant="poor", url=f"http://{site}/page"))["status"] == 200
+    reason, metadata = await refusal(sandbox, GET_OR_SAY, hosts=(site,), tenant="shut", url=f"http://{site}/")
+
+    assert Site.seen == [("/page", "")], "the secret is not left to it"
+    assert (reason, metadata) == ("TOOL_ABILITY_DENIED", {"tool": "attempt", "refused_by": "tenant"})
 
 
 async def test_more_bytes_than_a_call_has_end_it(sandbox: Sandbox, site: str) -> None:
@@ -266,9 +310,9 @@ async def test_more_bytes_than_a_call_has_end_it(sandbox: Sandbox, site: str) ->
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("ftp://{site}/", "a URL must begin with http:// or https://, and have no user or password"),
-        ("http://me:it@{site}/", "a URL must begin with http:// or https://, and have no user or password"),
-        ("http://{site}/" + "x" * 70_000, "not a URL: "),
+        ("ftp://{site}/", "it must begin with http:// or https://, and have no user or password"),
+        ("http://me:it@{site}/", "it must begin with http:// or https://, and have no user or password"),
+        ("http://{site}/" + "x" * 70_000, "it is not a URL: "),
     ],
 )
 async def test_what_goes_wrong_on_the_way_is_the_tools_to_handle(
@@ -281,7 +325,7 @@ async def test_what_goes_wrong_on_the_way_is_the_tools_to_handle(
 
 async def test_a_host_that_cannot_be_reached_is_the_tools_to_handle(site: str) -> None:
     closed = "127.0.0.1:9"
-    sandbox = Sandbox.of(ToolConfig(max_workers=1, http_hosts=(closed,)), {})
+    sandbox = Sandbox.of(Egress(ToolConfig(max_workers=1, http_hosts=(closed,)), {}))
 
     found = await run(sandbox, GET_OR_SAY, hosts=(closed,), url=f"http://{closed}/")
 
@@ -320,7 +364,8 @@ async def test_a_process_that_does_not_prove_itself_is_never_used(program: str) 
 
 async def test_without_bubblewrap_there_is_no_native_tier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    sandbox = Sandbox(ToolConfig(), {}, {pb.SANDBOX_TIER_NATIVE: NativeTier(Limits.of(ToolConfig()), sys.executable)})
+    tier = NativeTier(Limits.of(ToolConfig()), sys.executable)
+    sandbox = Sandbox(Egress(ToolConfig(), {}), {pb.SANDBOX_TIER_NATIVE: tier})
 
     reason, _ = await refusal(sandbox, ADD, tier=pb.SANDBOX_TIER_NATIVE, x=1)
 

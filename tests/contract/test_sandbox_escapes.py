@@ -19,6 +19,8 @@ from tests.contract.escapes import ATTEMPTS, SECRET
 from agentshell.content import plain
 from agentshell.mesh.config import ToolConfig
 from agentshell.mesh.errors import AgentShellError
+from agentshell.tool.egress import Egress
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import image
 from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.native import NativeTier
@@ -28,6 +30,7 @@ from kfm.error.v1.error_pb2 import ErrorReason
 from kfm.personality.v1 import personality_service_pb2 as pb
 
 CONFIG = ToolConfig(max_workers=2, max_seconds=3.0, max_cpu_seconds=0.3, max_memory_mib=128, max_output_bytes=64 * 1024)
+GRANT = Grant(CONFIG, "acme", "strangers", "attempt", ())
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _AS_NOBODY = ("/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", _SYSTEM_PYTHON, "-I")
 
@@ -44,7 +47,7 @@ async def run(jail: Jail, source: str, **arguments: Any) -> Any:
     code = pb.ToolCode(files={"tools/attempt.py": source}, tier=jail.tier)
     function = pb.ToolFunction(module="tools.attempt")
     function.tool.name = "attempt"
-    return plain(await jail.sandbox.run("acme", "strangers", code, function, arguments, lambda _said: None))
+    return plain(await jail.sandbox.run(GRANT, code, function, arguments, lambda _said: None))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ async def jail(request: pytest.FixtureRequest, images: Path) -> AsyncGenerator[J
         pytest.skip("setpriv, or an interpreter that another user can read, is not installed")
     limits, tier = Limits.of(CONFIG), pb.SANDBOX_TIER_NATIVE if which == "native" else pb.SANDBOX_TIER_WASM
     made = NativeTier(limits, _SYSTEM_PYTHON) if which == "native" else WasmTier(limits, images, prefix)
-    sandbox = Sandbox(CONFIG, {}, {tier: made})
+    sandbox = Sandbox(Egress(CONFIG, {}), {tier: made})
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile() as file:
         patch.setenv(SECRET, "secret")
         file.write(b"secret")

@@ -23,6 +23,7 @@ from kfm.turn.v1.turn_pb2 import HttpStep, Plan, Step, StepResult, Turn
 from kfm.turn.v1.turn_service_pb2 import ForkTurnResponse
 
 MAX_BYTES = 4096
+LOOPBACK = ("127.0.0.1", "[::1]")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -192,10 +193,22 @@ async def test_a_host_that_is_not_listed_is_not_called(server: Server, uri: str)
 async def test_a_host_is_allowed_at_its_schemes_own_port_or_the_one_that_is_listed(
     host: str, uri: str, is_allowed: bool
 ) -> None:
-    async with runner(host) as made:
+    async with runner(host, *LOOPBACK) as made:
         with pytest.raises(AgentShellError) as caught:
             await run(made, to(uri))
     assert caught.value.name == ("HTTP_UNAVAILABLE" if is_allowed else "HOST_NOT_ALLOWED")  # Nobody listens there.
+
+
+async def test_a_name_is_gone_to_at_addresses_that_are_public_or_listed(server: Server) -> None:
+    port = server.host.partition(":")[2]
+    uri = f"http://localhost:{port}/"
+    async with runner(f"localhost:{port}") as made:
+        with pytest.raises(AgentShellError) as caught:
+            await run(made, to(uri))
+    assert (caught.value.name, caught.value.metadata["host"]) == ("HOST_NOT_ALLOWED", "localhost")
+    assert server.asked == []
+    async with runner(f"localhost:{port}", server.host) as made:
+        assert output(await run(made, to(uri)))["status"] == 200
 
 
 async def test_no_host_is_allowed_unless_an_operator_says_so(server: Server) -> None:

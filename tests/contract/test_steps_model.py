@@ -19,6 +19,7 @@ from agentshell.mesh import errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.steps.memory import MemoryRunner
 from agentshell.runtime.steps.model import ModelRunner
+from agentshell.runtime.steps.noop import NoopRunner
 from agentshell.runtime.steps.tool import ToolRunner
 from agentshell.tool.builtin.table import TOOLS
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_TOOL, Message, Part, ToolCall
@@ -46,7 +47,7 @@ async def use(services: Services, name: str, **arguments: Any) -> StepResult:
     given.update(arguments)
     call = ToolCall(call_id="c1", name=name, arguments=given)
     step = Step(step_id="T/answer#1.0", tool=ToolStep(name=name, call=call))
-    return await run(ToolRunner(services.inside), request_of(step, "tooled"))
+    return await run(ToolRunner(services.inside, NoopRunner()), request_of(step, "tooled"))
 
 
 def answering(personality_id: str = "tooled", **model: Any) -> StepRequest:
@@ -83,7 +84,8 @@ async def test_a_tool_that_the_personality_has_not_is_refused_with_those_it_has(
         await ask(services, answering(tools=["clock", "fetch"]))
     assert caught.value.reason == error_pb2.ERROR_REASON_TOOL_NOT_FOUND
     assert caught.value.message == (
-        "personality 'tooled' has no tool 'fetch'; it has: calculator, clock, memory_search, memory_write"
+        "personality 'tooled' has no tool 'fetch'; it has: ask_agent, calculator, clock, http_get, memory_search, "
+        "memory_write"
     )
     assert services.vendor.requests == []
 

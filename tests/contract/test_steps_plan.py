@@ -84,7 +84,7 @@ async def test_a_plan_that_cannot_be_run_is_mended_by_the_model(
     answer(services, monkeypatch, "I cannot.", BAD, GOOD)
     result = await write(services, planning())
 
-    names = "calculator, clock, memory_search, memory_write"
+    names = "ask_agent, calculator, clock, http_get, memory_search, memory_write"
     mends = [
         f"That plan cannot be run:\n- {problem}\nSay the whole plan again, mended: one JSON object and nothing else."
         for problem in (

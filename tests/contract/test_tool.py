@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,8 @@ from agentshell.mesh.config import MemoryConfig, PersonalityConfig, ToolConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality.service import PersonalityService
 from agentshell.tool.builtin.table import TOOLS
+from agentshell.tool.egress import Egress
+from agentshell.tool.mcp.servers import Servers
 from agentshell.tool.results import Results
 from agentshell.tool.sandbox.sandbox import Sandbox
 from agentshell.tool.service import ToolService
@@ -43,8 +46,8 @@ KNOWLEDGE = "knowledge: {sources: [{type: directory, path: knowledge}]}\n"
 class Memory(MemoryService):
     """Whose searches a test can count and hold up."""
 
-    def __init__(self, store: PgvectorStore) -> None:
-        super().__init__(MemoryConfig(), store)
+    def __init__(self, database: Database, store: PgvectorStore) -> None:
+        super().__init__(MemoryConfig(), database, store)
         self.open = asyncio.Event()
         self.open.set()
         self.searched = asyncio.Semaphore(0)
@@ -108,16 +111,18 @@ class Mesh:
 
     async def failure(self, *call: Any, **named: Any) -> tuple[str, str, dict[str, str]]:
         """Returns reason, message and metadata of the failure that a call must answer."""
-        (last,) = await self.invoke(*call, **named)
+        *_, last = await self.invoke(*call, **named)
         return error_pb2.ErrorReason.Name(last.failure.reason), last.failure.message, dict(last.failure.metadata)
 
     async def refused(self, *call: Any, **named: Any) -> AgentShellError:
         """Returns the error that a call must end with."""
         return await refusal(self.invoke(*call, **named))
 
-    async def list(self, personality_id: str = "", page_size: int = 0, page_token: str = "") -> pb.ListToolsResponse:
+    async def list(
+        self, personality_id: str = "", page_size: int = 0, page_token: str = "", tenant: str = "acme"
+    ) -> pb.ListToolsResponse:
         request = pb.ListToolsRequest(personality_id=personality_id, page_size=page_size, page_token=page_token)
-        return await self._tools.ListTools(request, metadata=self.key("acme"), timeout=BOUND_SECONDS)
+        return await self._tools.ListTools(request, metadata=self.key(tenant), timeout=BOUND_SECONDS)
 
     def write_pack(self, personality_id: str, more: str) -> None:
         folder = self._packs / personality_id
@@ -128,12 +133,14 @@ class Mesh:
 
 
 @asynccontextmanager
-async def serve(database: Database, packs: Path) -> AsyncGenerator[Mesh]:
+async def serve(database: Database, packs: Path, config: ToolConfig = ToolConfig()) -> AsyncGenerator[Mesh]:  # noqa: B008 - frozen
     """The three services in one process, anew."""
-    memory = Memory(await PgvectorStore.open(database))
+    memory = Memory(database, await PgvectorStore.open(database))
     async with member() as served, channel.connect(served.mesh_address, served.keyring) as inside:
         personalities = PersonalityService(PersonalityConfig(directories=(packs,), default="all"), inside)
-        tools = ToolService(Results(database), inside, inside, Sandbox.of(ToolConfig(), {}))
+        egress = Egress(config, os.environ)
+        sandbox, servers = Sandbox.of(egress), Servers(egress, os.environ)
+        tools = ToolService(Results(database), inside, inside, sandbox, egress, servers)
         await tools.open()
         served.server.add(
             "kfm.memory.v1.MemoryService",
@@ -173,11 +180,11 @@ async def test_a_personality_has_the_tools_that_its_pack_exposes(mesh: Mesh) -> 
 
 
 async def test_tools_are_listed_page_by_page(mesh: Mesh) -> None:
-    first = await mesh.list("all", page_size=3)
-    second = await mesh.list("all", page_size=3, page_token=first.next_page_token)
+    first = await mesh.list("all", page_size=4)
+    second = await mesh.list("all", page_size=4, page_token=first.next_page_token)
 
-    assert [tool.name for tool in first.tools] == ["calculator", "clock", "memory_search"]
-    assert ([tool.name for tool in second.tools], second.next_page_token) == (["memory_write"], "")
+    assert [tool.name for tool in first.tools] == ["ask_agent", "calculator", "clock", "http_get"]
+    assert ([tool.name for tool in second.tools], second.next_page_token) == (["memory_search", "memory_write"], "")
     assert (await refusal(mesh.list("plain", page_token=first.next_page_token))).name == "PAGE_TOKEN_INVALID"
 
 
@@ -193,7 +200,8 @@ async def test_a_tool_that_the_personality_does_not_expose_is_not_found(mesh: Me
         {"personality_id": "plain", "tool": "clock"},
     )
     assert (await mesh.failure("fetch"))[1] == (
-        "personality 'all' has no tool 'fetch'; it has: calculator, clock, memory_search, memory_write"
+        "personality 'all' has no tool 'fetch'; it has: ask_agent, calculator, clock, http_get, memory_search, "
+        "memory_write"
     )
 
 

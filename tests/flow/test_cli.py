@@ -298,11 +298,15 @@ async def test_doctor_says_how_to_mend_what_is_wrong(tmp_path: Path) -> None:
     missing = {
         "AGENTSHELL_DATABASE__URL": "postgresql://nobody@127.0.0.1:1/none",
         "AGENTSHELL_PROVIDER__DEFAULT": "openai",
+        "AGENTSHELL_CONFIG": str(tmp_path / "agentshell.toml"),
     }
+    (tmp_path / "agentshell.toml").write_text(
+        '[[memory.namespaces]]\nnamespace = "user/"\nembedder = "local/none"\n[memory.local_models]\nnone = "nowhere"\n'
+    )
     ended = await agentshell("doctor", data_dir=tmp_path, environment=missing)
     faults = [line.split()[1] for line in ended.out.splitlines() if line.startswith("!!")]
-    assert (ended.code, faults) == (1, ["database", "mesh", "provider"])
-    assert ended.out.count("-> ") == 3
+    assert (ended.code, faults) == (1, ["database", "mesh", "embedder", "provider"])
+    assert ended.out.count("-> ") == 4
     wrong = await agentshell("doctor", data_dir=tmp_path, environment={"AGENTSHELL_RUNTIME__MAX_STEPS": "many"})
     assert wrong.code == 1
     assert "runtime.max_steps" in wrong.out

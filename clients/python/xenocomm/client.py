@@ -86,7 +86,7 @@ class Client:
 
         `timeout_seconds` is the most that any one method takes, resuming included.
         """
-        interceptors = [_UnaryUnary(api_key), _UnaryStream(api_key)]
+        interceptors = [_UnaryUnary(api_key), _UnaryStream(api_key), _StreamUnary(api_key)]
         async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
             await _reach(channel, address)
             yield cls(channel, timeout_seconds)
@@ -283,3 +283,10 @@ class _UnaryStream(_Credential, grpc.aio.UnaryStreamClientInterceptor):
         self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
         return await continuation(self.sign(client_call_details), request)
+
+
+class _StreamUnary(_Credential, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await continuation(self.sign(client_call_details), request_iterator)

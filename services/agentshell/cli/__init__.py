@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agentshell.cli import ask, demo, dlq, doctor, keys, settings, turns, up
+from agentshell.cli import ask, demo, dlq, doctor, keys, memory, packs, settings, turns, up
 
 app = typer.Typer(
     name="agentshell",
@@ -39,6 +39,8 @@ app.command("up")(up.up)
 app.command("ask")(ask.ask)
 app.add_typer(turns.app, name="turns")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(packs.app, name="packs")
+app.add_typer(memory.app, name="memory")
 app.add_typer(keys.app, name="keys")
 app.command("config")(settings.settings)
 app.command("doctor")(doctor.doctor)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def ask(
     text: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    personality: Annotated[str, typer.Option(help="Who answers; default: the mesh's.")] = "",
+    personality: Annotated[str, typer.Option(help="Who answers: ID or ID@VERSION; default: the mesh's.")] = "",
     session: Session = "",
     provider: Provider = "",
     model: Model = "",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from xenocomm import Client
 
 _CHECK_TIMEOUT_SECONDS = 5.0
+_MAX_NAMESPACES = 500
+_ELSEWHERE = "in another process of the mesh: --address names one to ask"
 _SERVICES = ("turn", "memory", "provider", "personality", "tool")
 
 
@@ -77,11 +80,13 @@ async def _examine(
             yield await _services(client, place.address)
             yield await _api_key(client, place)
             yield await _personality(client)
+            yield await _vectors(client)
     except XenocommError as error:
         yield Finding("mesh", False, error.message, "`agentshell up` starts it; --address names another")
         for key, listened in (("address", config.server.address), ("http_address", config.server.http_address)):
             yield _port(f"server.{key}", listened)
-    yield _embedder()
+    for finding in _embedders(config):
+        yield finding
     for finding in _providers(config):
         yield finding
 
@@ -174,6 +179,7 @@ async def _api_key(client: Client, place: mesh.Place) -> Finding:
 
 
 async def _personality(client: Client) -> Finding:
+    import grpc
     import grpc.aio
 
     from kfm.personality.v1 import personality_service_pb2 as pb
@@ -182,6 +188,8 @@ async def _personality(client: Client) -> Finding:
     try:
         response = await PersonalityServiceStub(client.channel).Get(pb.GetRequest(), timeout=_CHECK_TIMEOUT_SECONDS)
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Finding("personality", None, _ELSEWHERE)
         mend = "set personality.default to one that is loaded, or mend its pack"
         return Finding("personality", False, error.details() or error.code().name, mend)
     found = response.personality
@@ -201,10 +209,50 @@ def _port(key: str, address: str) -> Finding:
         return Finding("port", False, f"{address}: {error}", f"set {key} to another, or end what listens there")
 
 
-def _embedder() -> Finding:
-    from agentshell.memory import lexical
+async def _vectors(client: Client) -> Finding:
+    """Which embedders the caller's namespaces have, and whether one is being changed."""
+    import grpc
+    import grpc.aio
 
-    return Finding("embedder", True, f"{lexical.NAME}: words and spelling, no model")
+    from kfm.memory.v1.memory_service_pb2 import StatsRequest
+    from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+
+    try:
+        request = StatsRequest(page_size=_MAX_NAMESPACES)
+        response = await MemoryServiceStub(client.channel).Stats(request, timeout=_CHECK_TIMEOUT_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return Finding("vectors", None, _ELSEWHERE)
+        return Finding("vectors", False, error.details() or error.code().name, "the mesh's log says more")
+    used = Counter(each.embedder for each in response.namespaces if each.embedder)
+    said = [f"{embedder} in {count} namespace{'s' * (count > 1)}" for embedder, count in sorted(used.items())]
+    said += [
+        f"{each.namespace} changes to {each.next_embedder}: {each.next_embedded_count} of {each.record_count}"
+        for each in response.namespaces
+        if each.next_embedder
+    ]
+    first = f" (of the first {_MAX_NAMESPACES} namespaces)" if response.next_page_token else ""
+    return Finding("vectors", True, f"{', '.join(said) or 'none yet'}{first}, in {response.store}")
+
+
+def _embedders(config: Config) -> Generator[Finding]:
+    """What makes vectors, by the configuration: of each rule for namespaces, and of all others."""
+    from agentshell.memory import lexical
+    from agentshell.memory.embedders.local import LocalEmbedder
+    from agentshell.mesh.errors import AgentShellError
+
+    for rule in config.memory.namespaces:
+        says = f"{rule.namespace}: {rule.embedder}{f', {rule.dimension} numbers' if rule.dimension else ''}"
+        kind, _, name = rule.embedder.partition("/")
+        try:
+            if kind == "local":
+                LocalEmbedder(rule.embedder, config.memory.local_models[name])
+            yield Finding("embedder", True, says)
+        except AgentShellError as error:
+            yield Finding("embedder", False, f"{says}: {error.message}", error.metadata["fix"])
+    yield Finding(
+        "embedder", True, f"{'others: ' * bool(config.memory.namespaces)}{lexical.NAME}: words and spelling, no model"
+    )
 
 
 def _providers(config: Config) -> list[Finding]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from agentshell.turn import envelope
 from kfm.admin.v1.admin_service_pb2 import DeadLetter, Settlement
 from kfm.content.v1.content_pb2 import Usage
+from kfm.personality.v1 import personality_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, StepCommand, TurnEvent
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn, TurnState
 from xenocomm import text_of
@@ -21,6 +22,13 @@ from xenocomm import text_of
 _PIPE_COLUMNS = 180  # What is not a terminal has no width of its own.
 _QUESTION_CHARACTERS = 48
 _PAYLOAD_CHARACTERS = 3000
+_KNOWLEDGE = {
+    pb.KNOWLEDGE_STATE_UNSPECIFIED: "none",
+    pb.KNOWLEDGE_STATE_LOADING: "loading",
+    pb.KNOWLEDGE_STATE_READY: "ready",
+    pb.KNOWLEDGE_STATE_FAILED: "failed",
+}
+_DIGEST_CHARACTERS = len("sha256:") + 12
 _MESSAGES = {envelope.TURNS: TurnEvent, envelope.STEPS: StepCommand}  # of the topics that have dead letters
 _MICROS = 1_000_000
 
@@ -90,6 +98,37 @@ def question_lines(turn: Turn, step_id: str = "") -> Iterator[str]:
             yield f"  JSON that matches {json_line(asked.schema)}"
         name = step.step_id.removeprefix(f"{turn.turn_id}/")
         yield f"  to answer: agentshell turns answer {turn.turn_id} {name} TEXT"
+
+
+def packs_table(listed: pb.ListResponse) -> Table:
+    """Returns a table of personalities: each version that is live, and how it stands with its pack."""
+    table = _table("personality", "version", "answers", "state", "knowledge", "digest", "source")
+    broken = {(failure.metadata["personality_id"], failure.metadata["version"]) for failure in listed.failures}
+    for one in listed.personalities:
+        is_whole = (one.personality_id, one.version) not in broken
+        answers = ["by its id"] * one.is_default
+        answers += ["where nobody is named"] * (_is_meant(listed.default_personality_id, one))
+        table.add_row(
+            one.personality_id,
+            one.version,
+            ", ".join(answers),
+            "serving" if is_whole else "broken; its last good version serves",
+            _KNOWLEDGE[one.knowledge_state],
+            one.digest[:_DIGEST_CHARACTERS],
+            one.source,
+        )
+    for failure in listed.failures:
+        if not failure.metadata["personality_id"]:
+            table.add_row("", "", "", "broken", "", "", failure.metadata["source"])
+    return table
+
+
+def cases_table(rows: Iterable[tuple[str, bool, Iterable[str], float]]) -> Table:
+    """Returns a table of the cases of a pack: name, whether it passed, the tools called, and how long it took."""
+    table = _table("case", "outcome", "ms", "tools")
+    for name, passed, tools, seconds in rows:
+        table.add_row(escape(name), "passed" if passed else "failed", f"{seconds * 1000:.0f}", " ".join(tools))
+    return table
 
 
 def dead_letters_table(letters: Iterable[DeadLetter]) -> Table:
@@ -163,6 +202,10 @@ def _milliseconds(turn: Turn) -> str:
     if not turn.HasField("end_time"):
         return ""
     return f"{(turn.end_time.ToMicroseconds() - turn.create_time.ToMicroseconds()) / 1000:.0f}"
+
+
+def _is_meant(asked: str, one: pb.Personality) -> bool:
+    return asked == f"{one.personality_id}@{one.version}" or (one.is_default and asked == one.personality_id)
 
 
 def _table(*columns: str) -> Table:

@@ -10,17 +10,13 @@ from agentshell.gateway import inputs
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import plan
 from kfm.content.v1.content_pb2 import ROLE_USER
-from kfm.turn.v1.turn_pb2 import Plan, Step, TurnLimits
+from kfm.personality.v1.personality_service_pb2 import Personality
+from kfm.turn.v1.turn_pb2 import PLAN_STRATEGY_DIRECT, Plan, PlanStrategy, Step, TurnLimits
 from kfm.turn.v1.turn_service_pb2 import ForkTurnRequest, TurnSpec
 
 # Of a record's 1 MiB; the rest is room for what the turn's later events add to it.
 MAX_REQUEST_BYTES = 512 * 1024
 CURRENCY = "USD"
-
-# What the shell says of a step, and a caller does not.
-_SAID_OF_STEPS: frozenset[str] = frozenset(
-    ("state", "attempt", "schedule_time", "end_time", "result", "failure", "failure_count", "grown_from", "item")
-)
 
 
 def problems(spec: TurnSpec) -> list[tuple[str, str]]:
@@ -71,6 +67,13 @@ def limits(asked: TurnLimits, pack: TurnLimits, config: RuntimeConfig) -> TurnLi
     return given
 
 
+def planning(asked: TurnSpec, pack: Personality) -> tuple[Plan, PlanStrategy.ValueType]:
+    """Returns what is to be done and how the shell plans: as the caller says, else as the pack does."""
+    if asked.plan.steps or asked.strategy:
+        return asked.plan, asked.strategy or PLAN_STRATEGY_DIRECT
+    return pack.plan, pack.strategy or PLAN_STRATEGY_DIRECT
+
+
 def bound_waits(given: Plan, config: RuntimeConfig) -> None:
     """Says of each approval of a plan how long it waits: as long as it asks for, and no longer than configured."""
     most = timedelta(seconds=config.approval_wait_seconds)
@@ -81,11 +84,6 @@ def bound_waits(given: Plan, config: RuntimeConfig) -> None:
 
 
 def _step_problems(step: Step) -> Iterator[tuple[str, str]]:
-    said: list[str] = sorted(_SAID_OF_STEPS & {field.name for field, _ in step.ListFields()})
-    if step.model.continues:
-        said.append("model.continues")
-    if step.tool.asked_by:
-        said.append("tool.asked_by")
-    yield from ((field, "is the shell's to say; leave it out") for field in said)
+    yield from ((field, "is the shell's to say; leave it out") for field in plan.said_by_shell(step))
     if step.approval.HasField("schema") and (problem := inputs.schema_problem(step.approval.schema)):
         yield "approval.schema", problem

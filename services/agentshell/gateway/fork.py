@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentshell.turn.plan import PACK_PLAN
 from kfm.turn.v1 import turn_pb2 as t
 from kfm.turn.v1.turn_event_pb2 import TurnRequested
 from kfm.turn.v1.turn_service_pb2 import TurnSpec
@@ -14,7 +15,8 @@ _MADE_OF_ATTEMPTS = ("state", "attempt", "schedule_time", "end_time", "result", 
 def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
     """Returns what a fork is asked for: what differs, and the rest as it was; but for the session, a new one.
 
-    The plan is that of `changes`; else, where no strategy is asked for, the one that the source's caller gave.
+    The plan is that of `changes`; else, where no strategy is asked for, the one that the source's caller gave, or its
+    pack where the personality is the same.
     """
     merged = TurnSpec()
     merged.CopyFrom(changes)
@@ -30,7 +32,8 @@ def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
         if changes.limits.HasField(field):
             merged.limits.ClearField(field)
     merged.limits.MergeFrom(changes.limits)
-    if not changes.plan.steps and not changes.strategy and not source.fork.step_id:
+    is_anothers = changes.personality_id not in ("", source.personality_id) and source.plan.plan_id == PACK_PLAN
+    if not changes.plan.steps and not changes.strategy and not source.fork.step_id and not is_anothers:
         merged.plan.CopyFrom(source.plan)
     return merged
 

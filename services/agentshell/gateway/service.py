@@ -30,7 +30,6 @@ from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import InputProvided, TurnCancelRequested, TurnEvent, TurnRequested
 from kfm.turn.v1.turn_pb2 import (
-    PLAN_STRATEGY_DIRECT,
     PRIORITY_NORMAL,
     STEP_STATE_SUCCEEDED,
     ForkPoint,
@@ -260,6 +259,7 @@ class TurnService(TurnServiceServicer):
         """Returns the first event of a turn: what is asked for, with what the pack and the configuration say of it."""
         _check_depth(spec.parent, self._config.max_depth)
         personality = await self._packs.get(call.tenant(), spec.personality_id)
+        plan, strategy = admission.planning(spec, personality)
         requested = TurnRequested(
             input=spec.input,
             principal_id=call.current().principal.principal_id,
@@ -267,9 +267,9 @@ class TurnService(TurnServiceServicer):
             personality_digest=personality.digest,
             limits=admission.limits(spec.limits, personality.limits, self._config),
             model=spec.model,
-            plan=spec.plan,
+            plan=plan,
             knowledge_namespaces=personality.knowledge_namespaces,
-            strategy=spec.strategy or PLAN_STRATEGY_DIRECT,
+            strategy=strategy,
             priority=spec.priority or PRIORITY_NORMAL,
         )
         if spec.HasField("parent"):

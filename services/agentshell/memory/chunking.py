@@ -1,21 +1,16 @@
-"""Takes a document apart along its structure: sections first, then paragraphs and code, then lines, sentences, words.
+"""Puts the blocks of a document into chunks: sections first, then whole blocks, then lines, sentences, words.
 
-No text is lost: each line is in a chunk's text, or in its title as a heading. Chunks of one section overlap, so that
+No text is lost: each block is in a chunk's text, or in its title as a heading. Chunks of one section overlap, so that
 what was said across a cut can still be found; sections do not.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-# A longer line is no heading, so a title has at most 6 * 160 + 5 * 3 = 975 characters.
-_HEADING = re.compile(r" {0,3}(?P<marks>#{1,6})[ \t]+(?P<title>\S.{0,159}?)(?:[ \t]+#+)?[ \t]*")
-_UNDERLINED = re.compile(r"\s*(?P<title>\S.{0,159}?)\s*")
-_UNDERLINE = re.compile(r" {0,3}(?P<marks>=+|-{2,})[ \t]*")
-_FENCE = re.compile(r" {0,3}(?P<marks>`{3,}|~{3,})")
+from agentshell.memory.documents.block import Block, Position
+
 _TITLE_SEPARATOR = " > "
 _BLOCK_SEPARATOR = "\n\n"
 # Where a block too large for a chunk is cut, best first.
@@ -31,58 +26,56 @@ class Chunk:
     repeated_characters: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A heading (of a level from 1 to 6), or what stays together where it can (level 0)."""
+def chunks(blocks: Iterable[Block], limit: int, overlap: int) -> Generator[Chunk]:
+    """Puts blocks into chunks of at most `limit` characters, titled by the headings that lead to it and its place.
 
-    text: str
-    level: int = 0
-
-
-def markdown(text: str, limit: int, overlap: int) -> Generator[Chunk]:
-    """Takes Markdown apart into chunks of at most `limit` characters, each titled by the headings that lead to it.
-
-    A paragraph, list, table or fenced code block stays whole where it fits. Overlaps are `overlap` characters at the
-    most, and half a chunk.
+    A block stays whole where it fits. Overlaps are `overlap` characters at the most, and half a chunk.
     """
-    headings: list[_Block] = []
-    blocks: list[str] = []
-    for block in _markdown_blocks(text):
+    headings: list[Block] = []
+    section: list[Block] = []
+    for block in blocks:
         if not block.level:
-            blocks.append(block.text)
+            section.append(block)
             continue
-        yield from _section(headings, blocks, block.level, limit, overlap)
-        headings = [*(heading for heading in headings if heading.level < block.level), block]
-        blocks = []
-    yield from _section(headings, blocks, 0, limit, overlap)
+        yield from _section(headings, section, block.level, limit, overlap)
+        headings = [heading for heading in headings if heading.level < block.level]
+        headings += [block] if block.text else []
+        section = []
+    yield from _section(headings, section, 0, limit, overlap)
 
 
-def plain(text: str, limit: int, overlap: int) -> Generator[Chunk]:
-    """Takes plain text apart into chunks of at most `limit` characters; a paragraph stays whole where it fits."""
-    return _pack("", _paragraphs(text), limit, overlap)
-
-
-def _section(headings: list[_Block], blocks: list[str], next_level: int, limit: int, overlap: int) -> Generator[Chunk]:
+def _section(headings: list[Block], blocks: list[Block], next_level: int, limit: int, overlap: int) -> Generator[Chunk]:
     if not blocks and headings and next_level <= headings[-1].level:
-        blocks = [headings[-1].text]  # Nothing beneath carries the heading in its title: it is a text of its own.
-    title = _TITLE_SEPARATOR.join(heading.text for heading in headings)
-    return _pack(title, blocks, limit, overlap)
+        # Nothing beneath carries the heading in its title: it is a text of its own.
+        blocks = [Block(headings[-1].text)]
+    return _pack([heading.text for heading in headings], blocks, limit, overlap)
 
 
-def _pack(title: str, blocks: Iterable[str], limit: int, overlap: int) -> Generator[Chunk]:
+def _pack(headings: list[str], blocks: Iterable[Block], limit: int, overlap: int) -> Generator[Chunk]:
     """Fills chunks with whole blocks; begins each but the first with the end of the one before, where there is room."""
     overlap = min(overlap, limit // 2)
     text, repeated = "", 0
+    first: Position | None = None  # Of what is in the chunk and not repeated.
+    last: Position | None = None
     for block in blocks:
         separator = _BLOCK_SEPARATOR
-        for piece in _pieces(block, limit, limit - overlap - len(separator)):
+        for piece in _pieces(block.text, limit, limit - overlap - len(separator)):
             if text and len(text) + len(separator) + len(piece) > limit:
-                yield from _chunk(title, text, repeated)
+                yield from _chunk(_title(headings, first, last), text, repeated)
                 text = _tail(text, min(overlap, limit - len(separator) - len(piece)))
-                repeated = len(text)
+                repeated, first = len(text), None
             text += separator + piece if text else piece
             separator = ""
-    yield from _chunk(title, text, repeated)
+            first, last = first or block.position, block.position
+    yield from _chunk(_title(headings, first, last), text, repeated)
+
+
+def _title(headings: list[str], first: Position | None, last: Position | None) -> str:
+    place: list[str] = []
+    if first and last:
+        one = first.number == last.number
+        place = [f"{first.unit} {first.number}" if one else f"{first.unit}s {first.number}–{last.number}"]
+    return _TITLE_SEPARATOR.join(headings + place)
 
 
 def _chunk(title: str, text: str, repeated_characters: int) -> Generator[Chunk]:
@@ -111,66 +104,9 @@ def _cut(block: str, start: int, end: int) -> int:
 
 def _tail(text: str, room: int) -> str:
     """Returns the end of a text, from the beginning of a line, a sentence or a word on."""
-    window = text.rstrip()[-room:] if room > 0 else ""
+    window = text[-room:] if room > 0 else ""
     for separator in _CUTS:
         found = window.find(separator, 0, len(window) // 2)
         if found >= 0:
             return window[found + len(separator) :].lstrip()
     return window.lstrip()
-
-
-def _paragraphs(text: str) -> Generator[str]:
-    lines: list[str] = []
-    for line in _lines(text):
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "\n".join(lines)
-            lines = []
-    if lines:
-        yield "\n".join(lines)
-
-
-def _markdown_blocks(text: str) -> Generator[_Block]:
-    lines: list[str] = []  # Of the paragraph, or the fenced block, under way.
-    fence = ""
-    for line in _lines(text):
-        if fence:
-            lines.append(line)
-            if _closes(line, fence):
-                yield _Block("\n".join(lines))
-                lines, fence = [], ""
-            continue
-        opening = _FENCE.match(line)
-        heading = _heading(line, lines)
-        if lines and (opening or heading or not line.strip()):
-            if not (heading and _UNDERLINE.fullmatch(line)):
-                yield _Block("\n".join(lines))
-            lines = []
-        if heading:
-            yield heading
-        elif line.strip():
-            lines.append(line)
-        fence = opening["marks"] if opening else ""
-    if lines:
-        yield _Block("\n".join(lines))
-
-
-def _heading(line: str, before: list[str]) -> _Block | None:
-    """Returns the heading that the line is, or makes of the only line `before` it by underlining it."""
-    if heading := _HEADING.fullmatch(line):
-        return _Block(heading["title"], len(heading["marks"]))
-    if len(before) == 1 and (underline := _UNDERLINE.fullmatch(line)) and (title := _UNDERLINED.fullmatch(before[0])):
-        return _Block(title["title"], 1 if underline["marks"][0] == "=" else 2)
-    return None
-
-
-def _closes(line: str, fence: str) -> bool:
-    marks = line.strip()
-    return len(marks) >= len(fence) and not marks.strip(fence[0])
-
-
-def _lines(text: str) -> Generator[str]:
-    """Yields lines without their ends, one at a time: a document may be large."""
-    for line in io.StringIO(text, newline=None):
-        yield line.removesuffix("\n")

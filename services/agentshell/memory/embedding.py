@@ -1,27 +1,117 @@
-"""Makes vectors of texts, without keeping others waiting."""
+"""The vectors of texts and of queries: by the embedder that each place has, whichever that is by now."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
-from agentshell.memory import lexical
-from agentshell.memory.stores.store import Embedding
+import structlog
+
+from agentshell.db.database import Database
+from agentshell.memory.embedders.choice import Choice
+from agentshell.memory.embedders.embedder import Embedder
+from agentshell.memory.stores import namespaces
+from agentshell.memory.stores.store import Embedding, Entry, Place, Probe, Space, SpaceChanged, Spaces, Store
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2 import Record
 
-NAME = lexical.NAME
-# A chunk costs 0.3 ms; between two slices others have their turn.
-_SLICE = 8
+_log = structlog.get_logger("agentshell.memory")
+
+Done = TypeVar("Done")
+
+# A change of embedder moves a place twice: once when it begins, once when it ends.
+_ATTEMPTS = 4
+# What is known of places, to spare a look at each call. Whoever uses it is told when it is out of date.
+_KNOWN_PLACES = 10_000
 
 
-def of_query(query: str) -> Embedding | None:
-    """Returns the vector of what is searched for; None where there is nothing to compare by."""
-    return lexical.embed(query)
+class Embeddings:
+    """Makes entries to write and probes to search with.
+
+    What a place's vectors are of may change at any time. So whoever writes checks it in the transaction of the write
+    (`namespaces.check`), a store's search checks it in the search's own snapshot, and `settled` does either again.
+    """
+
+    def __init__(self, database: Database, store: Store, choice: Choice) -> None:
+        self._database = database
+        self._store = store
+        self._choice = choice
+        self._known: dict[Place, Spaces] = {}
+
+    async def settled(self, places: Sequence[Place], attempt: Callable[[], Awaitable[Done]]) -> Done:
+        """Returns what the attempt returns, once no place's spaces have changed meanwhile.
+
+        Raises OVERLOADED where they change all the time.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                return await attempt()
+            except SpaceChanged:
+                for place in places:
+                    self._known.pop(place, None)
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_OVERLOADED,
+            f"the embedder of {', '.join(place.namespace for place in places)} changes all the time: do processes with "
+            "different memory.namespaces serve one database?",
+        )
+
+    async def spaces(self, place: Place) -> Spaces:
+        """Returns what a place's vectors are of; a new place's are of what the configuration says, from now on."""
+        if found := (await self._of([place])).get(place):
+            return found
+        embedder = self._choice.wanted(place.namespace)
+        space = Space(embedder.name, embedder.dimension)
+        await self._store.prepare(space)
+        async with self._database.connection() as connection:
+            await namespaces.begin(connection, place, space)
+        return (await self._of([place]))[place]
+
+    async def entries(self, place: Place, records: Sequence[Record]) -> tuple[Spaces, list[Entry]]:
+        """Returns the records with their vectors, and what these are of."""
+        spaces = await self.spaces(place)
+        texts = [text(record.source.title, record.text) for record in records]
+        current = await self._embedder(spaces.current).embed(texts, "document")
+        other = await self._next(spaces.next, texts) if spaces.next else [None] * len(texts)
+        first, second = (current, other) if spaces.current.slot == 1 else (other, current)
+        return spaces, [Entry(*each) for each in zip(records, first, second, strict=True)]
+
+    async def probes(self, places: Sequence[Place], query: str) -> list[Probe]:
+        """Returns what to compare the places' vectors with; nothing for places that never had any."""
+        by_space: dict[Space, list[Place]] = {}
+        for place, found in (await self._of(places)).items():
+            by_space.setdefault(found.current, []).append(place)
+        made: dict[Embedder, Embedding | None] = {}
+        for embedder in map(self._embedder, by_space):
+            if embedder not in made:
+                [made[embedder]] = await embedder.embed([query], "query")
+        vectors = {space: made[self._embedder(space)] for space in by_space}
+        return [Probe(by_space[space], space, vector) for space, vector in vectors.items() if vector is not None]
+
+    def _embedder(self, space: Space) -> Embedder:
+        return self._choice.named(space.embedder, space.dimension)
+
+    async def _next(self, space: Space, texts: Sequence[str]) -> Sequence[Embedding | None]:
+        """The vectors that are not yet read. Where there is a fault, a write goes on: they are made up for later."""
+        try:
+            return await self._embedder(space).embed(texts, "document")
+        except AgentShellError as error:
+            _log.warning("next embedder failed", embedder=space.embedder, error=error.message)
+            return [None] * len(texts)
+
+    async def _of(self, places: Sequence[Place]) -> Mapping[Place, Spaces]:
+        """Returns the spaces of the places that have any; that one has none is not kept in mind."""
+        known = {place: self._known[place] for place in places if place in self._known}
+        if unknown := [place for place in places if place not in known]:
+            async with self._database.connection() as connection:
+                found = await namespaces.read(connection, unknown)
+            if len(self._known) + len(found) > _KNOWN_PLACES:
+                self._known.clear()
+            self._known |= found
+            known |= found
+        return {place: known[place] for place in places if place in known}
 
 
-async def of_records(records: Iterable[Record]) -> AsyncGenerator[Embedding | None]:
-    """Yields the vector of each record, made of its text and the headings that lead to it."""
-    for index, record in enumerate(records):
-        if index % _SLICE == 0:
-            await asyncio.sleep(0)
-        yield lexical.embed(f"{record.source.title}\n{record.text}")
+def text(title: str, of_record: str) -> str:
+    """Returns what of a record is compared: its text, and the headings that lead to it."""
+    return f"{title}\n{of_record}"

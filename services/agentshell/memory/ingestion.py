@@ -3,130 +3,189 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
-from agentshell.memory import chunking, embedding
-from agentshell.memory.stores.store import Place, Store
+from agentshell.db.database import Database
+from agentshell.memory import checks, expiry
+from agentshell.memory.chunking import Chunk
+from agentshell.memory.documents import formats, reading
+from agentshell.memory.documents.block import MalformedDocument
+from agentshell.memory.documents.reading import TooManyChunks
+from agentshell.memory.embedding import Embeddings
+from agentshell.memory.stores import namespaces
+from agentshell.memory.stores.change import change
+from agentshell.memory.stores.store import DocumentChanged, Place, Store
 from agentshell.mesh import ids
 from agentshell.mesh.config import MemoryConfig
 from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2
-from kfm.memory.v1.memory_service_pb2 import RECORD_KIND_CHUNK, IngestDocument, IngestResponse, Record, Source
+from kfm.memory.v1 import memory_service_pb2 as pb
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-MAX_DOCUMENT_CHUNKS = 50_000
 
-_APART = {"text/markdown": chunking.markdown, "text/plain": chunking.plain}
-# A chunk costs 0.02 ms to cut; between two slices others have their turn.
-_SLICE = 100
+# A document under way holds a connection and all of its chunks; the others wait, as long as their deadlines let them.
+_DOCUMENTS_AT_ONCE = 4
+# When others ingest the same document at the same time.
+_ATTEMPTS = 5
 
 
-class Ingestion:
-    """Documents into a place: for each `begin` and then `add`, after the last `end`.
+class Ingestions:
+    """The streams of documents that a service takes in."""
 
-    `slots`, shared with other ingestions, bounds how many documents are written at once.
-    """
+    def __init__(self, config: MemoryConfig, database: Database, store: Store, embeddings: Embeddings) -> None:
+        self.config = config
+        self.database = database
+        self.store = store
+        self.embeddings = embeddings
+        self.slots = asyncio.Semaphore(_DOCUMENTS_AT_ONCE)
 
-    def __init__(self, config: MemoryConfig, store: Store, place: Place, slots: asyncio.Semaphore) -> None:
-        self._config = config
-        self._store = store
+    async def take(
+        self, requests: AsyncIterator[pb.IngestRequest]
+    ) -> AsyncGenerator[pb.IngestedDocument | pb.IngestResponse]:
+        """Yields what has become of each document of a stream, as soon as it is in, and at last the sums.
+
+        Raises FEATURE_UNSUPPORTED for a media type that is not taken, TOO_LARGE, and INVALID_REQUEST for a stream out
+        of order and for a document that cannot be read. Documents before it stay.
+        """
+        first = await anext(requests, pb.IngestRequest())
+        if not first.HasField("start"):
+            raise invalid("start", "the stream must begin with it")
+        checks.refuse_nul(first)
+        stream = _Stream(self, checks.own(first.start.namespace))
+        async for request in requests:
+            match request.WhichOneof("part"):
+                case "document":
+                    checks.refuse_nul(request)
+                    if done := await stream.end_document():
+                        yield done
+                    stream.begin_document(request.document)
+                case "content":
+                    stream.add(request.content)
+                case _:
+                    raise invalid("start", "comes again: one stream has one")
+        if done := await stream.end_document():
+            yield done
+        yield await stream.end(first.start.replace_all)
+
+
+class _Stream:
+    """Documents into a place: for each `begin_document`, `add` and `end_document`; after the last `end`."""
+
+    def __init__(self, shared: Ingestions, place: Place) -> None:
+        self._shared = shared
         self._place = place
-        self._slots = slots
-        self._document: IngestDocument | None = None
+        self._document: pb.IngestDocument | None = None
         self._content = bytearray()
         self._uris: set[str] = set()
-        self._response = IngestResponse()
+        self._response = pb.IngestResponse()
 
-    async def begin(self, document: IngestDocument) -> None:
-        """Ends the document before and begins another.
-
-        Raises FEATURE_UNSUPPORTED for a media type without a way to take it apart, INVALID_REQUEST for a document that
-        the stream has brought already, and what `add` and `end` raise.
-        """
-        await self._store_document()
-        if _media_type(document) not in _APART:
+    def begin_document(self, document: pb.IngestDocument) -> None:
+        uri = document.source_uri
+        if formats.media_type(document.media_type) not in formats.MEDIA_TYPES:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED,
-                f"document {document.source_uri!r} has media type {document.media_type!r}; "
-                f"send one of {', '.join(_APART)}, in UTF-8",
-                metadata={"feature": document.media_type, "source_uri": document.source_uri},
+                f"document {uri!r} has media type {document.media_type!r}; "
+                f"send one of {', '.join(formats.MEDIA_TYPES)}; texts in UTF-8",
+                metadata={"feature": document.media_type, "source_uri": uri},
             )
-        if document.source_uri in self._uris:
-            raise invalid("document.source_uri", f"{document.source_uri!r} comes twice in the stream: send it once")
-        self._uris.add(document.source_uri)
+        if uri in self._uris:
+            raise invalid("document.source_uri", f"{uri!r} comes twice in the stream: send it once")
+        self._uris.add(uri)
         self._document = document
 
     def add(self, content: bytes) -> None:
-        """Adds bytes to the document. Raises TOO_LARGE, and INVALID_REQUEST where none has begun."""
         if self._document is None:
             raise invalid("content", "comes before any document: send `document` first")
         if len(self._content) + len(content) > MAX_DOCUMENT_BYTES:
-            raise self._too_large(f"{MAX_DOCUMENT_BYTES} bytes")
+            raise _too_large(self._document.source_uri, f"{MAX_DOCUMENT_BYTES} bytes")
         self._content += content
 
-    async def end(self, replace_all: bool) -> IngestResponse:
-        """Ends the last document, forgets what the stream has not brought where asked to, and returns the sums.
+    async def end_document(self) -> pb.IngestedDocument | None:
+        """Takes the document in; returns what has become of it, or None where none has begun."""
+        if self._document is None:
+            return None
+        document, content = self._document, bytes(self._content)
+        self._document, self._content = None, bytearray()
+        async with self._shared.slots:
+            records = _records(document.source_uri, await self._chunks(document, content))
+            done = await self._shared.embeddings.settled(
+                [self._place], lambda: self._replace(document.source_uri, records)
+            )
+        self._response.document_count += 1
+        self._response.unchanged_document_count += done.unchanged
+        self._response.written_chunk_count += done.written_chunk_count
+        self._response.forgotten_chunk_count += done.forgotten_chunk_count
+        return done
 
-        Raises TOO_LARGE, and INVALID_REQUEST for a document that is not UTF-8 without NUL. Documents before it stay.
-        """
-        await self._store_document()
+    async def end(self, replace_all: bool) -> pb.IngestResponse:
+        """Forgets what the stream has not brought where asked to, and returns the sums."""
         if replace_all:
-            self._response.forgotten_chunk_count += await self._store.forget_documents(self._place, self._uris)
+            async with change(self._shared.database, self._place) as connection:
+                forgotten = await self._shared.store.forget_documents(connection, self._place, self._uris)
+            self._response.forgotten_chunk_count += forgotten
         return self._response
 
-    async def _store_document(self) -> None:
-        if self._document is None:
-            return
-        uri = self._document.source_uri
-        records = await self._take_apart(self._document)
-        self._document, self._content = None, bytearray()
-        self._response.document_count += 1
-        # Ids are made of content, so a document with the same ones has not changed.
-        if {record.record_id for record in records} == await self._store.chunk_ids(self._place, uri):
-            self._response.unchanged_document_count += 1
-            return
-        async with self._slots:
-            forgotten = await self._store.replace_document(self._place, uri, records, embedding.of_records(records))
-        self._response.forgotten_chunk_count += forgotten
-        self._response.written_chunk_count += len(records)
-
-    async def _take_apart(self, document: IngestDocument) -> list[Record]:
-        uri = document.source_uri
-        chunks = _APART[_media_type(document)](
-            self._text(uri), self._config.chunk_characters, self._config.chunk_overlap_characters
-        )
-        records: list[Record] = []
-        for index, chunk in enumerate(chunks):
-            if index == MAX_DOCUMENT_CHUNKS:
-                raise self._too_large(f"{MAX_DOCUMENT_CHUNKS} chunks")
-            if index % _SLICE == 0:
-                await asyncio.sleep(0)
-            records.append(
-                Record(
-                    record_id=ids.digest(uri, index, chunk.title, chunk.text),
-                    kind=RECORD_KIND_CHUNK,
-                    text=chunk.text,
-                    source=Source(uri=uri, title=chunk.title, chunk_index=index),
-                )
-            )
-        return records
-
-    def _text(self, uri: str) -> str:
+    async def _chunks(self, document: pb.IngestDocument, content: bytes) -> list[Chunk]:
+        config, uri = self._shared.config, document.source_uri
         try:
-            text = self._content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise invalid("content", f"document {uri!r} is not UTF-8 at byte {error.start}") from None
-        if "\0" in text:
-            raise invalid("content", f"document {uri!r} has a NUL at character {text.index(chr(0))}: is it text?")
-        return text
+            return await reading.read(
+                formats.media_type(document.media_type),
+                content,
+                config.chunk_characters,
+                config.chunk_overlap_characters,
+            )
+        except MalformedDocument as error:
+            raise invalid("content", f"document {uri!r} {error}") from error
+        except TooManyChunks:
+            raise _too_large(uri, f"{reading.MAX_CHUNKS} chunks") from None
 
-    def _too_large(self, limit: str) -> AgentShellError:
-        uri = self._document.source_uri if self._document else ""
-        return AgentShellError(
-            error_pb2.ERROR_REASON_TOO_LARGE,
-            f"document {uri!r} has more than {limit}: split it",
-            metadata={"source_uri": uri, "limit_bytes": str(MAX_DOCUMENT_BYTES)},
+    async def _replace(self, uri: str, records: Mapping[str, pb.Record]) -> pb.IngestedDocument:
+        """Writes the chunks that the place does not have, and forgets those that the document has no longer."""
+        shared, place = self._shared, self._place
+        for _ in range(_ATTEMPTS):
+            there = await shared.store.chunks(place, uri)
+            kept = {name: record.source.chunk_index for name, record in records.items() if name in there}
+            if kept == there and len(kept) == len(records):
+                return pb.IngestedDocument(source_uri=uri, unchanged=True, unchanged_chunk_count=len(kept))
+            new = [record for name, record in records.items() if name not in there]
+            expiry.apply(shared.config, place.namespace, new)
+            spaces, entries = await shared.embeddings.entries(place, new)
+            try:
+                async with change(shared.database, place) as connection:
+                    await namespaces.check(connection, place, spaces)
+                    forgotten = await shared.store.replace_document(connection, place, uri, kept, entries)
+            except DocumentChanged:
+                continue
+            return pb.IngestedDocument(
+                source_uri=uri,
+                written_chunk_count=len(new),
+                unchanged_chunk_count=len(kept),
+                forgotten_chunk_count=forgotten,
+            )
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_OVERLOADED,
+            f"document {uri!r} is changed by others all the time: ingest it again, from one place",
+            metadata={"source_uri": uri},
         )
 
 
-def _media_type(document: IngestDocument) -> str:
-    return document.media_type.lower().replace(" ", "").removesuffix(";charset=utf-8")
+def _records(uri: str, chunks: list[Chunk]) -> Mapping[str, pb.Record]:
+    """Returns the records of chunks by id. Ids are made of content: a chunk that is as before has the same one."""
+    records: dict[str, pb.Record] = {}
+    occurrences: Counter[tuple[str, str]] = Counter()
+    for index, chunk in enumerate(chunks):
+        said = (chunk.title, chunk.text)
+        name = ids.digest(uri, *said, occurrences[said])
+        occurrences[said] += 1
+        source = pb.Source(uri=uri, title=chunk.title, chunk_index=index)
+        records[name] = pb.Record(record_id=name, kind=pb.RECORD_KIND_CHUNK, text=chunk.text, source=source)
+    return records
+
+
+def _too_large(uri: str, limit: str) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_TOO_LARGE,
+        f"document {uri!r} has more than {limit}: split it",
+        metadata={"source_uri": uri, "limit_bytes": str(MAX_DOCUMENT_BYTES)},
+    )

@@ -51,6 +51,11 @@ def current() -> Call:
     return call
 
 
+def is_served() -> bool:
+    """Returns whether a call is being served here: not so where a process tidies up by itself."""
+    return _current.get() is not None
+
+
 def tenant() -> str:
     """Returns the tenant of the call being served: what every query and key must carry."""
     return current().principal.tenant_id

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from agentshell.mesh.errors import AgentShellError
@@ -30,6 +31,7 @@ PREFIX = "AGENTSHELL_"
 # What `log.topics` may name. The outputs of a turn are looked for where its events are: both have the same partitions.
 TOPICS = ("agent.turns", "agent.outputs", "agent.steps", "agent.turns.dlq", "agent.steps.dlq")
 _OUTPUTS, _TURNS = "agent.outputs", "agent.turns"
+_MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 # Not configuration: where that is, a client's credential, and what only tests read.
 _RESERVED = ("AGENTSHELL_CONFIG", "AGENTSHELL_API_KEY", "AGENTSHELL_TEST_")
 
@@ -242,13 +244,69 @@ class ProviderConfig(_Section):
     breaker: BreakerConfig = BreakerConfig()
 
 
+class NamespaceConfig(_Section):
+    """A rule for namespaces."""
+
+    namespace: str = Field(pattern=r"^(user|session|personality|knowledge)/[A-Za-z0-9_.:-]{0,128}$")
+    """The name of one, or the beginning of names up to the slash, such as `session/`."""
+    ttl_seconds: float | None = Field(default=None, gt=0, le=_MAX_TTL_SECONDS)
+    """How long a record lives after it was written, where it names no end itself; absent: for ever."""
+    embedder: str = Field(default="lexical", pattern=r"^(lexical|local/.+|[^/]+/.+)$")
+    """What makes its vectors: `lexical`, `local/<name>` of memory.local_models, or a provider's `provider/model`."""
+    dimension: int = Field(default=0, ge=0, le=16_000)
+    """How many numbers a vector of a provider's model has. A new embedder makes all vectors anew, in the background."""
+
+    @model_validator(mode="after")
+    def _check_dimension(self) -> Self:
+        if (self.embedder == "lexical" or self.embedder.startswith("local/")) == bool(self.dimension):
+            raise ValueError("`dimension` goes with a provider's model, and with nothing else")
+        return self
+
+
 class MemoryConfig(_Section):
     """Memory."""
 
+    namespaces: tuple[NamespaceConfig, ...] = ()
+    """Rules for namespaces; the first that fits one counts."""
+    local_models: dict[str, Path] = Field(default_factory=dict[str, Path])
+    """Name -> directory of a model of the BERT family (model.safetensors, tokenizer.json, config.json), for the
+    embedder `local/<name>`. Give other weights another name."""
+    sweep_seconds: PositiveFloat = 60.0
+    """How often records that have ended, and are read no more, are taken away."""
     chunk_characters: int = Field(default=1200, ge=100, le=16_384)
     """The most characters of a chunk."""
     chunk_overlap_characters: int = Field(default=150, ge=0)
     """What a chunk repeats of the one before."""
+    summary_model: str = ""
+    """Who summarises what no longer fits a session's window: `provider/model` or an alias; empty: the default."""
+    summary_tokens: int = Field(default=500, ge=50, le=4000)
+    """The most tokens of a summary."""
+    cache: Literal["process", "redis", "off"] = "process"
+    """Where answers to searches and windows are kept, to be given again as long as nothing has changed."""
+    cache_seconds: PositiveFloat = Field(default=60.0, le=3600)
+    """For how long at the most."""
+    cache_mib: PositiveInt = 64
+    """How much, in a process."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where Redis is."""
+    store: Literal["pgvector", "qdrant", "weaviate"] = "pgvector"
+    """What looks through vectors: Postgres, which keeps them all anyway, or an index beside it."""
+    qdrant_url: str = "http://127.0.0.1:6333"
+    """Where Qdrant is."""
+    weaviate_url: str = "http://127.0.0.1:8080"
+    """Where Weaviate is."""
+    weaviate_grpc_port: PositiveInt = 50051
+    """Its port of gRPC."""
+    index_key_env: str = ""
+    """The variable that holds the index' API key; empty: it needs none."""
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        for rule in self.namespaces:
+            kind, _, name = rule.embedder.partition("/")
+            if kind == "local" and name not in self.local_models:
+                raise ValueError(f"namespaces: {rule.embedder!r} is no model of local_models")
+        return self
 
 
 class PersonalityConfig(_Section):
@@ -256,13 +314,25 @@ class PersonalityConfig(_Section):
 
     directories: tuple[Path, ...] = ()
     """Where packs are; empty: those that ship with it."""
+    archives: tuple[str, ...] = ()
+    """Packs as .tar.gz: files, or https://..., each with its signature beside it in a file with `.sig` at its end."""
+    trusted_keys: tuple[str, ...] = ()
+    """Ed25519 public keys whose signatures count, as base64."""
+    allow_unsigned: Literal["none", "directories", "all"] = "directories"
+    """Which packs are loaded without a signature: no packs, those in directories, or archives, too."""
     default: str = "guide"
-    """The personality where nobody names one."""
+    """The personality where nobody names one: an id, or id@version."""
+    tenant_defaults: dict[str, str] = Field(default_factory=dict[str, str])
+    """Tenant -> its own default."""
+    versions: dict[str, str] = Field(default_factory=dict[str, str])
+    """Personality -> the version that answers where none is asked for; missing: the newest."""
 
 
 class ToolSecretConfig(_Section):
     """A header that the host adds to what some packs' tools send to one host: it never enters their sandbox."""
 
+    name: str = ""
+    """What manifests and policies call it; empty: as `value_env`."""
     host: str
     """As in tool.http_hosts."""
     personalities: tuple[str, ...]
@@ -271,6 +341,49 @@ class ToolSecretConfig(_Section):
     """Its name."""
     value_env: str
     """The variable that holds its value, such as `Bearer ...`."""
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.value_env
+
+
+class McpServerConfig(_Section):
+    """A Model Context Protocol server: a program of the operator's, which no sandbox holds, or an address."""
+
+    personalities: tuple[str, ...]
+    """Whose packs may expose its tools."""
+    command: str = ""
+    """The program, which speaks on its standard streams: one runs for each tenant that calls it."""
+    args: tuple[str, ...] = ()
+    """Its arguments."""
+    env: dict[str, str] = Field(default_factory=dict[str, str])
+    """Its environment, and nothing else. Secrets belong into variables of this process."""
+    pass_env: tuple[str, ...] = ()
+    """Variables of this process that it gets, too."""
+    url: str = ""
+    """Where it is, instead of a program; its host must be in tool.http_hosts."""
+    secret: str = ""
+    """The secret, of tool.secrets, that goes with requests to `url`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("give it a command or a url, and not both")
+        return self
+
+
+class TenantPolicyConfig(_Section):
+    """What a tenant's tools may do, of what packs declare and the operator allows. What is absent is not narrowed."""
+
+    tools: tuple[str, ...] | None = None
+    """Tools that there are for it."""
+    http_hosts: tuple[str, ...] | None = None
+    """Hosts that they may go to, as in tool.http_hosts."""
+    secrets: tuple[str, ...] | None = None
+    """Secrets that go with their requests, by name."""
+    personalities: tuple[str, ...] | None = None
+    """Personalities whose tools may reach anything outside."""
 
 
 class ToolConfig(_Section):
@@ -294,6 +407,12 @@ class ToolConfig(_Section):
     """Hosts that it may call where its pack's manifest says so, too: `host`, or `host:port`."""
     secrets: tuple[ToolSecretConfig, ...] = ()
     """What the host adds to requests."""
+    mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict[str, McpServerConfig])
+    """Model Context Protocol server -> how it is reached."""
+    max_mcp_connections: PositiveInt = 16
+    """Connections to such servers, which are processes where those are programs."""
+    tenant_policies: dict[str, TenantPolicyConfig] = Field(default_factory=dict[str, TenantPolicyConfig])
+    """Tenant -> what its tools may do; absent: all that packs and the operator allow."""
     native_python: str = ""
     """The interpreter of packs that ask for the native tier; empty: none gets it."""
 

@@ -95,6 +95,7 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     error_pb2.ERROR_REASON_TOOL_HOST_CALL_LIMIT: _C.RESOURCE_EXHAUSTED,
     error_pb2.ERROR_REASON_TOOL_EGRESS_LIMIT: _C.RESOURCE_EXHAUSTED,
     error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED: _C.PERMISSION_DENIED,
+    error_pb2.ERROR_REASON_TOOL_SERVER_UNAVAILABLE: _C.UNAVAILABLE,
 }
 
 # What may pass by itself: worth another attempt after a while (AIP-194).
@@ -155,6 +156,15 @@ def invalid(field: str, description: str) -> AgentShellError:
     """The error for a request whose `field` breaks the contract in a way that the contract's own rules cannot say."""
     return AgentShellError(
         error_pb2.ERROR_REASON_INVALID_REQUEST, f"{field}: {description}", violations=[(field, description)]
+    )
+
+
+def request_id_reused(request_id: str) -> AgentShellError:
+    """The error for a `request_id` that was another request's."""
+    return AgentShellError(
+        error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
+        f"request_id {request_id!r} was used within 24 hours for another request: take a new one",
+        metadata={"request_id": request_id},
     )
 
 

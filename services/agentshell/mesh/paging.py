@@ -14,6 +14,8 @@ from kfm.error.v1 import error_pb2
 
 _DIGEST_BYTES = 12
 _SEPARATOR = "\0"
+# Fields that say which part of an answer is asked for; the others are the query.
+_POSITIONS = frozenset({"page_token", "page_size", "cursor"})
 _PROBLEM = "was not made by this service for this query"
 
 
@@ -53,7 +55,7 @@ def _digest(request: Message, packed: bytes) -> bytes:
     """Tells what was altered or is of another query; it is no secret, for a token gives access to nothing."""
     query = type(request)()
     query.CopyFrom(request)
-    for field in ("page_token", "page_size"):
+    for field in _POSITIONS.intersection(query.DESCRIPTOR.fields_by_name):
         query.ClearField(field)
     named = f"{call.tenant()} {request.DESCRIPTOR.full_name} ".encode() + query.SerializeToString(deterministic=True)
     return hashlib.blake2b(packed, digest_size=_DIGEST_BYTES, key=hashlib.sha256(named).digest()).digest()

@@ -7,9 +7,11 @@ place.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any, Self, cast
@@ -17,6 +19,7 @@ from typing import Any, Self, cast
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 from opentelemetry import context as trace_context
 from opentelemetry import trace
@@ -37,6 +40,8 @@ _Stream = Callable[[Any, _Context], AsyncGenerator[Any]]
 
 # Reachable without a credential, so that load balancers and explorers work: what they say is public anyway.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+_DRAIN_SECONDS = 1.0
 
 _DRAINING = AgentShellError(
     error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the server is draining: watch again, from the last cursor, elsewhere"
@@ -72,8 +77,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             task.cancel()
 
     def _wrap(self, method: str, handler: Any) -> Any:
-        codec = (handler.request_deserializer, handler.response_serializer)
         is_open = method.startswith(_OPEN_SERVICES)
+        deserialize = handler.request_deserializer
+        codec = (deserialize if is_open else _reading(deserialize), handler.response_serializer)
         if handler.unary_unary and not is_open:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codec)
         if handler.stream_unary and not is_open:
@@ -83,6 +89,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             if method.rpartition("/")[2].startswith("Watch"):
                 behavior = self._watch(behavior)
             return grpc.unary_stream_rpc_method_handler(behavior, *codec)
+        if handler.stream_stream and not is_open:
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), *codec)
         return handler
 
     def _unary(self, method: str, behavior: _Unary) -> _Unary:
@@ -90,13 +98,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             with _Rpc(method, context) as rpc:
                 try:
                     rpc.admit(self._keyring)
-                    if isinstance(request, AsyncIterator):
-                        request = _checked(cast("AsyncIterator[Any]", request))
-                    else:
-                        validation.check(request)
-                    return await behavior(request, context)
+                    return await behavior(_checked(request), context)
                 except Exception as error:
-                    await rpc.fail(error)
+                    await rpc.fail(error, request)
 
         return serve
 
@@ -105,12 +109,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             with _Rpc(method, context) as rpc:
                 try:
                     rpc.admit(self._keyring)
-                    validation.check(request)
-                    async with aclosing(behavior(request, context)) as responses:
+                    async with aclosing(behavior(_checked(request), context)) as responses:
                         async for response in responses:
                             yield response
                 except Exception as error:
-                    await rpc.fail(error)
+                    await rpc.fail(error, request)
 
         return serve
 
@@ -184,8 +187,10 @@ class _Rpc:
         call.enter(principal, timeout)
         structlog.contextvars.bind_contextvars(tenant_id=principal.tenant_id)
 
-    async def fail(self, exception: Exception) -> None:
-        """Ends the RPC with the error as a rich status."""
+    async def fail(self, exception: Exception, request: Any) -> None:
+        """Ends the RPC, which was asked for by `request` or a stream of such, with the error as a rich status."""
+        if isinstance(request, AsyncIterator):
+            await _drain(cast("AsyncIterator[Any]", request))
         error = errors.of(exception)
         self._code = error.code.name
         if error.reason == error_pb2.ERROR_REASON_INTERNAL:
@@ -199,7 +204,41 @@ async def _abort(context: _Context, error: AgentShellError) -> None:
     await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
 
 
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _drain(requests: AsyncIterator[Any]) -> None:
+    """Takes what a client still sends, for a moment: Python's says INTERNAL where a call ends amid its writing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in requests:
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Bytes that are no message of the method, and why: refused where all refusals are made."""
+
+    why: str
+
+
+def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError as error:
+            return _Unreadable(str(error))
+
+    return read
+
+
+def _checked(request: Any) -> Any:
+    """Returns a request that keeps the contract's rules, or a stream that yields such. Raises INVALID_REQUEST."""
+    if isinstance(request, AsyncIterator):
+        return _each_checked(cast("AsyncIterator[Any]", request))
+    if isinstance(request, _Unreadable):
+        raise errors.invalid("request", f"cannot be read: {request.why}")
+    validation.check(request)
+    return request
+
+
+async def _each_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        validation.check(request)
-        yield request
+        yield _checked(request)

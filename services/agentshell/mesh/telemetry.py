@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram
 
+from agentshell.mesh import redaction
 from agentshell.mesh.config import TelemetryConfig
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
@@ -37,6 +38,8 @@ STEPS: Final = Counter("agentshell_steps_total", "Attempts at steps ended.", ["k
 STEP_SECONDS: Final = Histogram("agentshell_step_seconds", "Time of an attempt.", ["kind"], buckets=_SECONDS)
 
 
+# What this file adds to an event.
+_OWN_KEYS: Final = frozenset({"timestamp", "level", "trace_id"})
 # Without the frames' variables: they may hold what must not be logged.
 _TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -126,10 +129,11 @@ def _setup_logs(config: TelemetryConfig) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_trace_id,
     ]
+    plainly = structlog.dev.ConsoleRenderer(sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     renderer: list[structlog.typing.Processor] = (
-        [_TRACEBACKS, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, _redact, structlog.processors.JSONRenderer()]
         if config.log_format == "json"
-        else [structlog.dev.ConsoleRenderer(sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        else [structlog.processors.format_exc_info, _redact, plainly]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -137,6 +141,10 @@ def _setup_logs(config: TelemetryConfig) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
+
+
+def _redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: value if key in _OWN_KEYS else redaction.redact_all(value) for key, value in event.items()}
 
 
 def _add_trace_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

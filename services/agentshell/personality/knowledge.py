@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 
 import grpc.aio
@@ -26,47 +27,50 @@ _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
 # So many attempts that memory did not answer, some seconds, are a start in another order; more are a failure.
 _ATTEMPTS_LOADING = 6
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
-def namespace(personality_id: str) -> str:
-    """Returns the namespace that holds a pack's knowledge."""
-    return f"knowledge/{personality_id}"
+def namespace(personality_id: str, version: str = "") -> str:
+    """Returns the namespace that holds a pack's knowledge: the default version's, or that of another beside it."""
+    return f"knowledge/{personality_id}" + (f":{_NOT_IN_NAMES.sub('-', version)}" if version else "")
 
 
 class Knowledge:
-    """Ingests what is wanted through the Memory service, again until it succeeds; the newest pack of an id counts."""
+    """Ingests what is wanted through the Memory service, again until it succeeds; the newest wish for a name counts."""
 
     def __init__(self, memory: grpc.aio.Channel) -> None:
         self._memory = memory_service_pb2_grpc.MemoryServiceStub(memory)
         self._shelves: dict[str, _Shelf] = {}
-        self._turnstile = asyncio.Semaphore(_INGESTS_AT_ONCE)
+        self._due = asyncio.Queue[str]()  # Each name at most once.
+        self._workers: list[asyncio.Task[None]] = []
+        self._unready: set[str] = set()
         self._settled = asyncio.Event()
         self._settled.set()
 
-    def want(self, pack: Pack) -> None:
-        """Has the pack's knowledge ingested, unless it is there; a pack without knowledge wants none."""
-        shelf = self._shelves.get(pack.personality_id)
+    def want(self, name: str, pack: Pack) -> None:
+        """Has the pack's knowledge ingested into a namespace, unless it is there; a pack without any wants none."""
         if not pack.documents:
-            self.drop(pack.personality_id)
-        elif shelf is None:
-            self._shelves[pack.personality_id] = _Shelf(pack)
-            self._shelves[pack.personality_id].task = asyncio.create_task(self._keep(pack.personality_id))
-        elif shelf.pack.knowledge_digest != pack.knowledge_digest:
-            shelf.pack = pack
-            shelf.state = personality_service_pb2.KNOWLEDGE_STATE_LOADING
-            shelf.changed.set()
-        self._settle()
+            self.drop(name)
+            return
+        shelf = self._shelves.setdefault(name, _Shelf())
+        if shelf.digest == pack.knowledge_digest:
+            return
+        shelf.digest, shelf.documents, shelf.attempt = pack.knowledge_digest, pack.documents, 0
+        self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_LOADING)
+        self._put(name)
 
-    def drop(self, personality_id: str) -> None:
-        """Wants a pack's knowledge no more. What is in memory stays there, for turns pinned to the pack."""
-        shelf = self._shelves.pop(personality_id, None)
-        if shelf and shelf.task:
-            shelf.task.cancel()
-        self._settle()
+    def drop(self, name: str) -> None:
+        """Wants nothing more in a namespace. What is in memory stays there, for turns pinned to the pack."""
+        shelf = self._shelves.get(name)
+        if shelf:
+            shelf.digest, shelf.documents = "", ()
+            self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_UNSPECIFIED)
+            if not shelf.is_busy:
+                self._remove(name)
 
-    def state(self, personality_id: str) -> KnowledgeState.ValueType:
-        """Returns whether a pack's knowledge is in memory."""
-        shelf = self._shelves.get(personality_id)
+    def state(self, name: str) -> KnowledgeState.ValueType:
+        """Returns whether what is wanted in a namespace is in memory."""
+        shelf = self._shelves.get(name)
         return shelf.state if shelf else personality_service_pb2.KNOWLEDGE_STATE_UNSPECIFIED
 
     async def ready(self) -> None:
@@ -75,53 +79,67 @@ class Knowledge:
 
     async def stop(self) -> None:
         """Ends what is under way."""
-        tasks = [shelf.task for shelf in self._shelves.values() if shelf.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for shelf in self._shelves.values():
+            shelf.stop_waiting()
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
 
-    async def _keep(self, personality_id: str) -> None:
-        """Keeps a namespace as the newest pack has it: one ingestion at a time, so that the newest is the last."""
-        shelf = self._shelves[personality_id]
-        attempt = 0
+    def _put(self, name: str) -> None:
+        shelf = self._shelves[name]
+        shelf.stop_waiting()
+        if not shelf.is_due and not shelf.is_busy:  # Who is busy with it looks again.
+            shelf.is_due = True
+            self._due.put_nowait(name)
+        if len(self._workers) < _INGESTS_AT_ONCE:
+            self._workers.append(asyncio.create_task(self._work()))
+
+    async def _work(self) -> None:
         while True:
+            name = await self._due.get()
+            shelf = self._shelves[name]
+            shelf.is_due, shelf.is_busy = False, True
+            digest = shelf.digest
             try:
-                async with self._turnstile:
-                    shelf.changed.clear()
-                    response = await self._ingest(shelf.pack)
-            except AgentShellError as error:
-                attempt += 1
-                delay_seconds = self._failed(shelf, error, attempt)
-            else:
-                attempt, delay_seconds = 0, None
-                self._succeeded(shelf, response)
-            try:
-                async with asyncio.timeout(delay_seconds):
-                    await shelf.changed.wait()
-            except TimeoutError:
-                continue
+                if digest:
+                    await self._fill(name, shelf)
+            finally:
+                shelf.is_busy = False
+            if not shelf.digest:
+                self._remove(name)
+            elif shelf.digest != digest:
+                self._put(name)
 
-    def _succeeded(self, shelf: _Shelf, response: memory_service_pb2.IngestResponse) -> None:
-        if shelf.changed.is_set():
+    async def _fill(self, name: str, shelf: _Shelf) -> None:
+        digest = shelf.digest
+        try:
+            response = await self._ingest(name, shelf.documents)
+        except AgentShellError as error:
+            if shelf.digest == digest:
+                shelf.attempt += 1
+                delay_seconds = self._failed(name, shelf, error)
+                shelf.retry = asyncio.get_running_loop().call_later(delay_seconds, self._put, name)
             return
-        shelf.state = personality_service_pb2.KNOWLEDGE_STATE_READY
-        self._settle()
-        _log.info(
+        if shelf.digest == digest:
+            shelf.documents = ()  # Memory has them.
+            self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_READY)
+        log = _log.info if response.written_chunk_count else _log.debug  # Mostly, nothing has changed.
+        log(
             "knowledge ingested",
-            personality_id=shelf.pack.personality_id,
+            namespace=name,
             documents=response.document_count,
             unchanged_documents=response.unchanged_document_count,
             written_chunks=response.written_chunk_count,
         )
 
-    def _failed(self, shelf: _Shelf, error: AgentShellError, attempt: int) -> float:
+    def _failed(self, name: str, shelf: _Shelf, error: AgentShellError) -> float:
         """Returns the seconds until the next attempt."""
-        if error.code in errors.TRANSIENT_CODES and attempt <= _ATTEMPTS_LOADING:
-            return min(_FIRST_RETRY_SECONDS * 2 ** (attempt - 1), _LAST_RETRY_SECONDS)
-        shelf.state = personality_service_pb2.KNOWLEDGE_STATE_FAILED
+        if error.code in errors.TRANSIENT_CODES and shelf.attempt <= _ATTEMPTS_LOADING:
+            return min(_FIRST_RETRY_SECONDS * 2 ** (shelf.attempt - 1), _LAST_RETRY_SECONDS)
+        self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_FAILED)
         _log.warning(
             "knowledge not ingested",
-            personality_id=shelf.pack.personality_id,
+            namespace=name,
             reason=error.name,
             message=error.message,
             retry_seconds=_LAST_RETRY_SECONDS,
@@ -129,9 +147,9 @@ class Knowledge:
         )
         return _LAST_RETRY_SECONDS
 
-    async def _ingest(self, pack: Pack) -> memory_service_pb2.IngestResponse:
+    async def _ingest(self, name: str, documents: tuple[Document, ...]) -> memory_service_pb2.IngestResponse:
         with call.scope(_OWNER, _INGEST_SECONDS):
-            ingestion = self._memory.Ingest(_requests(pack.personality_id, pack.documents), timeout=_INGEST_SECONDS)
+            ingestion = self._memory.Ingest(_requests(name, documents), timeout=_INGEST_SECONDS)
             try:
                 return await ingestion
             except Exception as error:
@@ -139,26 +157,39 @@ class Knowledge:
             finally:
                 ingestion.cancel()
 
-    def _settle(self) -> None:
-        ready = personality_service_pb2.KNOWLEDGE_STATE_READY
-        if all(shelf.state == ready for shelf in self._shelves.values()):
-            self._settled.set()
-        else:
-            self._settled.clear()
+    def _set(self, name: str, shelf: _Shelf, state: KnowledgeState.ValueType) -> None:
+        shelf.state = state
+        done = (personality_service_pb2.KNOWLEDGE_STATE_READY, personality_service_pb2.KNOWLEDGE_STATE_UNSPECIFIED)
+        (self._unready.discard if state in done else self._unready.add)(name)
+        (self._settled.clear if self._unready else self._settled.set)()
+
+    def _remove(self, name: str) -> None:
+        shelf = self._shelves[name]
+        shelf.stop_waiting()
+        if not shelf.is_due:
+            del self._shelves[name]
 
 
 class _Shelf:
     """What is wanted in one namespace, and how far that is."""
 
-    def __init__(self, pack: Pack) -> None:
-        self.pack = pack
-        self.state: KnowledgeState.ValueType = personality_service_pb2.KNOWLEDGE_STATE_LOADING
-        self.changed = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
+    def __init__(self) -> None:
+        self.digest = ""  # Of what is wanted; empty: nothing.
+        self.documents: tuple[Document, ...] = ()
+        self.state: KnowledgeState.ValueType = personality_service_pb2.KNOWLEDGE_STATE_UNSPECIFIED
+        self.attempt = 0
+        self.is_due = False
+        self.is_busy = False
+        self.retry: asyncio.TimerHandle | None = None
+
+    def stop_waiting(self) -> None:
+        if self.retry:
+            self.retry.cancel()
+            self.retry = None
 
 
-def _requests(personality_id: str, documents: tuple[Document, ...]) -> Iterator[memory_service_pb2.IngestRequest]:
-    start = memory_service_pb2.IngestStart(namespace=namespace(personality_id), replace_all=True)
+def _requests(name: str, documents: tuple[Document, ...]) -> Iterator[memory_service_pb2.IngestRequest]:
+    start = memory_service_pb2.IngestStart(namespace=name, replace_all=True)
     yield memory_service_pb2.IngestRequest(start=start)
     for document in documents:
         header = memory_service_pb2.IngestDocument(source_uri=document.path, media_type=document.media_type)

@@ -3,37 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType] - an event of trio, which we have not
 
 from agentshell.mesh.errors import AgentShellError
-from agentshell.personality import pack
-from agentshell.personality.manifest import FILE, PackError
+from agentshell.personality import files, pack
+from agentshell.personality.archives import Archives
+from agentshell.personality.manifest import FILE
 from agentshell.personality.pack import Pack
+from agentshell.personality.yaml_file import PackError
 from kfm.error.v1 import error_pb2
 
-MAX_FILES = 1000
-MAX_FILE_BYTES = 1024 * 1024
-MAX_PACK_BYTES = 16 * 1024 * 1024
 # A burst of writes is one change: it is over when nothing came for a step, and is not waited for longer than this.
 _DEBOUNCE_MILLISECONDS = 400
 _STEP_MILLISECONDS = 50
 
 
+Origin = Path | str
+"""Where a pack is: its folder, or its archive as the configuration names it."""
+Version = tuple[str, str]
+"""A personality's id and version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A personality that is no longer there."""
+    """A version of a personality that is no longer there."""
 
     personality_id: str
+    version: str
 
 
-Change = Pack | Removed | AgentShellError
-"""A pack loaded for the first time or anew, one removed, or what is wrong with one that is malformed."""
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What is wrong with a pack. `serving` is the version of it that goes on serving."""
+
+    origin: Origin
+    failure: PackError
+    serving: Version | None
+
+    def error(self) -> AgentShellError:
+        """Returns it as the mesh tells it: PACK_INVALID."""
+        name, failure = named(self.origin), self.failure
+        metadata = {
+            "source": name,
+            "file": f"{name}/{failure.file}" if failure.file else name,
+            "line": str(failure.line),
+        }
+        if self.serving:
+            metadata |= {"personality_id": self.serving[0], "version": self.serving[1]}
+        message = f"{name}/{failure}" if failure.file else f"{name}: {failure}"
+        return AgentShellError(error_pb2.ERROR_REASON_PACK_INVALID, message, metadata=metadata)
+
+
+Change = Pack | Removed | Rejected
+"""A pack loaded for the first time or anew, one removed, or one that is malformed."""
+
+
+def named(origin: Origin) -> str:
+    """Returns how people are told where a pack is: nothing of the machine's paths, no secret of a URL's."""
+    if isinstance(origin, Path):
+        return f"{origin.parent.name}/{origin.name}"
+    address = urlsplit(origin)
+    return f"{address.hostname}{address.path}" if address.netloc else Path(origin).name
 
 
 def shipped() -> Path:
@@ -44,16 +80,19 @@ def shipped() -> Path:
 
 
 class Loader:
-    """Reads the packs of some directories: each folder in one is a pack, hidden ones apart.
+    """Reads the packs of some directories, where each folder is one, hidden ones apart, and of archives.
 
-    `packs` has the versions to serve, by personality id. `failures` has what is wrong now with packs, by folder.
+    `packs` has what is to be served, by id and version. `origins` has where each of them is.
     """
 
-    def __init__(self, directories: Iterable[Path]) -> None:
+    def __init__(self, directories: Iterable[Path], archives: Archives | None = None, *, folders: bool = True) -> None:
         self._directories = tuple(dict.fromkeys(directory.resolve() for directory in directories))
-        self._good: dict[Path, Pack] = {}
-        self.packs: dict[str, Pack] = {}
-        self.failures: dict[Path, PackError] = {}
+        self._archives = archives
+        self._allows_folders = folders
+        self._good: dict[Origin, Pack] = {}
+        self._failures: dict[Origin, PackError] = {}
+        self.packs: dict[Version, Pack] = {}
+        self.origins: dict[Version, Origin] = {}
 
     def check(self) -> None:
         """Raises CONFIG_INVALID where a directory cannot be read."""
@@ -61,29 +100,33 @@ class Loader:
             _folders(directory)
 
     async def reload(self, folders: Collection[Path] | None = None) -> list[Change]:
-        """Reads these folders (None: all there are) and those that were malformed, and returns what changed.
+        """Reads these folders (None: all there is) and those that were malformed, and returns what changed.
 
         One call at a time. Raises CONFIG_INVALID where a directory cannot be read; nothing has changed then.
         """
-        found = await asyncio.to_thread(self._read, folders)
-        packs, failures = self.packs, self.failures
+        found: dict[Origin, Pack | PackError | None] = {**await asyncio.to_thread(self._read, folders)}
+        if self._archives and folders is None:
+            found |= await self._archives.read()
+            await asyncio.to_thread(self._recall, found)
+        packs, failures = self.packs, self._failures
         self._settle(found)
-        changes: list[Change] = [Removed(personality_id) for personality_id in sorted(packs.keys() - self.packs.keys())]
-        changes += [
+        changes: list[Change] = [
             new
-            for personality_id, new in sorted(self.packs.items())
-            if personality_id not in packs or packs[personality_id].digest != new.digest
+            for version, new in sorted(self.packs.items())
+            if version not in packs or packs[version].digest != new.digest
         ]
+        changes += [Removed(*version) for version in sorted(packs.keys() - self.packs.keys())]
         changes += [
-            _rejection(folder, failure)
-            for folder, failure in sorted(self.failures.items())
-            if str(failure) != str(failures.get(folder))
+            rejected for rejected in self.rejected() if str(rejected.failure) != str(failures.get(rejected.origin))
         ]
         return changes
 
-    def rejections(self) -> list[AgentShellError]:
-        """Returns what is wrong now, a PACK_INVALID for each malformed pack."""
-        return [_rejection(folder, failure) for folder, failure in sorted(self.failures.items())]
+    def rejected(self) -> list[Rejected]:
+        """Returns what is wrong now."""
+        return [
+            Rejected(origin, self._failures[origin], _version(last) if (last := self._good.get(origin)) else None)
+            for origin in sorted(self._failures, key=str)
+        ]
 
     async def watch(self) -> AsyncGenerator[set[Path]]:
         """Yields the folders in which something changed, for ever; within half a second of the change."""
@@ -100,35 +143,55 @@ class Loader:
                 yield directory / path.relative_to(directory).parts[0]
 
     def _read(self, folders: Collection[Path] | None) -> dict[Path, Pack | PackError | None]:
+        known = [origin for origin in (*self._good, *self._failures) if isinstance(origin, Path)]
         if folders is None:
-            folders = {folder for directory in self._directories for folder in _folders(directory)} | self._good.keys()
-        return {folder: _read_pack(folder) for folder in {*folders, *self.failures}}
+            folders = [*known, *(folder for directory in self._directories for folder in _folders(directory))]
+        else:
+            folders = [*folders, *(folder for folder in self._failures if isinstance(folder, Path))]
+        return {folder: self._read_pack(folder) for folder in dict.fromkeys(folders)}
 
-    def _settle(self, found: Mapping[Path, Pack | PackError | None]) -> None:
-        """Decides which packs serve. An id belongs to the folder that has it; a new one goes in the order of paths."""
-        good = {folder: kept for folder, kept in self._good.items() if folder not in found}
-        owners = {kept.personality_id: folder for folder, kept in good.items()}
-        failures: dict[Path, PackError] = {}
+    def _read_pack(self, folder: Path) -> Pack | PackError | None:
+        found = read_pack(folder, self._good.get(folder))
+        if found and not self._allows_folders:
+            return PackError("", 0, "a folder has no signature; configure its archive, or set 'allow_unsigned'")
+        return found
 
-        def is_new(folder: Path) -> bool:
-            new, last = found[folder], self._good.get(folder)
-            return isinstance(new, Pack) and (last is None or new.personality_id != last.personality_id)
+    def _recall(self, found: Mapping[Origin, Pack | PackError | None]) -> None:
+        """Begins with the copies of archives that are not good now."""
+        for origin, now in found.items():
+            if self._archives and isinstance(origin, str) and isinstance(now, PackError) and origin not in self._good:
+                last = self._archives.kept(origin)
+                if last and _version(last) not in self.packs:
+                    self._good[origin] = last
 
-        for folder in sorted(found, key=lambda folder: (is_new(folder), self._place(folder))):
-            new: Pack | PackError | None = found[folder]
-            if isinstance(new, Pack) and new.personality_id in owners:
-                new = _duplicate(new, owners[new.personality_id])
+    def _settle(self, found: Mapping[Origin, Pack | PackError | None]) -> None:
+        """Decides which packs serve. A version belongs to who has it; a new one goes in the order of configuration."""
+        good = {origin: kept for origin, kept in self._good.items() if origin not in found}
+        owners = {_version(kept): origin for origin, kept in good.items()}
+        failures = {origin: failure for origin, failure in self._failures.items() if origin not in found}
+
+        def is_new(origin: Origin) -> bool:
+            new, last = found[origin], self._good.get(origin)
+            return isinstance(new, Pack) and (last is None or _version(new) != _version(last))
+
+        for origin in sorted(found, key=lambda origin: (is_new(origin), self._place(origin))):
+            new: Pack | PackError | None = found[origin]
+            if isinstance(new, Pack) and _version(new) in owners:
+                new = _duplicate(new, owners[_version(new)])
             if isinstance(new, PackError):
-                failures[folder] = new
-                new = self._good.get(folder)
-            if new and new.personality_id not in owners:
-                good[folder] = new
-                owners[new.personality_id] = folder
-        self._good, self.failures = good, failures
-        self.packs = {kept.personality_id: kept for kept in good.values()}
+                failures[origin] = new
+                new = self._good.get(origin)
+            if new and _version(new) not in owners:
+                good[origin] = new
+                owners[_version(new)] = origin
+        self._good, self._failures = good, failures
+        self.packs = {_version(kept): kept for kept in good.values()}
+        self.origins = owners
 
-    def _place(self, folder: Path) -> tuple[int, Path]:
-        return self._directories.index(folder.parent), folder
+    def _place(self, origin: Origin) -> tuple[int, str]:
+        if isinstance(origin, Path):
+            return self._directories.index(origin.parent), str(origin)
+        return len(self._directories), origin
 
 
 def _folders(directory: Path) -> list[Path]:
@@ -143,68 +206,27 @@ def _folders(directory: Path) -> list[Path]:
         ) from None
 
 
-def _read_pack(folder: Path) -> Pack | PackError | None:
-    """Returns the pack in a folder, what is wrong with it, or None where there is no such folder."""
+def read_pack(folder: Path, last: Pack | None = None) -> Pack | PackError | None:
+    """Returns the pack in a folder, what is wrong with it, or None where there is no such folder, or a hidden one.
+
+    Where the folder has what `last` was made of, that is it.
+    """
     try:
         if folder.name.startswith(".") or not folder.is_dir():
             return None
-        return pack.parse(_read_files(folder.resolve()))
+        found = files.of_folder(folder.resolve())
+        return last if last and last.digest == pack.digest(found) else pack.parse(found)
     except PackError as error:
         return error
     except OSError as error:
         return PackError(Path(error.filename or FILE).name, 0, f"cannot be read: {error.strerror}; mend that")
 
 
-def _read_files(root: Path) -> dict[str, bytes]:
-    """Returns the files of a pack by relative path. Nothing outside of the folder is read, whatever links say."""
-    files: dict[str, bytes] = {}
-    total_bytes = 0
-    for path in _walk(root):
-        name = path.relative_to(root).as_posix()
-        with path.open("rb") as file:
-            files[name] = file.read(MAX_FILE_BYTES + 1)
-        total_bytes += len(files[name])
-        if len(files[name]) > MAX_FILE_BYTES:
-            raise PackError(name, 0, f"larger than {MAX_FILE_BYTES} bytes; split it")
-        if total_bytes > MAX_PACK_BYTES:
-            raise PackError(name, 0, f"the pack has more than {MAX_PACK_BYTES} bytes; remove some files")
-    return files
+def _version(read: Pack) -> Version:
+    return read.manifest.id, read.manifest.version
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the pack's own files: not hidden ones, an editor's backups or Python's caches."""
-    pending, seen = [root], {str(root)}
-    while pending:
-        for path in sorted(pending.pop().iterdir()):
-            if path.name.startswith(".") or path.name.endswith("~") or path.name == "__pycache__":
-                continue
-            name, real = path.relative_to(root).as_posix(), os.path.realpath(path)
-            if not name.isprintable():
-                raise PackError(ascii(name), 0, "the name has characters that do not print; choose another")
-            if not Path(real).is_relative_to(root):
-                raise PackError(name, 0, "a link that leads out of the pack; put the file itself there")
-            if real in seen:
-                raise PackError(name, 0, "a link to what is in the pack already; remove it")
-            seen.add(real)
-            if len(seen) > MAX_FILES + 1:  # The pack's folder is seen, too.
-                raise PackError(name, 0, f"the pack has more than {MAX_FILES} files and directories; remove some")
-            if path.is_dir():
-                pending.append(path)
-            elif path.is_file():
-                yield path
-            else:
-                raise PackError(name, 0, "neither a file nor a directory; remove it")
-
-
-def _duplicate(new: Pack, owner: Path) -> PackError:
-    problem = f"id: the pack in folder {owner.name!r} has {new.personality_id!r} already; choose another"
-    return PackError(FILE, new.id_line, problem)
-
-
-def _rejection(folder: Path, failure: PackError) -> AgentShellError:
-    name = f"{folder.parent.name}/{folder.name}"
-    return AgentShellError(
-        error_pb2.ERROR_REASON_PACK_INVALID,
-        f"{name}/{failure}",
-        metadata={"file": f"{name}/{failure.file}", "line": str(failure.line)},
-    )
+def _duplicate(new: Pack, owner: Origin) -> PackError:
+    read = new.manifest
+    problem = f"{named(owner)} has version {read.version} of {read.id!r} already; choose another id, or version"
+    return PackError(FILE, new.id_line, f"id: {problem}")

@@ -3,56 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import date
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from agentshell.personality import yaml_file
+from agentshell.personality.tool_manifest import McpTools, OpenApi
+from agentshell.personality.yaml_file import Lines
+
 FILE = "manifest.yaml"
-MAX_MANIFEST_BYTES = 64 * 1024
 # What `agentshell.tool` has, which this may not import; a test keeps the two the same.
-BUILT_IN_TOOLS = ("calculator", "clock", "memory_search", "memory_write")
-_MAX_DEPTH = 16
+BUILT_IN_TOOLS = ("ask_agent", "calculator", "clock", "http_get", "memory_search", "memory_write")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 # https://semver.org, without the parts that only its own grammar needs.
-_SEMANTIC = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?", re.ASCII)
-_DEFAULT_TAGS = (None, "!")
-# libyaml is twenty times as fast and never recurses; base loaders give every scalar as its text, and `1.0` stays `1.0`.
-_LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
+_SEMANTIC = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
+_WORD = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
-_Path = tuple[str | int, ...]
-
-
-class PackError(ValueError):
-    """A pack is malformed: in `file` of the pack, at `line` (from 1; 0: the file as a whole)."""
-
-    def __init__(self, file: str, line: int, problem: str) -> None:
-        super().__init__(f"{file}:{line}: {problem}" if line else f"{file}: {problem}")
-        self.file = file
-        self.line = line
-
-
-class Lines(dict[_Path, int]):
-    """Where the keys of a manifest are: the line, from 1, of each path such as `("knowledge", "sources", 0)`."""
-
-    def find(self, *path: str | int) -> int:
-        """Returns the line of a key, or of the nearest key around it."""
-        while path and path not in self:
-            path = path[:-1]
-        return self.get(path, 1)
+# Where numbers and `true` are not texts, as in JSON: what is below is the contract's, or a tool's.
+_TYPED = (("plan", "steps"), ("tools", "openapi"))
 
 
 def _identifier(text: str) -> str:
@@ -64,6 +43,12 @@ def _identifier(text: str) -> str:
 def _semantic(text: str) -> str:
     if not _SEMANTIC.fullmatch(text):
         raise ValueError("not a semantic version; write three numbers, such as 1.0.0")
+    return text
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise ValueError("write 1 to 64 small letters, digits, '_', '.', ':', '/' and '-', a letter or digit first")
     return text
 
 
@@ -80,7 +65,13 @@ def _inside(text: str) -> str:
     return str(path)
 
 
+def _pattern(expression: re.Pattern[str]) -> Any:
+    """Returns what editors are told that our own validator checks, with a better message."""
+    return Field(json_schema_extra={"pattern": f"^{expression.pattern}$"})
+
+
 _InnerPath = Annotated[str, AfterValidator(_inside)]
+_Word = Annotated[str, AfterValidator(_word), _pattern(_WORD)]
 
 
 class _Section(BaseModel):
@@ -107,7 +98,7 @@ class ProviderSettings(_Section):
 class Variable(_Section):
     """A variable of the prompt's template."""
 
-    name: Annotated[str, AfterValidator(_variable_name)]
+    name: Annotated[str, AfterValidator(_variable_name), _pattern(_NAME)]
     """As the template has it."""
     default: str
     """Its value."""
@@ -125,7 +116,7 @@ class SystemPrompt(_Section):
 
 
 class Tools(_Section):
-    """The tools that the model may ask for: built-in ones, and functions of the pack's `tools/*.py`."""
+    """The tools that the model may ask for: built-in ones, functions of `tools/*.py`, and what is described here."""
 
     enabled: bool = False
     """Whether they are used."""
@@ -135,11 +126,16 @@ class Tools(_Section):
     """Their names."""
     tier: Literal["wasm", "native"] = "wasm"
     """The sandbox of the pack's own: native is for extensions in C, and an operator must allow it."""
+    openapi: OpenApi | None = None
+    """HTTP operations; those that are exposed are tools."""
+    mcp: tuple[McpTools, ...] = ()
+    """Tools of Model Context Protocol servers, exposed without being named again."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The tools that the personality has."""
-        return self.exposed_tools if self.enabled else ()
+        served = (name for server in self.mcp for name in server.tools)
+        return (*self.exposed_tools, *served) if self.enabled else ()
 
     @field_validator("module")
     @classmethod
@@ -159,13 +155,15 @@ class Tools(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.enabled and not self.exposed_tools:
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a tool of mcp has a name that is there already; leave one out")
+        if self.enabled and not self.names:
             raise ValueError("names no exposed_tools; name one, or set tools.enabled to false")
         return self
 
 
 class Abilities(_Section):
-    """What the pack's own tools may ask of the host. An operator allows it, or not."""
+    """What the personality's tools may ask of the host. An operator allows it, or not."""
 
     http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
     """Hosts that they call: `host`, or `host:port`."""
@@ -199,6 +197,21 @@ class Knowledge(_Section):
         return self
 
 
+class Planning(_Section):
+    """How the personality's turns are planned, where their caller says nothing of it."""
+
+    strategy: Literal["direct", "planned"] | None = None
+    """Direct: retrieve, ask the model, run the tools that it asks for. Planned: have the model write a plan first."""
+    steps: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
+    """The plan itself: steps as `kfm.turn.v1.Step` has them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.strategy and self.steps:
+            raise ValueError("has a strategy and steps; keep one of the two")
+        return self
+
+
 class Limits(_Section):
     """Narrower limits for the personality's turns; what is left out is the configuration's."""
 
@@ -208,14 +221,18 @@ class Limits(_Section):
     """Steps run, of whatever kind."""
     max_attempts: int | None = Field(default=None, ge=1, le=10)
     """Attempts at each step."""
+    max_tokens: int | None = Field(default=None, ge=1, le=2**53)
+    """Tokens read and written by the turn's models."""
+    max_cost_usd: float | None = Field(default=None, ge=0.000001, le=1_000_000)
+    """What a turn may cost. A step whose cost is unknown ends a turn that has this limit."""
 
 
 class Manifest(_Section):
     """All that `manifest.yaml` may say."""
 
-    id: Annotated[str, AfterValidator(_identifier)]
+    id: Annotated[str, AfterValidator(_identifier), _pattern(_ID)]
     """Names the personality."""
-    version: Annotated[str, AfterValidator(_semantic)]
+    version: Annotated[str, AfterValidator(_semantic), _pattern(_SEMANTIC)]
     """The pack's version, semantic."""
     name: str = Field(min_length=1, max_length=128)
     """The personality's name, for people."""
@@ -225,115 +242,21 @@ class Manifest(_Section):
     """Who made it."""
     created_date: date | None = None
     """When it was made, such as 2025-05-10."""
+    category: _Word = ""
+    """What it is a kind of, such as `cooking`."""
+    tags: Annotated[tuple[_Word, ...], Field(max_length=32)] = ()
+    """Words to find it by."""
+    capabilities: Annotated[tuple[_Word, ...], Field(max_length=32)] = ()
+    """What it can do, such as `translate`; to find it by, too."""
     provider_settings: ProviderSettings = ProviderSettings()
     system_prompt: SystemPrompt
     tools: Tools = Tools()
     abilities: Abilities = Abilities()
     knowledge: Knowledge = Knowledge(enabled=False)
+    plan: Planning = Planning()
     limits: Limits = Limits()
 
 
 def parse(content: bytes) -> tuple[Manifest, Lines]:
     """Returns a manifest and where its keys are. Raises PackError, with the line."""
-    value, lines = _read(content)
-    try:
-        return Manifest.model_validate(value), lines
-    except ValidationError as error:
-        raise _explain(error, lines) from None
-
-
-def decode(file: str, content: bytes) -> str:
-    """Returns a file's text. Raises PackError for what is not UTF-8, or has NUL, with the line."""
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise PackError(file, line, "not UTF-8; save it as UTF-8") from None
-    if "\0" in text:
-        raise PackError(file, text.count("\n", 0, text.index("\0")) + 1, "has a NUL character; remove it")
-    return text
-
-
-def _read(content: bytes) -> tuple[Any, Lines]:
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise PackError(FILE, 0, f"larger than {MAX_MANIFEST_BYTES} bytes; move long texts into files of the pack")
-    text = decode(FILE, content)
-    lines = Lines()
-    try:
-        events = yaml.parse(text, Loader=_LOADER)
-        nodes = (event for event in events if not isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent))
-        first = next(nodes)
-        if not isinstance(first, yaml.MappingStartEvent):
-            raise PackError(FILE, 1, "not a mapping; start with a line such as `id: my-personality`")
-        value = _value(first, nodes, (), lines)
-        next(nodes)  # The document's end.
-        if not isinstance(next(nodes), yaml.StreamEndEvent):
-            raise PackError(FILE, 1, "more than one document; keep one")
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise PackError(FILE, line, f"not YAML: {error.problem}; mend the line") from None
-    except yaml.YAMLError:
-        raise PackError(FILE, 0, "not YAML: a character that it does not allow; remove control characters") from None
-    return value, lines
-
-
-def _value(event: yaml.Event, rest: Iterator[yaml.Event], path: _Path, lines: Lines) -> Any:
-    """Returns the value that begins with `event`: texts, lists and mappings alone, so that nothing can hide in it."""
-    line = _line(event)
-    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        raise PackError(FILE, line, "aliases and anchors are not taken; write the value out")
-    if getattr(event, "tag", None) not in _DEFAULT_TAGS:
-        raise PackError(FILE, line, "tags such as `!!int` are not taken; write the value alone")
-    if len(path) > _MAX_DEPTH:
-        raise PackError(FILE, line, f"nested deeper than {_MAX_DEPTH} levels; no key needs that")
-    match event:
-        case yaml.ScalarEvent():
-            return event.value
-        case yaml.SequenceStartEvent():
-            items: list[Any] = []
-            while not isinstance(item := next(rest), yaml.SequenceEndEvent):
-                place = (*path, len(items))
-                lines[place] = _line(item)
-                items.append(_value(item, rest, place, lines))
-            return items
-        case _:
-            return _mapping(rest, path, lines)
-
-
-def _mapping(rest: Iterator[yaml.Event], path: _Path, lines: Lines) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    while not isinstance(event := next(rest), yaml.MappingEndEvent):
-        key = _value(event, rest, (*path, ""), Lines())
-        if not isinstance(key, str):
-            raise PackError(FILE, _line(event), "a key must be a word")
-        if key in values:
-            raise PackError(FILE, _line(event), f"{key!r} is there twice; remove one")
-        lines[(*path, key)] = _line(event)
-        values[key] = _value(next(rest), rest, (*path, key), lines)
-    return values
-
-
-def _line(event: yaml.Event) -> int:
-    return event.start_mark.line + 1 if event.start_mark else 0
-
-
-def _explain(error: ValidationError, lines: Lines) -> PackError:
-    # An unknown key comes first: it is often why another is missing.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            problem = "unknown key; remove it, or mend its spelling"
-        case "missing":
-            problem = "missing; add it"
-        case "value_error":
-            problem = first["msg"].removeprefix("Value error, ")
-        case _:
-            problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {_shown(first['input'])}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return PackError(FILE, lines.find(*first["loc"]), f"{key}: {problem}{more}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return yaml_file.parse(Manifest, FILE, content, _TYPED)

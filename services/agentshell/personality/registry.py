@@ -1,9 +1,11 @@
-"""The versions of each personality that can be asked for: the newest, and those that turns may be pinned to."""
+"""The versions of each personality that can be asked for: those that are live, and those that turns are pinned to."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 
+from agentshell.personality.version import precedence
 from kfm.personality.v1.personality_service_pb2 import Personality
 
 VERSIONS_KEPT = 8
@@ -11,45 +13,77 @@ REMOVED_KEPT = 256
 
 
 class Registry:
-    """Keeps the last `VERSIONS_KEPT` versions of each personality, of the last `REMOVED_KEPT` removed ones too."""
+    """Keeps the live versions of each personality, and its last `VERSIONS_KEPT`, of `REMOVED_KEPT` removed ones too.
 
-    def __init__(self) -> None:
-        self._versions: dict[str, dict[str, Personality]] = {}  # By id, then by digest, oldest first.
+    `chosen` has the versions that answer where none is asked for, by id; of others it is the newest.
+    """
+
+    def __init__(self, chosen: Mapping[str, str] | None = None) -> None:
+        self._chosen = dict(chosen or {})
+        self._live: dict[str, dict[str, Personality]] = {}  # By id, then by version, the newest first.
+        self._kept: dict[str, dict[str, Personality]] = {}  # By id, then by digest, oldest first.
         self._removed: dict[str, None] = {}  # Oldest first.
+        self._ids: list[str] | None = None
 
-    def ids(self) -> list[str]:
-        """Returns the ids of the personalities that are loaded, sorted."""
-        return sorted(self._versions.keys() - self._removed.keys())
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the personalities that are live, sorted."""
+        if self._ids is None:
+            self._ids = sorted(self._live)
+        return self._ids
 
     def load(self, personality: Personality) -> None:
-        """Makes this the newest version of its personality."""
-        self._removed.pop(personality.personality_id, None)
-        versions = self._versions.setdefault(personality.personality_id, {})
-        versions.pop(personality.digest, None)
-        versions[personality.digest] = personality
-        if len(versions) > VERSIONS_KEPT:
-            del versions[next(iter(versions))]
+        """Makes a version of a personality live; it takes the place of the one with the same version."""
+        personality_id = personality.personality_id
+        self._removed.pop(personality_id, None)
+        live = {**self._live.get(personality_id, {}), personality.version: personality}
+        self._live[personality_id] = {name: live[name] for name in sorted(live, key=precedence, reverse=True)}
+        kept = self._kept.setdefault(personality_id, {})
+        kept.pop(personality.digest, None)
+        kept[personality.digest] = personality
+        self._ids = None
+        self._forget(personality_id)
 
-    def remove(self, personality_id: str) -> None:
-        """Removes a personality; those who know the digest of a version still get it."""
+    def remove(self, personality_id: str, version: str) -> None:
+        """Removes a live version; those who know its digest still get it."""
+        live = self._live[personality_id]
+        del live[version]
+        self._forget(personality_id)
+        if live:
+            return
+        del self._live[personality_id]
+        self._ids = None
         self._removed[personality_id] = None
         if len(self._removed) > REMOVED_KEPT:
             oldest = next(iter(self._removed))
-            del self._removed[oldest], self._versions[oldest]
+            del self._removed[oldest], self._kept[oldest]
 
-    def newest(self, personality_id: str) -> Personality | None:
-        """Returns the newest version; None where no such personality is loaded."""
-        if personality_id in self._removed or personality_id not in self._versions:
-            return None
-        return next(reversed(self._versions[personality_id].values()))
+    def default(self, personality_id: str) -> Personality | None:
+        """Returns the version that answers where none is asked for; None where it is not live."""
+        live = self._live.get(personality_id, {})
+        return live.get(self._chosen.get(personality_id) or next(iter(live), ""))
 
-    def version(self, personality_id: str, digest: str) -> Personality | None:
+    def live(self, personality_id: str, version: str) -> Personality | None:
+        """Returns a version; None where it is not live."""
+        return self._live.get(personality_id, {}).get(version)
+
+    def pinned(self, personality_id: str, digest: str) -> Personality | None:
         """Returns the version with this digest; None where it is not kept."""
-        return self._versions.get(personality_id, {}).get(digest)
+        return self._kept.get(personality_id, {}).get(digest)
 
-    def page(self, after_id: str, size: int) -> tuple[list[Personality], bool]:
-        """Returns the newest versions of up to `size` personalities after an id, and whether more follow."""
-        ids = self.ids()
-        start = bisect_right(ids, after_id)
-        page = [newest for id_ in ids[start : start + size] if (newest := self.newest(id_))]
-        return page, start + size < len(ids)
+    def versions(self, personality_id: str) -> list[Personality]:
+        """Returns the live versions, the default one first, then the newest."""
+        default = self.default(personality_id)
+        return sorted(self._live.get(personality_id, {}).values(), key=lambda one: one is not default)
+
+    def after(self, personality_id: str) -> Sequence[str]:
+        """Returns the ids after this one, sorted."""
+        return self.ids[bisect_right(self.ids, personality_id) :]
+
+    def _forget(self, personality_id: str) -> None:
+        """Lets go of the oldest versions that are not live."""
+        kept = self._kept[personality_id]
+        live = {one.digest for one in self._live[personality_id].values()}
+        past = [digest for digest in kept if digest not in live]
+        for digest in past[: max(0, len(kept) - VERSIONS_KEPT)]:
+            del kept[digest]

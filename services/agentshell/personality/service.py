@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import grpc.aio
 import structlog
+from prometheus_client import Gauge
 
-from agentshell.mesh import errors, paging
+from agentshell.mesh import call, errors, paging
 from agentshell.mesh.config import PersonalityConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.personality import loader
+from agentshell.personality import loader, tool_code
+from agentshell.personality.archives import Archives
 from agentshell.personality.knowledge import Knowledge, namespace
-from agentshell.personality.loader import Change, Loader, Removed
+from agentshell.personality.loader import Change, Loader, Rejected, Removed, named
 from agentshell.personality.pack import Pack
 from agentshell.personality.registry import VERSIONS_KEPT, Registry
+from kfm.content.v1.content_pb2 import Money
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
 from kfm.personality.v1 import personality_service_pb2_grpc
-from kfm.tool.v1.tool_service_pb2 import Tool
+from kfm.turn.v1.turn_pb2 import PlanStrategy
 
 _log = structlog.get_logger("agentshell.personality")
+
+PACKS: Final = Gauge(
+    "agentshell_packs", "Versions of personalities that are live, and packs that are rejected.", ["state"]
+)
 
 PENDING_CHANGES = 256
 """How many changes a watcher may fall behind."""
 _IDS_NAMED = 20
+_CHANGES_LOGGED = 20
 _WATCH_RETRY_SECONDS = 5.0
 
 
 class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer):
-    """Serves the packs of the configured directories, as they change; `memory` is where their knowledge goes."""
+    """Serves the packs of the configured directories, as they change, and of the configured archives.
 
-    def __init__(self, config: PersonalityConfig, memory: grpc.aio.Channel) -> None:
-        self._default_id = config.default
-        self._loader = Loader(config.directories or (loader.shipped(),))
-        self._registry = Registry()
+    `memory` is where their knowledge goes; `cache` is where copies of archives stay, None: nowhere.
+    """
+
+    def __init__(self, config: PersonalityConfig, memory: grpc.aio.Channel, cache: Path | None = None) -> None:
+        self._config = config
+        directories = config.directories or (loader.shipped(),)
+        self._loader = Loader(directories, Archives(config, cache), folders=config.allow_unsigned != "none")
+        self._registry = Registry(config.versions)
         self._knowledge = Knowledge(memory)
+        self._shelved: dict[str, set[str]] = {}  # Namespaces wanted, by personality.
         self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
         self._reloading = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
@@ -53,10 +67,11 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._loader.check()
         self._watching = asyncio.create_task(self._follow())
         await asyncio.sleep(0)  # The watch is set before the packs are read: no change falls between the two.
-        await self._reload()
+        await self.reload()
         self._loaded.set()
-        if self._registry.newest(self._default_id) is None:
-            _log.warning("the default personality is not loaded", personality_id=self._default_id)
+        for default in dict.fromkeys((self._config.default, *self._config.tenant_defaults.values())):
+            if self._find(default) is None:
+                _log.warning("a default personality is not loaded", personality_id=default)
 
     async def stop(self) -> None:
         """Ends watching and ingesting."""
@@ -75,12 +90,15 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         """Lists the personalities by id. Raises PAGE_TOKEN_INVALID."""
         size = paging.page_size(request.page_size, default=50, most=500)
         (after_id,) = paging.decode(request, request.page_token, str) or ("",)
-        page, more = self._registry.page(after_id, size)
-        response = pb.ListResponse(next_page_token=paging.encode(request, page[-1].personality_id) if more else "")
-        for personality in page:
-            listed = self._as_it_is(personality)
-            listed.ClearField("system_prompt")
-            response.personalities.append(listed)
+        response = pb.ListResponse(default_personality_id=self._default_id())
+        if not request.page_token:
+            response.failures.extend(errors.to_failure(rejected.error()) for rejected in self._loader.rejected())
+        for personality_id in self._registry.after(after_id):
+            if len(response.personalities) >= size:  # All versions of a personality are on one page.
+                response.next_page_token = paging.encode(request, response.personalities[-1].personality_id)
+                break
+            found = [one for one in self._registry.versions(personality_id) if _is_asked_for(one, request)]
+            response.personalities.extend(self._listed(personality) for personality in found)
         return response
 
     async def Get(
@@ -88,22 +106,19 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     ) -> pb.GetResponse:
         """Returns a personality, once the packs are loaded. Raises PERSONALITY_NOT_FOUND."""
         await self._loaded.wait()
-        personality_id = request.personality_id or self._default_id
-        if request.digest:
-            found = self._registry.version(personality_id, request.digest)
-        else:
-            found = self._registry.newest(personality_id)
+        asked = request.personality_id or self._default_id()
+        found = self._find(asked, request.digest)
         if found is None:
-            raise self._not_found(personality_id, request.digest)
+            raise self._not_found(asked, request.digest)
         return pb.GetResponse(personality=self._as_it_is(found, with_tool_code=request.with_tool_code))
 
     async def Reload(
         self, request: pb.ReloadRequest, context: grpc.aio.ServicerContext[pb.ReloadRequest, pb.ReloadResponse]
     ) -> pb.ReloadResponse:
         """Reads all packs again. Raises CONFIG_INVALID where a directory cannot be read."""
-        await self._reload()
-        failures = [errors.to_failure(rejection) for rejection in self._loader.rejections()]
-        return pb.ReloadResponse(loaded_count=len(self._registry.ids()), failures=failures)
+        await self.reload()
+        failures = [errors.to_failure(rejected.error()) for rejected in self._loader.rejected()]
+        return pb.ReloadResponse(loaded_count=len(self._loader.packs), failures=failures)
 
     async def Watch(
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]
@@ -115,8 +130,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         changes = asyncio.Queue[pb.WatchResponse](PENDING_CHANGES)
         self._watchers.add(changes)
         try:
-            for personality_id in self._registry.ids():
-                if personality := self._registry.newest(personality_id):
+            for personality_id in self._registry.ids:
+                for personality in self._registry.versions(personality_id):
                     yield pb.WatchResponse(loaded=self._as_it_is(personality))
             while changes in self._watchers or not changes.empty():
                 yield await changes.get()
@@ -134,34 +149,77 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             try:
                 async with aclosing(self._loader.watch()) as changes:
                     async for folders in changes:
-                        await self._reload(folders)
+                        await self.reload(folders)
             except Exception as error:
                 _log.error("hot reload failed", retry_seconds=_WATCH_RETRY_SECONDS, exc_info=error)
             await asyncio.sleep(_WATCH_RETRY_SECONDS)
             with suppress(AgentShellError):  # The next round says it again.
-                await self._reload()
+                await self.reload()
 
-    async def _reload(self, folders: Collection[Path] | None = None) -> None:
+    async def reload(self, folders: Collection[Path] | None = None) -> None:
+        """Reads these folders (None: all there is) again, and those that were malformed. Raises CONFIG_INVALID."""
         async with self._reloading:
-            for change in await self._loader.reload(folders):
-                self._publish(self._apply(change))
+            changes = await self._loader.reload(folders)
+            for change in changes:
+                self._apply(change)
+            self._log(changes)
+            for personality_id in dict.fromkeys(_id(change) for change in changes if not isinstance(change, Rejected)):
+                self._shelve(personality_id)
+            for change in changes:
+                self._publish(self._told(change))
+        PACKS.labels("live").set(len(self._loader.packs))
+        PACKS.labels("rejected").set(len(self._loader.rejected()))
 
-    def _apply(self, change: Change) -> pb.WatchResponse:
+    def _apply(self, change: Change) -> None:
         match change:
             case Pack():
-                personality = _describe(change)
-                self._registry.load(personality)
-                self._knowledge.want(change)
-                _log.info("pack loaded", personality_id=change.personality_id, digest=change.digest)
-                return pb.WatchResponse(loaded=self._as_it_is(personality))
+                self._registry.load(_describe(change))
+            case Removed(personality_id, version):
+                self._registry.remove(personality_id, version)
+            case Rejected():
+                pass
+
+    def _log(self, changes: Sequence[Change]) -> None:
+        """Says what changed: of many packs at once, as at the start, only how many, and what is wrong."""
+        quiet = len(changes) > _CHANGES_LOGGED
+        if quiet:
+            _log.info("packs loaded", changes=len(changes), live=len(self._loader.packs))
+        for change in changes:
+            match change:
+                case Rejected():
+                    _log.warning("pack rejected", message=change.error().message)
+                case Pack() if not quiet:
+                    _log.info("pack loaded", personality_id=change.personality_id, digest=change.digest)
+                case Removed(personality_id, version) if not quiet:
+                    _log.info("pack removed", personality_id=personality_id, version=version)
+                case _:
+                    pass
+
+    def _shelve(self, personality_id: str) -> None:
+        """Wants the knowledge of a personality's live versions, each in its namespace, and nothing else of it."""
+        wanted = {
+            self._namespace(personality): self._loader.packs[personality_id, personality.version]
+            for personality in self._registry.versions(personality_id)
+        }
+        for name in self._shelved.pop(personality_id, set()) - wanted.keys():
+            self._knowledge.drop(name)
+        for name, pack in wanted.items():
+            self._knowledge.want(name, pack)
+        if wanted:
+            self._shelved[personality_id] = set(wanted)
+
+    def _told(self, change: Change) -> pb.WatchResponse:
+        """Returns a change as watchers see it; of a version that is gone, who answers in its place."""
+        match change:
+            case Pack():
+                personality = self._registry.live(change.personality_id, change.manifest.version)
             case Removed(personality_id):
-                self._registry.remove(personality_id)
-                self._knowledge.drop(personality_id)
-                _log.info("pack removed", personality_id=personality_id)
-                return pb.WatchResponse(removed_personality_id=personality_id)
-            case AgentShellError():
-                _log.warning("pack rejected", message=change.message)
-                return pb.WatchResponse(rejected=errors.to_failure(change))
+                personality = self._registry.default(personality_id)
+                if personality is None:
+                    return pb.WatchResponse(removed_personality_id=personality_id)
+            case Rejected():
+                return pb.WatchResponse(rejected=errors.to_failure(change.error()))
+        return pb.WatchResponse(loaded=self._as_it_is(personality) if personality else None)
 
     def _publish(self, response: pb.WatchResponse) -> None:
         for changes in list(self._watchers):
@@ -170,28 +228,78 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             else:
                 changes.put_nowait(response)
 
+    def _default_id(self) -> str:
+        """Returns who answers the caller's tenant where it names nobody."""
+        return self._config.tenant_defaults.get(call.tenant(), self._config.default)
+
+    def _find(self, asked: str, digest: str = "") -> pb.Personality | None:
+        """Returns the live personality with this id, or `id@version`; the one with a digest even if it is past."""
+        personality_id, _, version = asked.partition("@")
+        if digest:
+            return self._registry.pinned(personality_id, digest)
+        if version:
+            return self._registry.live(personality_id, version)
+        return self._registry.default(personality_id)
+
+    def _namespace(self, personality: pb.Personality) -> str:
+        """Returns where a version's knowledge is: that of the default one, and of past ones, where it always is."""
+        default = self._registry.default(personality.personality_id)
+        is_beside = self._is_live(personality) and default is not personality
+        return namespace(personality.personality_id, personality.version if is_beside else "")
+
+    def _is_live(self, personality: pb.Personality) -> bool:
+        return self._registry.live(personality.personality_id, personality.version) is personality
+
     def _as_it_is(self, personality: pb.Personality, *, with_tool_code: bool = False) -> pb.Personality:
-        """Returns a copy that also says where its knowledge is now."""
+        """Returns a copy that also says how it stands now: whether it is live, and where its knowledge is."""
         copy = pb.Personality()
         copy.CopyFrom(personality)
         if not with_tool_code:
             copy.ClearField("tool_code")
         if copy.knowledge_namespaces:
-            copy.knowledge_state = self._knowledge.state(copy.personality_id)
+            copy.knowledge_namespaces[:] = [self._namespace(personality)]
+            copy.knowledge_state = self._knowledge.state(copy.knowledge_namespaces[0])
+        if self._is_live(personality):
+            copy.source = named(self._loader.origins[copy.personality_id, copy.version])
+            copy.is_default = personality is self._registry.default(copy.personality_id)
         return copy
 
-    def _not_found(self, personality_id: str, digest: str) -> AgentShellError:
-        ids = self._registry.ids()
-        named = ", ".join(ids[:_IDS_NAMED]) + (", ..." if len(ids) > _IDS_NAMED else "") if ids else "none"
-        metadata = {"personality_id": personality_id}
-        message = f"no personality {personality_id!r} is loaded; loaded are: {named}"
+    def _listed(self, personality: pb.Personality) -> pb.Personality:
+        listed = self._as_it_is(personality)
+        for field in ("system_prompt", "plan"):
+            listed.ClearField(field)
+        return listed
+
+    def _not_found(self, asked: str, digest: str) -> AgentShellError:
+        personality_id, _, version = asked.partition("@")
+        live = [one.version for one in self._registry.versions(personality_id)]
+        metadata = {"personality_id": asked}
         if digest:
             metadata["digest"] = digest
             message = (
                 f"version {digest} of personality {personality_id!r} is not kept: the last {VERSIONS_KEPT} versions "
                 "loaded by this process are; leave the digest out for the newest"
             )
+        elif live:
+            wanted = version or f"{self._config.versions[personality_id]}, which 'personality.versions' asks for,"
+            message = f"version {wanted} of personality {personality_id!r} is not loaded; loaded are: {', '.join(live)}"
+        else:
+            ids = self._registry.ids
+            loaded = ", ".join(ids[:_IDS_NAMED]) + (", ..." if len(ids) > _IDS_NAMED else "") if ids else "none"
+            message = f"no personality {personality_id!r} is loaded; loaded are: {loaded}"
         return AgentShellError(error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND, message, metadata=metadata)
+
+
+def _id(change: Pack | Removed) -> str:
+    return change.personality_id
+
+
+def _is_asked_for(personality: pb.Personality, request: pb.ListRequest) -> bool:
+    return (
+        request.category in ("", personality.category)
+        and set(request.tags) <= set(personality.tags)
+        and set(request.capabilities) <= set(personality.capabilities)
+    )
 
 
 def _describe(pack: Pack) -> pb.Personality:
@@ -206,6 +314,11 @@ def _describe(pack: Pack) -> pb.Personality:
         system_prompt=pack.system_prompt,
         tools=manifest.tools.names,
         knowledge_namespaces=[namespace(manifest.id)] if pack.documents else [],
+        category=manifest.category,
+        tags=manifest.tags,
+        capabilities=manifest.capabilities,
+        strategy=PlanStrategy.Value(f"PLAN_STRATEGY_{(manifest.plan.strategy or 'unspecified').upper()}"),
+        plan=pack.plan if pack.plan.steps else None,
     )
     personality.model.provider = manifest.provider_settings.default_provider
     personality.model.model = manifest.provider_settings.default_model
@@ -216,21 +329,12 @@ def _describe(pack: Pack) -> pb.Personality:
         personality.limits.max_steps = limits.max_steps
     if limits.max_attempts is not None:
         personality.limits.max_attempts = limits.max_attempts
-    if pack.tools:
-        personality.tool_code.CopyFrom(_code(pack))
+    if limits.max_tokens is not None:
+        personality.limits.max_tokens = limits.max_tokens
+    if limits.max_cost_usd is not None:
+        personality.limits.max_cost.CopyFrom(Money(currency_code="USD", amount_micros=round(limits.max_cost_usd * 1e6)))
+    code = tool_code.of(pack)
+    if code.ByteSize():
+        personality.tool_code.CopyFrom(code)
     personality.load_time.GetCurrentTime()
     return personality
-
-
-def _code(pack: Pack) -> pb.ToolCode:
-    code = pb.ToolCode(
-        files=pack.tool_files,
-        http_hosts=pack.manifest.abilities.http_hosts,
-        tier=pb.SandboxTier.Value(f"SANDBOX_TIER_{pack.manifest.tools.tier.upper()}"),
-    )
-    for function in pack.tools:
-        tool = Tool(name=function.name, description=function.description)
-        tool.input_schema.update(function.input_schema)
-        tool.output_schema.update(function.output_schema)
-        code.functions.add(tool=tool, module=function.module)
-    return code

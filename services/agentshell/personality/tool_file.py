@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from agentshell.personality.manifest import PackError, decode
+from agentshell.personality.yaml_file import PackError, decode
 
 DIRECTORY: Final = "tools"
 MAX_FILES_BYTES: Final = 256 * 1024

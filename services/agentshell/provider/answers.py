@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from itertools import cycle
 
+from agentshell.db.binary import bigint
 from agentshell.db.database import Connection, Database
-from agentshell.provider.runs import Request, reused
+from agentshell.mesh.errors import request_id_reused
+from agentshell.provider.runs import Request
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 _KEPT = "interval '24 hours'"
 _POLL_SECONDS = 0.1
+_KEEPERS = 4  # Answers that are kept at once: each waits for the disk.
 
 # A claim outlives its answer, so that whoever looked for the answer just before it came cannot claim the request. An
 # answer that is too old is as if it were not there. Nobody else gets the lock of a process that lives.
 _CLAIM = f"""
 WITH answered AS (
     SELECT request_digest, response FROM provider.answers
-    WHERE tenant_id = %(tenant)s AND request_id = %(request)s AND create_time > now() - {_KEPT}
+    WHERE tenant_id = $1::text AND request_id = $2::text AND create_time > now() - {_KEPT}
 ), claimed AS (
     INSERT INTO provider.claim AS c (tenant_id, request_id, request_digest, owner)
-    SELECT %(tenant)s, %(request)s, %(digest)s, %(owner)s WHERE NOT EXISTS (SELECT FROM answered)
+    SELECT $1::text, $2::text, $3::bytea, $4::bigint WHERE NOT EXISTS (SELECT FROM answered)
     ON CONFLICT (tenant_id, request_id) DO UPDATE
     SET request_digest = excluded.request_digest, owner = excluded.owner, create_time = now()
     WHERE c.owner = excluded.owner OR c.create_time <= now() - {_KEPT} OR pg_try_advisory_xact_lock_shared(c.owner)
     RETURNING 1
 )
 SELECT (SELECT request_digest FROM answered), (SELECT response FROM answered), EXISTS (SELECT FROM claimed),
-    (SELECT request_digest FROM provider.claim WHERE tenant_id = %(tenant)s AND request_id = %(request)s),
-    NOT pg_try_advisory_xact_lock_shared(%(owner)s)
+    (SELECT request_digest FROM provider.claim WHERE tenant_id = $1::text AND request_id = $2::text),
+    NOT pg_try_advisory_xact_lock_shared($4::bigint)
 """  # noqa: S608 - a constant
 
 # The first answer stays: of two calls that ran at once under one id, the later finds the earlier's. What is too old
@@ -41,7 +45,7 @@ _KEEP = f"""
 WITH swept AS (
     DELETE FROM provider.answers WHERE (tenant_id, request_id) IN (
         SELECT tenant_id, request_id FROM provider.answers
-        WHERE create_time <= now() - {_KEPT} AND (tenant_id, request_id) <> (%(tenant)s, %(request)s)
+        WHERE create_time <= now() - {_KEPT} AND (tenant_id, request_id) <> ($1::text, $2::text)
         ORDER BY create_time LIMIT 8 FOR UPDATE SKIP LOCKED
     )
 ), released AS (
@@ -51,12 +55,13 @@ WITH swept AS (
     )
 )
 INSERT INTO provider.answers AS a (tenant_id, request_id, request_digest, response)
-VALUES (%(tenant)s, %(request)s, %(digest)s, %(response)s)
+VALUES ($1::text, $2::text, $3::bytea, $4::bytea)
 ON CONFLICT (tenant_id, request_id) DO UPDATE
 SET request_digest = excluded.request_digest, response = excluded.response, create_time = now()
 WHERE a.create_time <= now() - {_KEPT}
 """  # noqa: S608 - a constant
 
+_TRUE = b"\x01"
 _RELEASE = "DELETE FROM provider.claim WHERE tenant_id = %s AND request_id = %s AND owner = %s"
 
 
@@ -65,6 +70,8 @@ class Answers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claim = database.statement(_CLAIM)
+        self._keepers = cycle([database.statement(_KEEP) for _ in range(_KEEPERS)])
         self._owner = secrets.randbits(62)
         self._locking = asyncio.Lock()
         self._lock: Connection | None = None  # Holds the lock that says that this process lives.
@@ -79,18 +86,16 @@ class Answers:
 
         Raises REQUEST_ID_REUSED where another thing was asked.
         """
-        values = {**_values(request), "owner": self._owner}
+        values = [*_values(request), bigint(self._owner)]
         while True:
-            async with self._database.connection() as connection:
-                row = await (await connection.execute(_CLAIM, values)).fetchone()
-            assert row is not None  # noqa: S101 - a SELECT without FROM
-            answered, response, is_ours, claimed, is_locked = row
+            row = await self._claim.run(values)
+            answered, response, is_ours, claimed, is_locked = (row.get_value(0, column) for column in range(5))
             if answered is not None:
                 _check(request, answered)
-                return pb.GenerateResponse.FromString(bytes(response))
-            if is_ours and is_locked:
+                return pb.GenerateResponse.FromString(response or b"")
+            if is_ours == is_locked == _TRUE:
                 return None
-            if is_ours:
+            if is_ours == _TRUE:
                 await self._take_lock()
                 continue
             if claimed is not None:
@@ -99,11 +104,9 @@ class Answers:
 
     async def keep(self, request: Request, response: pb.GenerateResponse) -> pb.GenerateResponse:
         """Keeps an answer durably and returns the first one, which is this or one that came meanwhile."""
-        values = {**_values(request), "response": response.SerializeToString()}
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(_KEEP, values)
-            if cursor.rowcount == 1:
-                return response
+        kept = await next(self._keepers).run([*_values(request), response.SerializeToString()])
+        if kept.command_tuples == 1:
+            return response
         return await self.claim(request) or response
 
     async def release(self, request: Request) -> None:
@@ -120,10 +123,10 @@ class Answers:
             await self._lock.execute("SELECT pg_advisory_lock(%s)", (self._owner,))
 
 
-def _values(request: Request) -> dict[str, str | bytes]:
-    return {"tenant": request.tenant_id, "request": request.request_id, "digest": request.digest}
+def _values(request: Request) -> list[bytes]:
+    return [request.tenant_id.encode(), request.request_id.encode(), request.digest]
 
 
 def _check(request: Request, first: bytes) -> None:
-    if bytes(first) != request.digest:
-        raise reused(request.request_id)
+    if first != request.digest:
+        raise request_id_reused(request.request_id)

@@ -10,10 +10,12 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
+from google.protobuf.message import Message as AnyMessage
+
 from agentshell.mesh import errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import backoff
-from agentshell.provider.adapters.adapter import Adapter
+from agentshell.provider.adapters.adapter import Adapter, Deltas
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.endpoint import Endpoint
 from agentshell.provider.metering import Meter, Spent
@@ -29,9 +31,9 @@ LIMITED_REST_SECONDS = 1.0
 REFUSED_KEY_REST_SECONDS = 60.0
 _NOTHING = content_pb2.Money(currency_code=CURRENCY_CODE)
 
-T = TypeVar("T")
+T = TypeVar("T", bound=AnyMessage)
 # Asks an adapter's model; yields deltas, if there are any, and last the answer.
-Start: TypeAlias = Callable[[Adapter, str], AsyncGenerator[pb.GenerationDelta | T]]
+Start: TypeAlias = Callable[[Adapter, str], AsyncGenerator[Deltas | T]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Work(Generic[T]):
 
 
 class Attempt(Generic[T]):
-    """`async with` it, then `read` until there is more than a delta. Closing it ends the call to the vendor at once."""
+    """`async with` it, then `read` until there is more than deltas. Closing it ends the call to the vendor at once."""
 
     def __init__(
         self, work: Work[T], candidate: Candidate, prices_name: str, endpoint: Endpoint, subject: Subject
@@ -88,14 +90,14 @@ class Attempt(Generic[T]):
         self._items = self._work.start(self._endpoint.adapter, self._candidate.model)
         return self
 
-    async def read(self) -> pb.GenerationDelta | T:
-        """Returns the next delta, or the answer. Raises the vendor's failure, and TimeoutError at the deadline."""
+    async def read(self) -> Deltas | T:
+        """Returns the next deltas, or the answer. Raises the vendor's failure, and TimeoutError at the deadline."""
         try:
             with self._work.alarm:
                 item = await anext(self._items)
         except StopAsyncIteration:
             raise RuntimeError(f"the adapter of {self._endpoint.label} ended without an answer") from None
-        if not isinstance(item, pb.GenerationDelta):
+        if isinstance(item, AnyMessage):
             self._finish(item)
         elif self._meter.add(item) and not self.has_content:
             self.has_content = True

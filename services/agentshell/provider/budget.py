@@ -1,12 +1,13 @@
 """Budgets: what a call may cost is reserved before it, and what it did cost is settled after it.
 
-What is reserved counts as spent until it is settled, so that no crash frees what may have been billed. Of calls at the
-same time, in any processes, no more are let through than fit, to the micro-USD and the token.
+What is reserved counts as spent until it is settled, so that no crash of a process or of Postgres frees what may have
+been billed (spending.py says what a crash of the machine may). Of calls at the same time, in any processes, no more are
+let through than fit, to the micro-USD and the token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -37,7 +38,7 @@ class _Rule(NamedTuple):
     reset_time: datetime
 
 
-class _Limit(NamedTuple):
+class Limit(NamedTuple):
     """The most that may be spent on an account, by a rule; without one it is a turn's limit of tokens."""
 
     account: Account
@@ -54,7 +55,7 @@ class _Limit(NamedTuple):
 class Reservation:
     """What is reserved for one call, until it is settled."""
 
-    entries: tuple[tuple[_Limit, int], ...] = ()
+    entries: tuple[tuple[Limit, int], ...] = ()
     settled: bool = False
 
 
@@ -80,20 +81,28 @@ class Budgets:
         """Writes what waits."""
         await self._spending.close()
 
-    def applies(self, principal: Principal, purpose: pb.Purpose) -> bool:
-        """Returns whether anything bounds a call. If not, to reserve for it costs nothing and asks nobody."""
-        return bool(self._limits(principal, purpose))
+    def limits(self, principal: Principal, purpose: pb.Purpose) -> list[Limit]:
+        """Returns what bounds a call, each account once."""
+        limits: dict[Account, Limit] = {}
+        for rule in self._current_rules():
+            subject = _subject(rule.budget, principal, purpose)
+            if subject:
+                account = _account(principal, rule.prefix + subject, _KEPT_DAYS[rule.budget.period])
+                if account not in limits or rule.most < limits[account].most:
+                    limits[account] = Limit(account, subject, rule.most, rule)
+        if purpose.turn_id and purpose.HasField("max_turn_tokens"):
+            account = _account(principal, f"turn/{purpose.turn_id}", _KEPT_DAYS["turn"])
+            limits[account] = Limit(account, purpose.turn_id, purpose.max_turn_tokens, None)
+        return list(limits.values())
 
-    async def reserve(
-        self, principal: Principal, purpose: pb.Purpose, most_tokens: int, most_cost_micros: int | None
-    ) -> Reservation:
+    async def reserve(self, limits: Sequence[Limit], most_tokens: int, most_cost_micros: int | None) -> Reservation:
         """Reserves the most that a call may use and cost, of all that bounds it or of nothing.
 
         Raises BUDGET_EXHAUSTED, TOKEN_LIMIT for the turn's, PRICE_UNKNOWN where a budget of money applies and the cost
         is None, and DATABASE_UNAVAILABLE. A call that was refused or cancelled has nothing reserved.
         """
-        asked: list[tuple[_Limit, int]] = []
-        for limit in self._limits(principal, purpose):
+        asked: list[tuple[Limit, int]] = []
+        for limit in limits:
             amount = most_cost_micros if limit.of_cost else most_tokens
             if amount is None:
                 raise _price_unknown(limit)
@@ -109,9 +118,9 @@ class Budgets:
     async def settle(self, reservation: Reservation, tokens: int, cost_micros: int | None) -> None:
         """Puts what a call used in the place of what was reserved; a cost of None leaves what was reserved of it spent.
 
-        Returns when that is stored, so that whoever hears of the call's end finds it settled, in any process. Never
-        fails: without Postgres it is done later, and what was reserved stays spent if this process ends before. A
-        second time does nothing.
+        Returns when that is stored, so that whoever hears of the call's end finds it settled, in any process; it is
+        stored as well where its caller is cancelled and does not wait. Never fails: without Postgres it is done later,
+        and what was reserved stays spent if this process ends before. A second time does nothing.
         """
         if reservation.settled:
             return
@@ -120,19 +129,6 @@ class Budgets:
         changes = [(limit.account, actual - amount) for limit, actual, amount in used if actual not in (None, amount)]
         if changes:
             await self._spending.change(changes)
-
-    def _limits(self, principal: Principal, purpose: pb.Purpose) -> list[_Limit]:
-        limits: dict[Account, _Limit] = {}
-        for rule in self._current_rules():
-            subject = _subject(rule.budget, principal, purpose)
-            if subject:
-                account = _account(principal, rule.prefix + subject, _KEPT_DAYS[rule.budget.period])
-                if account not in limits or rule.most < limits[account].most:
-                    limits[account] = _Limit(account, subject, rule.most, rule)
-        if purpose.turn_id and purpose.HasField("max_turn_tokens"):
-            account = _account(principal, f"turn/{purpose.turn_id}", _KEPT_DAYS["turn"])
-            limits[account] = _Limit(account, purpose.turn_id, purpose.max_turn_tokens, None)
-        return list(limits.values())
 
     def _current_rules(self) -> list[_Rule]:
         if self._budgets and self._today != (today := self._now().date()):
@@ -176,11 +172,11 @@ def _account(principal: Principal, name: str, kept_days: int) -> Account:
     return Account(principal.tenant_id, name.replace("\0", "\ufffd"), kept_days)  # Postgres has no NUL in texts.
 
 
-def _amount(limit: _Limit, amount: int) -> str:
+def _amount(limit: Limit, amount: int) -> str:
     return f"{amount // MICROS}.{amount % MICROS:06d} USD" if limit.of_cost else f"{amount} tokens"
 
 
-def _refused(limit: _Limit, refusal: Refusal) -> AgentShellError:
+def _refused(limit: Limit, refusal: Refusal) -> AgentShellError:
     most, spent, asked = (_amount(limit, n) for n in (limit.most, refusal.spent, refusal.entry.asked))
     metadata = {"limit": most, "spent": spent, "asked": asked}
     if not limit.of_cost:
@@ -205,7 +201,7 @@ def _refused(limit: _Limit, refusal: Refusal) -> AgentShellError:
     )
 
 
-def _price_unknown(limit: _Limit) -> AgentShellError:
+def _price_unknown(limit: Limit) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_PRICE_UNKNOWN,
         f"a budget of {_amount(limit, limit.most)} applies to {limit.subject}, and what this call may cost is unknown: "

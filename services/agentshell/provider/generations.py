@@ -14,7 +14,7 @@ from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import metrics, output_schema, response_cache, token_bound, tokens
 from agentshell.provider.adapters import answer
 from agentshell.provider.answers import Answers
-from agentshell.provider.budget import Reservation
+from agentshell.provider.budget import Limit, Reservation
 from agentshell.provider.ledger import Ledger, Most, total
 from agentshell.provider.metering import Spent
 from agentshell.provider.output_schema import OutputSchema
@@ -87,27 +87,31 @@ class Generations:
 
     async def _generate(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
         generation, reservation = await self._reserved(ask)
-        async with self._ledger.account(ask.purpose, reservation) as spent:
+        spent: list[Spent] = []
+        try:
             response = await self._ask(ask.schema, ask.candidates, generation, tell, spent)
+        finally:
+            await self._ledger.settle(ask.purpose, reservation, spent)
         response.usage.CopyFrom(total(spent))
         return response
 
     async def _reserved(self, ask: Ask) -> tuple[pb.Generation, Reservation | None]:
         """Returns the request, whose answer has a limit where anything bounds it, and what is reserved for it."""
-        if not self._ledger.bounds(ask.purpose):
+        limits = self._ledger.limits(ask.purpose)
+        if not limits:
             return ask.generation, None
         if ask.generation.parameters.HasField("max_output_tokens"):
-            most = _most(ask, ask.generation.parameters.max_output_tokens)
-            return ask.generation, await self._ledger.reserve(ask.purpose, ask.candidates, most)
-        limit = self._default_max_output_tokens
+            most = _most(ask, limits, ask.generation.parameters.max_output_tokens)
+            return ask.generation, await self._ledger.reserve(limits, ask.candidates, most)
+        longest = self._default_max_output_tokens
         try:
-            reservation = await self._ledger.reserve(ask.purpose, ask.candidates, _most(ask, limit))
+            reservation = await self._ledger.reserve(limits, ask.candidates, _most(ask, limits, longest))
         except AgentShellError as refusal:
-            limit = _fitting(ask, refusal)
-            reservation = await self._ledger.reserve(ask.purpose, ask.candidates, _most(ask, limit))
+            longest = _fitting(ask, limits, refusal)
+            reservation = await self._ledger.reserve(limits, ask.candidates, _most(ask, limits, longest))
         generation = pb.Generation()
         generation.CopyFrom(ask.generation)
-        generation.parameters.max_output_tokens = limit
+        generation.parameters.max_output_tokens = longest
         return generation, reservation
 
     async def _ask(
@@ -122,19 +126,18 @@ class Generations:
             return await self._stream(candidates, generation, tell, spent)
         # What was told cannot be taken back: it is told when it is known to be valid.
         grown: list[pb.GenerationDelta] = []
-        response = await self._stream(candidates, generation, grown.append, spent)
+        response = await self._stream(candidates, generation, grown.extend, spent)
         problem = schema.problem(response)
         if problem and response.finish_reason == pb.FINISH_REASON_STOP:
             metrics.REPAIRS.inc()
             grown.clear()
             answered = (Candidate(spent[-1].provider, spent[-1].model),)
             again = output_schema.repaired(generation, response, problem)
-            response = await self._stream(answered, again, grown.append, spent)
+            response = await self._stream(answered, again, grown.extend, spent)
             problem = schema.problem(response)
         if problem:
             raise _invalid(response, problem)
-        for delta in grown:
-            tell(delta)
+        tell(grown)
         return response
 
     async def _stream(
@@ -153,18 +156,20 @@ def deadline() -> float:
     return call.current().deadline or time.monotonic() + _MAX_CALL_SECONDS
 
 
-def _most(ask: Ask, output_tokens: int) -> Most:
+def _most(ask: Ask, limits: Sequence[Limit], output_tokens: int) -> Most:
     """Returns the most that an answer of so many tokens takes, with its repair where it may need one."""
-    likely, bound = tokens.estimate_generation(ask.generation), token_bound.of_generation(ask.generation)
+    # To estimate a long request takes milliseconds: only where tokens are limited.
+    likely = 0 if all(limit.of_cost for limit in limits) else tokens.estimate_generation(ask.generation)
+    bound = token_bound.of_generation(ask.generation)
     if ask.schema is None:
         return Most(likely, bound, output_tokens)
     return Most(2 * likely + output_tokens, 2 * bound + output_tokens, 2 * output_tokens)
 
 
-def _fitting(ask: Ask, refusal: AgentShellError) -> int:
+def _fitting(ask: Ask, limits: Sequence[Limit], refusal: AgentShellError) -> int:
     """Returns how long an answer may be in the tokens that are left. Raises the refusal where nothing fits."""
     left_tokens = int(refusal.metadata.get("left_tokens", "0"))
-    at_all = _most(ask, 0)
+    at_all = _most(ask, limits, 0)
     answers = 1 if ask.schema is None else 3  # The first, the first read again, and the mended one.
     fitting = (left_tokens - at_all.input_tokens) // answers
     if fitting < 1:
@@ -173,8 +178,7 @@ def _fitting(ask: Ask, refusal: AgentShellError) -> int:
 
 
 def _replay(response: pb.GenerateResponse, tell: Tell) -> pb.GenerateResponse:
-    for delta in answer.deltas(response):
-        tell(delta)
+    tell(answer.deltas(response))
     return response
 
 

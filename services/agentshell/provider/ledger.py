@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentshell.content import add_usage
 from agentshell.mesh import call
-from agentshell.mesh.call import Principal
-from agentshell.provider.budget import Budgets, Reservation
+from agentshell.provider.budget import Budgets, Limit, Reservation
 from agentshell.provider.metering import Spent
 from agentshell.provider.pricing import CURRENCY_CODE, Prices
 from agentshell.provider.routing import Candidate
@@ -39,40 +36,29 @@ class Ledger:
         self._prices = prices
         self._budgets = budgets
         self._usages = usages
-        self._settling: set[asyncio.Task[None]] = set()
 
-    def bounds(self, purpose: pb.Purpose) -> bool:
-        """Returns whether anything bounds what the caller may spend on a purpose."""
-        return self._budgets.applies(call.current().principal, purpose)
+    def limits(self, purpose: pb.Purpose) -> list[Limit]:
+        """Returns what bounds what the caller may spend on a purpose."""
+        return self._budgets.limits(call.current().principal, purpose)
 
-    async def reserve(self, purpose: pb.Purpose, candidates: Sequence[Candidate], most: Most) -> Reservation | None:
-        """Reserves the most that a call may use; None: nothing bounds it.
+    async def reserve(self, limits: Sequence[Limit], candidates: Sequence[Candidate], most: Most) -> Reservation:
+        """Reserves the most that a call may use.
 
         Raises BUDGET_EXHAUSTED, TOKEN_LIMIT, PRICE_UNKNOWN, DATABASE_UNAVAILABLE.
         """
-        principal = call.current().principal
-        if not self._budgets.applies(principal, purpose):
-            return None
         cost = self._cost_of(candidates, most)
-        return await self._budgets.reserve(principal, purpose, most.input_tokens + most.output_tokens, cost)
+        return await self._budgets.reserve(limits, most.input_tokens + most.output_tokens, cost)
 
-    @asynccontextmanager
-    async def account(self, purpose: pb.Purpose, reservation: Reservation | None) -> AsyncGenerator[list[Spent]]:
-        """Gives the list that takes what the block's calls spend; it is settled at the block's end, however it ends."""
-        principal = call.current().principal
-        spent: list[Spent] = []
-        try:
-            yield spent
-        finally:
-            settling = asyncio.create_task(self._settle(principal, purpose, reservation, spent))
-            self._settling.add(settling)
-            settling.add_done_callback(self._settling.discard)
-            await asyncio.shield(settling)  # Who is cancelled has spent what it has.
+    async def settle(self, purpose: pb.Purpose, reservation: Reservation | None, spent: Sequence[Spent]) -> None:
+        """Writes down what a call has spent, however it ended, and puts it in the place of what was reserved.
 
-    async def close(self) -> None:
-        """Waits for what is being settled."""
-        if self._settling:
-            await asyncio.wait(self._settling)
+        It is done as well where the caller is cancelled and does not wait for the end of it.
+        """
+        self._usages.add(call.current().principal, purpose, spent)
+        if reservation is not None:
+            used = total(spent)
+            cost = used.cost.amount_micros if used.HasField("cost") else None
+            await self._budgets.settle(reservation, used.input_tokens + used.output_tokens, cost)
 
     def _cost_of(self, candidates: Sequence[Candidate], most: Most) -> int | None:
         bounds = [
@@ -82,18 +68,11 @@ class Ledger:
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None
 
-    async def _settle(
-        self, principal: Principal, purpose: pb.Purpose, reservation: Reservation | None, spent: Sequence[Spent]
-    ) -> None:
-        self._usages.add(principal, purpose, spent)
-        if reservation is not None:
-            used = total(spent)
-            cost = used.cost.amount_micros if used.HasField("cost") else None
-            await self._budgets.settle(reservation, used.input_tokens + used.output_tokens, cost)
-
 
 def total(spent: Sequence[Spent]) -> Usage:
     """Returns what calls used together. The cost is unknown as soon as one call's is."""
+    if len(spent) == 1:
+        return spent[0].usage
     used = Usage(cost=Money(currency_code=CURRENCY_CODE))
     for each in spent:
         add_usage(used, each.usage)

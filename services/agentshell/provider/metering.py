@@ -6,6 +6,7 @@ vendor that gives none) is estimated: what the vendor said last, and for what ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agentshell.mesh.errors import AgentShellError
@@ -43,23 +44,26 @@ class Meter:
         """How many characters of text have come."""
         return self._characters
 
-    def add(self, delta: pb.GenerationDelta) -> bool:
-        """Notes what has come. Returns whether it is content: something that a reader has now seen."""
-        match delta.WhichOneof("kind"):
-            case "text":
-                self._since.append(delta.text)
-                self._characters += len(delta.text)
-            case "reasoning":
-                self._since.append(delta.reasoning)
-            case "tool_call":
-                self._since += (delta.tool_call.name, delta.tool_call.arguments_json)
-            case "usage":
-                self._said = delta.usage
-                self._since.clear()
-                return False
-            case None:
-                return False
-        return True
+    def add(self, deltas: Iterable[pb.GenerationDelta]) -> bool:
+        """Notes what has come. Returns whether there is content: something that a reader has now seen."""
+        has_content = False
+        for delta in deltas:
+            match delta.WhichOneof("kind"):
+                case "text":
+                    self._since.append(delta.text)
+                    self._characters += len(delta.text)
+                case "reasoning":
+                    self._since.append(delta.reasoning)
+                case "tool_call":
+                    self._since += (delta.tool_call.name, delta.tool_call.arguments_json)
+                case "usage":
+                    self._said = delta.usage
+                    self._since.clear()
+                    continue
+                case None:
+                    continue
+            has_content = True
+        return has_content
 
     def usage(self) -> content_pb2.Usage:
         """Returns what an attempt that was cut off used. What nothing came of used nothing."""

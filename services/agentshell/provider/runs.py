@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from agentshell.mesh.errors import AgentShellError
-from kfm.error.v1 import error_pb2
+from agentshell.mesh.errors import request_id_reused
 from kfm.provider.v1.provider_service_pb2 import GenerateResponse, GenerationDelta
 
-Tell: TypeAlias = Callable[[GenerationDelta], None]
+Tell: TypeAlias = Callable[[list[GenerationDelta]], None]
 Work: TypeAlias = Callable[[Tell], Coroutine[Any, Any, GenerateResponse]]
 
 
@@ -32,8 +32,8 @@ class _Run:
     deltas: list[GenerationDelta] = field(default_factory=list[GenerationDelta])
     followers: set[asyncio.Event] = field(default_factory=set[asyncio.Event])
 
-    def tell(self, delta: GenerationDelta) -> None:
-        self.deltas.append(delta)
+    def tell(self, deltas: list[GenerationDelta]) -> None:
+        self.deltas += deltas
         self.wake()
 
     def wake(self) -> None:
@@ -46,20 +46,15 @@ class Runs:
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str], _Run] = {}  # By tenant and request id.
-        self._tasks: set[asyncio.Task[GenerateResponse]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def follow(self, request: Request, work: Work) -> AsyncGenerator[list[GenerationDelta] | GenerateResponse]:
         """Yields what the request's run says, what has gathered at a time, and its answer; begins one if there is none.
 
         Raises REQUEST_ID_REUSED, and what `work` raises.
         """
-        run = self._join(request, work)
-        grown = asyncio.Event()
-        run.followers.add(grown)
-        if run.deltas:
-            grown.set()
         sent = 0
-        try:
+        with self._following(request, work) as (run, grown):
             while not run.task.done():
                 await grown.wait()
                 grown.clear()
@@ -69,11 +64,20 @@ class Runs:
             if deltas := run.deltas[sent:]:
                 yield deltas
             yield run.task.result()
+
+    async def answer(self, request: Request, work: Work) -> GenerateResponse:
+        """Returns the answer of the request's run, as `follow` has it, and hears nothing of its growth."""
+        if request.request_id:
+            with self._following(request, work) as (run, _):
+                await asyncio.wait([run.task])
+                return run.task.result()
+        # Nobody can join it: it needs no task of its own.
+        own = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._tasks.add(own)
+        try:
+            return await work(_tell_nobody)
         finally:
-            run.followers.discard(grown)
-            if not run.followers:
-                run.task.cancel()
-                self._forget(run)
+            self._tasks.discard(own)
 
     async def close(self) -> None:
         """Cancels what runs."""
@@ -82,10 +86,26 @@ class Runs:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    @contextmanager
+    def _following(self, request: Request, work: Work) -> Generator[tuple[_Run, asyncio.Event]]:
+        """Gives the run, and what is set whenever it has grown or ended."""
+        run = self._join(request, work)
+        grown = asyncio.Event()
+        run.followers.add(grown)
+        if run.deltas:
+            grown.set()
+        try:
+            yield run, grown
+        finally:
+            run.followers.discard(grown)
+            if not run.followers:
+                run.task.cancel()
+                self._forget(run)
+
     def _join(self, request: Request, work: Work) -> _Run:
         run = self._runs.get((request.tenant_id, request.request_id))
         if run is not None and run.request.digest != request.digest:
-            raise reused(request.request_id)
+            raise request_id_reused(request.request_id)
         if run is None:
             run = _Run(request)
             run.task = asyncio.create_task(work(run.tell))
@@ -108,10 +128,5 @@ class Runs:
             del self._runs[key]
 
 
-def reused(request_id: str) -> AgentShellError:
-    """The error for a request id that comes with another request."""
-    return AgentShellError(
-        error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-        f"request_id {request_id!r} was used within 24 hours for another request: use a new one",
-        metadata={"request_id": request_id},
-    )
+def _tell_nobody(_deltas: list[GenerationDelta]) -> None:
+    pass

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,10 +15,12 @@ from agentshell.mesh import call, errors, paging
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import routing, token_bound, tokens
+from agentshell.provider.alarm import Alarm
 from agentshell.provider.answers import Answers
 from agentshell.provider.budget import Budgets
 from agentshell.provider.generations import Ask, Generations, deadline
 from agentshell.provider.ledger import Ledger, Most
+from agentshell.provider.metering import Spent
 from agentshell.provider.output_schema import OutputSchema
 from agentshell.provider.pricing import Prices
 from agentshell.provider.response_cache import ResponseCache
@@ -70,7 +70,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
         generations = Generations(vendors, ledger, answers, ResponseCache(database), config.default_max_output_tokens)
         service = cls(config, vendors, prices, ledger, generations, usages)
         async with AsyncExitStack() as stack:
-            for close in (vendors.close, answers.close, usages.close, budgets.close, ledger.close, service.close):
+            for close in (vendors.close, answers.close, usages.close, budgets.close, service.close):
                 stack.push_async_callback(close)
             await budgets.open()
             yield service
@@ -80,44 +80,53 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
         await self._runs.close()
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
-        """Returns the stream's end: both are one call to the vendor."""
-        async with aclosing(self._follow(request)) as said:
-            async for item in said:
-                if isinstance(item, pb.GenerateResponse):
-                    return item
-        raise RuntimeError("a run ended without an answer")
+        """Returns the stream's end.
+
+        The vendor is asked for a stream here too: else nobody would know what an answer cost that was cut off, nor tell
+        a vendor that thinks for long from one that is silent.
+        """
+        ask = self._asked(request)
+        with _in_time():
+            return await self._runs.answer(ask.request, partial(self._generations.answer, ask))
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse]:
         """Streams deltas; those that came since the last response was sent go together."""
-        async with aclosing(self._follow(request)) as said:
-            async for item in said:
-                if isinstance(item, pb.GenerateResponse):
-                    yield pb.StreamGenerateResponse(finish=item)
-                else:
-                    yield pb.StreamGenerateResponse(deltas=item)
+        ask = self._asked(request)
+        with _in_time():
+            async with aclosing(self._runs.follow(ask.request, partial(self._generations.answer, ask))) as said:
+                async for item in said:
+                    if isinstance(item, pb.GenerateResponse):
+                        yield pb.StreamGenerateResponse(finish=item)
+                    else:
+                        yield pb.StreamGenerateResponse(deltas=item)
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         """Returns a vector a text."""
         purpose, candidates = request.purpose, self._candidates(request.purpose, request.provider, request.model)
-        most = Most(sum(map(tokens.estimate, request.texts)), token_bound.of_texts(request.texts), 0)
-        async with _in_time():
-            reservation = await self._ledger.reserve(purpose, candidates, most)
-            async with self._ledger.account(purpose, reservation) as spent:
+        spent: list[Spent] = []
+        with _in_time():
+            reservation = None
+            if limits := self._ledger.limits(purpose):
+                most = Most(sum(map(tokens.estimate, request.texts)), token_bound.of_texts(request.texts), 0)
+                reservation = await self._ledger.reserve(limits, candidates, most)
+            try:
                 return await self._vendors.embed(candidates, request, deadline(), spent)
+            finally:
+                await self._ledger.settle(purpose, reservation, spent)
 
     async def Moderate(self, request: pb.ModerateRequest, context: _Context) -> pb.ModerateResponse:
         """Returns a verdict a text."""
         candidates = self._candidates(pb.Purpose(), request.provider, request.model)
-        async with _in_time():
+        with _in_time():
             return await self._vendors.moderate(candidates, request, deadline())
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: _Context) -> pb.CountTokensResponse:
         """Returns the count of the first model that the request leads to."""
         generation = request.generation
         candidates = self._candidates(pb.Purpose(), generation.provider, generation.model)
-        async with _in_time():
+        with _in_time():
             return await self._vendors.count_tokens(candidates[:1], generation, deadline())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
@@ -129,12 +138,6 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:
         """Says what the tenant used."""
         return await self._usages.rows(call.tenant(), request)
-
-    async def _follow(self, request: _Generate) -> AsyncGenerator[list[pb.GenerationDelta] | pb.GenerateResponse]:
-        ask = self._asked(request)
-        async with _in_time(), aclosing(self._runs.follow(ask.request, partial(self._generations.answer, ask))) as said:
-            async for item in said:
-                yield item
 
     def _asked(self, request: _Generate) -> Ask:
         generation, schema = request.generation, None
@@ -171,17 +174,20 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
         return models
 
 
-@asynccontextmanager
-async def _in_time() -> AsyncGenerator[None]:
+@contextmanager
+def _in_time() -> Generator[None]:
     """Ends the block when the caller's time is up."""
+    alarm = Alarm(deadline())
     try:
-        async with asyncio.timeout(max(0.0, deadline() - time.monotonic())):
+        with alarm:
             yield
     except TimeoutError as error:
         raise AgentShellError(
             error_pb2.ERROR_REASON_PROVIDER_TIMEOUT,
             "no model answered before the caller's deadline: allow more time, or ask for less",
         ) from error
+    finally:
+        alarm.stop()
 
 
 def _page(models: Sequence[pb.Model], request: pb.ListModelsRequest) -> pb.ListModelsResponse:

@@ -3,16 +3,19 @@
 There is no timer: what arrives while a batch is under way is the next one. Each batch counts once: one whose answer was
 lost is sent again under its number until Postgres says what became of it.
 
-What spends waits for Postgres' disk: a claim that a crash of the machine forgot would be money that was billed and does
-not count. What only gives back does not wait (synchronous_commit is off for it): forgotten, it counts as spent.
+Nothing waits for Postgres' disk (synchronous_commit is off): a vendor is asked a round trip after the call, not a flush
+after it. What a crash of Postgres takes back this process still knows, and writes again before anything else. So only a
+crash of the whole machine, or of both at once, can forget what was spent: that of its last moments, which Postgres had
+not flushed (three times wal_writer_delay, 0.6 s by default).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -21,7 +24,8 @@ import structlog
 from psycopg.pq.abc import PGresult
 
 from agentshell.db.binary import bigint, bigints, integers, texts
-from agentshell.db.database import Database
+from agentshell.db.database import Connection, Database
+from agentshell.db.statement import Statement
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
@@ -29,12 +33,20 @@ MAX_BATCH_CLAIMS = 256
 MAX_WAITING_CLAIMS = 10_000
 STATEMENT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+# So many batches later one waits for the disk, and with it all before it. Older ones are there by themselves: Postgres
+# leaves nothing unflushed for longer than half a minute, whatever wal_writer_delay is.
+MAX_UNFLUSHED_BATCHES = 1000
+_FLUSHED_SECONDS = 60.0
 
 _SPEND = """
 SELECT * FROM provider.spend(
     $1::bytea, $2::bigint, $3::boolean, $4::text[], $5::text[], $6::integer[], $7::bigint[],
     $8::integer[], $9::integer[], $10::bigint[], $11::bigint[]
 )
+"""
+_WRITTEN = "SELECT batch FROM provider.writers WHERE writer_id = %s"
+_AGAIN = """
+SELECT FROM provider.spend(%s, %s, true, %s::text[], %s::text[], %s::integer[], %s::bigint[], '{}', '{}', '{}', '{}')
 """
 _logger = structlog.get_logger(__name__)
 
@@ -76,17 +88,27 @@ class _Batch:
     changed: list[asyncio.Future[None]]
 
 
+class _Written(NamedTuple):
+    """A batch that Postgres has, perhaps not on disk yet, and what it did to accounts."""
+
+    number: int
+    changes: Mapping[Account, int]
+    time: float
+
+
 class Spending:
     """The accounts of all tenants; the schema is there (Database.migrate) before it opens."""
 
     def __init__(self, database: Database) -> None:
-        self._statement = database.statement(_SPEND)
+        self._database = database
+        self._statement = Statement(self._connect, _SPEND)
         self._writer_id = os.urandom(16)
         self._number = 0
         self._claims: deque[_Claim] = deque()
         self._changes: dict[Account, int] = {}
         self._changed: list[asyncio.Future[None]] = []
         self._unsure: _Batch | None = None  # Nobody knows whether it was written.
+        self._unflushed: list[_Written] = []
         self._arrived = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -123,7 +145,7 @@ class Spending:
     async def change(self, changes: Iterable[tuple[Account, int]]) -> None:
         """Adds to accounts, never below 0. Returns when that is stored, or Postgres does not answer: then it is later.
 
-        It is never lost but with the process.
+        It is never lost but with the process, also where nobody waits for it any more.
         """
         if self._task is None or self._task.done():
             return
@@ -166,9 +188,10 @@ class Spending:
     async def _write(self, batch: _Batch) -> bool:
         """Returns whether it is known what became of a batch. If not, it comes again, and whoever waits is refused."""
         self._unsure = batch
+        flushed = len(self._unflushed) >= MAX_UNFLUSHED_BATCHES
         try:
             async with asyncio.timeout(STATEMENT_SECONDS):
-                refusals = _refusals(batch, await self._statement.run(_parameters(self._writer_id, batch)))
+                refusals = _refusals(batch, await self._statement.run(_parameters(self._writer_id, batch, flushed)))
         except Exception as error:
             if isinstance(error, TimeoutError) or _is_unavailable(error):
                 waiting, self._claims = [*batch.claims, *self._claims], deque()
@@ -183,6 +206,10 @@ class Spending:
             _release(batch.changed)
             return True
         self._unsure = None
+        if flushed:
+            self._unflushed.clear()
+        else:
+            self._unflushed.append(_Written(batch.number, _done(batch, refusals), time.monotonic()))
         for claim, refusal in zip(batch.claims, refusals, strict=True):
             if claim.done.done():
                 self._give_back(claim, refusal)
@@ -190,6 +217,28 @@ class Spending:
                 claim.done.set_result(refusal)
         _release(batch.changed)
         return True
+
+    async def _connect(self) -> Connection:
+        """Connects, and writes again what a crash of Postgres took back: before anything is decided without it."""
+        connection = await self._database.dedicated()
+        try:
+            since = time.monotonic() - _FLUSHED_SECONDS
+            recent = [batch for batch in self._unflushed if batch.time > since]
+            if recent:
+                row = await (await connection.execute(_WRITTEN, [self._writer_id])).fetchone()
+                lost: Counter[Account] = Counter()
+                for batch in recent:
+                    if row is None or batch.number > row[0]:
+                        lost.update(batch.changes)
+                if lost:
+                    columns = [list(column) for column in zip(*lost, strict=True)]
+                    again = [self._writer_id, recent[-1].number, *columns, list(lost.values())]
+                    await connection.execute(_AGAIN, again)
+                    _logger.warning("provider.spending.written_again", accounts=len(lost))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     def _give_back(self, claim: _Claim, refusal: Refusal | None) -> None:
         """Takes back what was granted to somebody who has gone."""
@@ -207,7 +256,7 @@ class Spending:
             pass
 
 
-def _parameters(writer_id: bytes, batch: _Batch) -> list[bytes]:
+def _parameters(writer_id: bytes, batch: _Batch, flushed: bool) -> list[bytes]:
     accounts = dict(batch.changes)
     for claim in batch.claims:
         for entry in claim.entries:
@@ -217,11 +266,10 @@ def _parameters(writer_id: bytes, batch: _Batch) -> list[bytes]:
     ends: list[int] = []
     for claim in batch.claims:
         ends.append((ends[-1] if ends else 0) + len(claim.entries))
-    durable = bool(batch.claims) or any(amount > 0 for amount in batch.changes.values())
     return [
         writer_id,
         bigint(batch.number),
-        bytes([durable]),
+        bytes([flushed]),
         texts([account.tenant_id for account in accounts]),
         texts([account.name for account in accounts]),
         integers([account.kept_days for account in accounts]),
@@ -242,6 +290,16 @@ def _refusals(batch: _Batch, result: PGresult) -> list[Refusal | None]:
         spent = int.from_bytes(result.get_value(row, 1) or b"")
         found.append(Refusal(claim.entries[refused_by - 1], spent) if refused_by else None)
     return found
+
+
+def _done(batch: _Batch, refusals: Sequence[Refusal | None]) -> Mapping[Account, int]:
+    """Returns what a batch did to accounts."""
+    done = Counter(batch.changes)
+    for claim, refusal in zip(batch.claims, refusals, strict=True):
+        if refusal is None:
+            for account, asked, _ in claim.entries:
+                done[account] += asked
+    return done
 
 
 def _refuse(claims: Iterable[_Claim], problem: str, cause: Exception) -> None:

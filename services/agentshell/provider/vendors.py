@@ -9,10 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import aclosing
 from typing import TypeVar
 
+from google.protobuf.message import Message as AnyMessage
+
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import abilities, adapters, metrics, vendor
-from agentshell.provider.adapters.adapter import Adapter, Kind, unsupported
+from agentshell.provider.adapters.adapter import Adapter, Deltas, Kind, unsupported
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.attempt import Attempt, Start, Work, failure_of
 from agentshell.provider.course import Stage, Step, course
@@ -28,7 +30,7 @@ BUILT_IN = ("local", "openai", "openai_chat", "anthropic", "gemini")
 _OTHER_MODEL = "other"
 _NO_GENERATION = pb.Generation()
 
-T = TypeVar("T")
+T = TypeVar("T", bound=AnyMessage)
 _Missing = Callable[[frozenset[pb.Ability.ValueType]], list[str]]
 
 
@@ -97,7 +99,7 @@ class Vendors:
 
     def stream(
         self, candidates: Sequence[Candidate], generation: pb.Generation, deadline: float, spent: list[Spent]
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    ) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields what the answer grows by and, last, the whole answer with its usage and cost.
 
         Once there was content, a failure ends it, with `delivered` in its metadata: how many characters of text there
@@ -106,7 +108,7 @@ class Vendors:
         FEATURE_UNSUPPORTED where none can.
         """
 
-        def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+        def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
             return adapter.stream(generation, model)
 
         return self._ask("chat", self._able(candidates, generation), start, generation, deadline, spent)
@@ -118,7 +120,7 @@ class Vendors:
         needed = [pb.ABILITY_EMBEDDINGS, *([pb.ABILITY_DIMENSIONS] if request.HasField("dimensions") else [])]
         same = [each for each in candidates if each.model == candidates[0].model]
 
-        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.EmbedResponse]:
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.EmbedResponse]:
             yield await adapter.embed(request.texts, model, request.dimensions)
 
         able = self._with_abilities(same, needed)
@@ -129,7 +131,7 @@ class Vendors:
     ) -> pb.ModerateResponse:
         """Returns a verdict a text."""
 
-        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.ModerateResponse]:
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.ModerateResponse]:
             yield await adapter.moderate(request.texts, model)
 
         able = self._with_abilities(candidates, [pb.ABILITY_MODERATION])
@@ -140,7 +142,7 @@ class Vendors:
     ) -> pb.CountTokensResponse:
         """Returns how many tokens the model would read, and whether that is an estimate."""
 
-        async def start(adapter: Adapter, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.CountTokensResponse]:
+        async def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.CountTokensResponse]:
             yield await adapter.count_tokens(generation, model)
 
         able = self._able(candidates, generation)
@@ -171,7 +173,7 @@ class Vendors:
         generation: pb.Generation,
         deadline: float,
         spent: list[Spent],
-    ) -> AsyncGenerator[pb.GenerationDelta | T]:
+    ) -> AsyncGenerator[Deltas | T]:
         stages = [Stage(candidate, self.find(candidate.provider).endpoints) for candidate in candidates]
         steps = course(stages, self._config.max_attempts, deadline, time.monotonic, random.random)
         step = next(steps)
@@ -185,7 +187,7 @@ class Vendors:
                         with alarm:
                             await asyncio.sleep(step.wait_seconds)
                     async with attempt:
-                        while isinstance(item := await attempt.read(), pb.GenerationDelta):
+                        while not isinstance(item := await attempt.read(), AnyMessage):
                             yield item
                     break
                 except (AgentShellError, TimeoutError) as error:
@@ -247,9 +249,9 @@ def _following(steps: Generator[Step, AgentShellError, None], failure: AgentShel
         return None
 
 
-async def _last(items: AsyncGenerator[pb.GenerationDelta | T]) -> T:
+async def _last(items: AsyncGenerator[Deltas | T]) -> T:
     async with aclosing(items):
         async for item in items:
-            if not isinstance(item, pb.GenerationDelta):
+            if isinstance(item, AnyMessage):
                 return item
     raise RuntimeError("a call to a vendor ended without an answer")

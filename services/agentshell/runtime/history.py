@@ -29,7 +29,11 @@ class History:
     async def remember(self, tenant_id: str, turn: Turn) -> None:
         """Adds the turn's input and output. Tries for a while; then says in the log what the history lacks."""
         request = AppendMessagesRequest(
-            session_id=turn.session_id, messages=[turn.input, turn.output], request_id=turn.turn_id
+            session_id=turn.session_id,
+            messages=[turn.input, turn.output],
+            request_id=turn.turn_id,
+            # Whose conversation it is: it is forgotten with the user. The mesh itself, with an `@`, is nobody's.
+            user_id="" if turn.principal_id.startswith("@") else turn.principal_id,
         )
         error = await retry(
             lambda: self._memory.AppendMessages(request),

@@ -14,6 +14,9 @@ from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest, TurnEvent
 from kfm.turn.v1.turn_pb2 import Step, Turn
 
+# The tool that is another personality, as `agentshell.tool` has it, which this may not import; a test keeps them equal.
+ASK_AGENT = "ask_agent"
+
 
 def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> StepRequest:
     """Returns what a worker needs to make the attempt that `scheduled` decided on."""
@@ -45,6 +48,11 @@ def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> Ste
     return request
 
 
+def has_turn(step: Step) -> bool:
+    """Returns whether another personality answers a step, in a turn of its own; a model asks for that by a tool."""
+    return step.HasField("agent") or step.tool.name == ASK_AGENT
+
+
 def sources(steps: Mapping[str, Step], step: Step) -> tuple[list[str], list[str]]:
     """Returns the steps whose outputs are its request's `dependencies`, and those of its `transcript`, in order.
 
@@ -64,7 +72,7 @@ def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: R
         envelope.set_time(request.start_time, start)
     if request.step.HasField("timeout"):
         end = min(end, start + nanoseconds(request.step.timeout))
-    elif not request.step.HasField("agent"):  # A turn of its own has limits of its own.
+    elif not has_turn(request.step):  # A turn of its own has limits of its own.
         end = min(end, start + round(config.step_seconds * 1e9))
     envelope.set_time(request.deadline, end)
 

@@ -1,4 +1,4 @@
-"""The turns that a turn's agent steps have asked for: they do not outlive it."""
+"""The turns that a turn's steps have asked for: they do not outlive it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import grpc.aio
 import structlog
 
 from agentshell.mesh.call import Principal
+from agentshell.runtime.request import has_turn
 from agentshell.runtime.retry import retry
 from agentshell.turn.records import turn_id_of
 from kfm.error.v1 import error_pb2
@@ -29,8 +30,8 @@ class SubTurns:
         self._turns = TurnServiceStub(gateway)
 
     async def cancel(self, tenant_id: str, turn: Turn) -> None:
-        """Cancels the turns of agent steps that were under way when `turn` ended. Tries for a while, then says so."""
-        steps = [s for s in turn.plan.steps if s.HasField("agent") and s.state == STEP_STATE_SCHEDULED]
+        """Cancels the turns of steps that were under way when `turn` ended. Tries for a while, then says so."""
+        steps = [step for step in turn.plan.steps if has_turn(step) and step.state == STEP_STATE_SCHEDULED]
         await asyncio.gather(*(self._cancel(tenant_id, turn, step.step_id) for step in steps))
 
     async def _cancel(self, tenant_id: str, turn: Turn, step_id: str) -> None:

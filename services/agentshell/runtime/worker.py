@@ -12,10 +12,11 @@ import structlog
 from opentelemetry import trace
 
 from agentshell.log.log import MAX_PAYLOAD_BYTES, Log
-from agentshell.mesh import call, errors, telemetry
+from agentshell.mesh import call, errors, redaction, telemetry
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import STEP_SECONDS, STEPS
 from agentshell.runtime.outputs import Outputs
+from agentshell.runtime.request import has_turn
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
 from kfm.error.v1 import error_pb2
@@ -66,7 +67,7 @@ class Worker:
             start, asked = (at.ToNanoseconds() / 1e9 for at in (request.start_time, request.header.time))
             await asyncio.sleep(min(max(0.0, start - time.time()), start - asked))  # The clock may be set back.
         # A turn within the turn needs places itself: to wait for it with one taken could wait for ever.
-        async with contextlib.nullcontext() if request.step.HasField("agent") else self._places:
+        async with contextlib.nullcontext() if has_turn(request.step) else self._places:
             done(await self._attempt(request))
 
     async def _attempt(self, request: StepRequest) -> TurnEvent:
@@ -81,7 +82,7 @@ class Worker:
                 _ended(kind, "succeeded").inc()
             except Exception as exception:
                 error = errors.of(exception)
-                span.set_status(trace.StatusCode.ERROR, error.message)
+                span.set_status(trace.StatusCode.ERROR, redaction.redact(error.message))
                 if error.reason == error_pb2.ERROR_REASON_INTERNAL:
                     _log.error("step failed", kind=kind, attempt=request.attempt, exc_info=exception)
                 failure = errors.to_failure(error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, get_type_hints
 
 from google.protobuf.struct_pb2 import Struct
@@ -11,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from agentshell.content import plain
 from agentshell.mesh.errors import AgentShellError
+from agentshell.schema import Schema
 from kfm.error.v1 import error_pb2
+from kfm.tool.v1.tool_service_pb2 import Tool
 
 _MAX_PROBLEMS = 8
 _MAX_SHOWN_CHARACTERS = 60
@@ -46,6 +49,13 @@ def check(tool: str, model: type[BaseModel], arguments: Struct) -> dict[str, Any
     return {name: getattr(checked, name) for name in model.model_fields}
 
 
+def check_schema(tool: Tool, arguments: Mapping[str, Any]) -> None:
+    """Checks the arguments of a tool whose schema is a stranger's. Raises TOOL_ARGUMENTS_INVALID."""
+    told = islice(Schema(plain(tool.input_schema)).problems(arguments), _MAX_PROBLEMS)
+    if problems := list(map(_named, told)):
+        raise invalid(tool.name, problems)
+
+
 def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
     """The error for arguments that a model can mend: `problems` are pairs of a name and what is wrong with it."""
     said = "; ".join(f"{name}: {problem}" for name, problem in problems)
@@ -54,6 +64,12 @@ def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
         f"arguments of tool {tool!r}: {said}. Mend them and call it again",
         metadata={"tool": tool, "field": problems[0][0]},
     )
+
+
+def _named(told: str) -> tuple[str, str]:
+    """Returns a problem as the argument's name, and what is wrong with it."""
+    where, _, what = told.partition(": ")
+    return where.removeprefix("$.").replace("$", "arguments"), what
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Self
 
-from agentshell.mesh import call
+from agentshell.mesh import call, errors
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 from kfm.tool.v1.tool_service_pb2 import InvokeToolRequest
@@ -30,11 +30,7 @@ class Attempt:
 
     def reused(self) -> AgentShellError:
         """The error where the request id is another call's."""
-        return AgentShellError(
-            error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-            f"request_id {self.request_id!r} was used within 24 hours for another call: use a new one",
-            metadata={"request_id": self.request_id},
-        )
+        return errors.request_id_reused(self.request_id)
 
     def fenced(self) -> AgentShellError:
         """The error where a later attempt has begun."""

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.tool import arguments
@@ -49,8 +49,8 @@ class Function:
         self.definition = pb.Tool(
             name=run.__name__,
             description=inspect.getdoc(run) or "",
-            input_schema=_schema(self._arguments, "validation"),
-            output_schema=_schema(output, "serialization"),
+            input_schema=schema_of(self._arguments, "validation"),
+            output_schema=schema_of(output, "serialization"),
         )
 
     def check(self, given: Struct) -> Mapping[str, Any]:
@@ -66,13 +66,7 @@ class Function:
             raise arguments.invalid(self.definition.name, [(error.name, error.problem)]) from error
         output = Value()
         output.struct_value.update(found.model_dump(mode="json"))
-        if output.ByteSize() > MAX_OUTPUT_BYTES:
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_TOO_LARGE,
-                f"tool {self.definition.name!r} answered more than {MAX_OUTPUT_BYTES} bytes: ask it for less",
-                metadata={"tool": self.definition.name, "limit_bytes": str(MAX_OUTPUT_BYTES)},
-            )
-        return output
+        return bounded(self.definition.name, output)
 
 
 class _Untitled(GenerateJsonSchema):
@@ -82,7 +76,19 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def _schema(model: type[BaseModel], mode: Any) -> Struct:
+def bounded(tool: str, output: Value) -> Value:
+    """Returns an output that is not too large for a result. Raises TOO_LARGE."""
+    if output.ByteSize() > MAX_OUTPUT_BYTES:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_TOO_LARGE,
+            f"tool {tool!r} answered more than {MAX_OUTPUT_BYTES} bytes: ask it for less",
+            metadata={"tool": tool, "limit_bytes": str(MAX_OUTPUT_BYTES)},
+        )
+    return output
+
+
+def schema_of(model: type[BaseModel], mode: JsonSchemaMode) -> Struct:
+    """Returns the JSON Schema of a model: what it takes (`validation`), or what it becomes (`serialization`)."""
     made = model.model_json_schema(schema_generator=_Untitled, mode=mode)
     for titled in (made, *made.get("$defs", {}).values()):
         titled.pop("title", None)

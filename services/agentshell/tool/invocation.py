@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agentshell.tool.egress import Egress
+from agentshell.tool.grant import Grant
+from agentshell.tool.sandbox.limits import Budget
 from kfm.personality.v1.personality_service_pb2 import Personality
 
 if TYPE_CHECKING:
@@ -20,6 +23,12 @@ class Invocation:
     """Names the effect: the same for each attempt."""
     personality: Personality
     """Whose tool it is."""
+    grant: Grant
+    """What it may reach outside."""
+    budget: Budget
+    """How much of that."""
+    egress: Egress
+    """The way to the Web."""
     memory: MemoryServiceAsyncStub
     """Memory, on behalf of the caller."""
     progress: Callable[[str], None]

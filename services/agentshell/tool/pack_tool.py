@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 
 from agentshell.content import plain
-from agentshell.mesh import call
 from agentshell.schema import Schema
 from agentshell.tool import arguments
 from agentshell.tool.function import Repeat
@@ -17,8 +15,6 @@ from agentshell.tool.invocation import Invocation
 from agentshell.tool.sandbox import outcome
 from agentshell.tool.sandbox.sandbox import Sandbox
 from kfm.personality.v1.personality_service_pb2 import ToolCode, ToolFunction
-
-_MAX_PROBLEMS = 8
 
 
 class PackTool:
@@ -35,23 +31,12 @@ class PackTool:
     def check(self, given: Struct) -> Mapping[str, Any]:
         """Returns the arguments as `call` takes them. Raises TOOL_ARGUMENTS_INVALID."""
         checked: dict[str, Any] = plain(given)
-        told = islice(Schema(plain(self.definition.input_schema)).problems(checked), _MAX_PROBLEMS)
-        if problems := list(map(_named, told)):
-            raise arguments.invalid(self.definition.name, problems)
+        arguments.check_schema(self.definition, checked)
         return checked
 
     async def call(self, checked: Mapping[str, Any], invocation: Invocation) -> Value:
         """Runs the tool. Raises SANDBOX_UNAVAILABLE, HOST_NOT_ALLOWED and all TOOL_ errors."""
-        personality_id = invocation.personality.personality_id
-        found = await self._sandbox.run(
-            call.tenant(), personality_id, self._code, self._function, checked, invocation.progress
-        )
+        found = await self._sandbox.run(invocation.grant, self._code, self._function, checked, invocation.progress)
         if problem := Schema(plain(self.definition.output_schema)).problem(plain(found)):
             raise outcome.invalid(self.definition.name, problem)
         return found
-
-
-def _named(told: str) -> tuple[str, str]:
-    """Returns a problem as the argument's name, and what is wrong with it."""
-    where, _, what = told.partition(": ")
-    return where.removeprefix("$.").replace("$", "arguments"), what

@@ -8,20 +8,28 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc.aio
+import structlog
 
 from agentshell.mesh import call, errors, paging
 from agentshell.mesh.errors import AgentShellError
 from agentshell.tool import metrics
 from agentshell.tool.attempt import Attempt
+from agentshell.tool.builtin.ask_agent import AskAgent
 from agentshell.tool.builtin.table import TOOLS
+from agentshell.tool.egress import Egress
 from agentshell.tool.function import Function, Repeat
+from agentshell.tool.grant import Grant
+from agentshell.tool.http_tool import HttpTool
 from agentshell.tool.invocation import Invocation
+from agentshell.tool.mcp.servers import Servers
+from agentshell.tool.mcp.tool import McpTool
 from agentshell.tool.pack_tool import PackTool
 from agentshell.tool.results import Results
 from agentshell.tool.runs import Runs, Tell, Work
+from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.sandbox import Sandbox
 from kfm.content.v1.content_pb2 import ToolResult
 from kfm.error.v1 import error_pb2
@@ -30,9 +38,14 @@ from kfm.personality.v1.personality_service_pb2 import GetRequest, Personality
 from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 from kfm.tool.v1 import tool_service_pb2 as pb
 from kfm.tool.v1 import tool_service_pb2_grpc
+from kfm.tool.v1.tool_service_pb2 import Tool
+
+_log = structlog.get_logger("agentshell.tool")
 
 # A call without a deadline of its own still ends.
 MAX_CALL_SECONDS = 120.0
+# How long a server is waited for that has tools of a list; meanwhile it goes on starting.
+_DEFINE_SECONDS = 10.0
 # For how long a tool that a personality exposed may be called without asking again, and how many such are kept.
 _EXPOSED_SECONDS = 1.0
 _EXPOSING_KEPT = 256
@@ -54,9 +67,12 @@ _MENDABLE = frozenset(
         error_pb2.ERROR_REASON_TOOL_HOST_CALL_LIMIT,
         error_pb2.ERROR_REASON_TOOL_EGRESS_LIMIT,
         error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED,
+        error_pb2.ERROR_REASON_TOOL_SERVER_UNAVAILABLE,
+        error_pb2.ERROR_REASON_HTTP_UNAVAILABLE,
     }
 )
 
+_Tool: TypeAlias = Function | AskAgent | PackTool | HttpTool | McpTool
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -65,19 +81,28 @@ class _Exposed:
     """What a personality exposes: its tools, by name."""
 
     personality: Personality
-    tools: Mapping[str, Function | PackTool]
+    tools: Mapping[str, _Tool]
 
 
 class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
     """Serves tools. They act on behalf of the caller; a personality decides which of them it exposes."""
 
     def __init__(
-        self, results: Results, memory: grpc.aio.Channel, personality: grpc.aio.Channel, sandbox: Sandbox
+        self,
+        results: Results,
+        memory: grpc.aio.Channel,
+        personality: grpc.aio.Channel,
+        sandbox: Sandbox,
+        egress: Egress,
+        servers: Servers,
     ) -> None:
         self._results = results
         self._memory = MemoryServiceStub(memory)
         self._personality = PersonalityServiceStub(personality)
         self._sandbox = sandbox
+        self._egress = egress
+        self._servers = servers
+        self._limits = Limits.of(egress.config)
         self._exposing: dict[tuple[str, str], tuple[_Exposed, float]] = {}
         self._runs = Runs()
 
@@ -86,17 +111,23 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         await self._results.open()
 
     async def close(self) -> None:
-        """Ends the sandboxes."""
+        """Ends the sandboxes, and the connections to servers and hosts."""
         await self._sandbox.close()
+        await self._servers.close()
+        await self._egress.close()
 
     async def ListTools(self, request: pb.ListToolsRequest, context: _Context) -> pb.ListToolsResponse:
-        """Lists tools by name. Raises PERSONALITY_NOT_FOUND and PAGE_TOKEN_INVALID."""
+        """Lists the tools that the tenant's policy leaves, by name, without those of servers that cannot be reached.
+
+        Raises PERSONALITY_NOT_FOUND and PAGE_TOKEN_INVALID.
+        """
         size = paging.page_size(request.page_size, default=100, most=1000)
         (after,) = paging.decode(request, request.page_token, str) or ("",)
-        tools = (await self._ask(request.personality_id, request.personality_digest)).tools
-        names = [name for name in sorted(tools) if name > after]
+        exposed = await self._ask(request.personality_id, request.personality_digest)
+        names = [name for name in sorted(exposed.tools) if name > after and self._grant(exposed, name).has_tool]
+        defined = await asyncio.gather(*(self._define(exposed, name) for name in names[:size]))
         token = paging.encode(request, names[size - 1]) if len(names) > size else ""
-        return pb.ListToolsResponse(tools=[tools[name].definition for name in names[:size]], next_page_token=token)
+        return pb.ListToolsResponse(tools=filter(None, defined), next_page_token=token)
 
     async def InvokeTool(
         self, request: pb.InvokeToolRequest, context: _Context
@@ -118,11 +149,19 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
 
     async def _invoke(self, request: pb.InvokeToolRequest) -> AsyncGenerator[pb.InvokeToolResponse]:
         exposed = await self._find(request)
-        function = exposed.tools[request.call.name]
+        name = request.call.name
+        function, grant = exposed.tools[name], self._grant(exposed, name)
+        grant.check_tool()
         arguments = function.check(request.call.arguments)
+        if isinstance(function, AskAgent):
+            yield pb.InvokeToolResponse(agent=function.step(arguments))
+            return
 
         async def run(tell: Tell) -> ToolResult:
-            invocation = Invocation(request.request_id, exposed.personality, self._memory, tell)
+            budget = self._limits.budget(name)
+            invocation = Invocation(
+                request.request_id, exposed.personality, grant, budget, self._egress, self._memory, tell
+            )
             async with asyncio.timeout(_remaining_seconds()):
                 output = await function.call(arguments, invocation)
             return ToolResult(call_id=request.call.call_id, output=output)
@@ -169,8 +208,28 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         asked = GetRequest(personality_id=personality_id, digest=digest, with_tool_code=True)
         personality = (await self._personality.Get(asked)).personality
         code = personality.tool_code
-        own = {function.tool.name: PackTool(code, function, self._sandbox) for function in code.functions}
+        own: dict[str, _Tool] = {tool.tool.name: PackTool(code, tool, self._sandbox) for tool in code.functions}
+        own |= {operation.tool.name: HttpTool(operation) for operation in code.operations}
+        own |= {tool.name: McpTool(tool, self._servers) for tool in code.mcp_tools}
         return _Exposed(personality, {name: TOOLS[name] for name in personality.tools if name in TOOLS} | own)
+
+    async def _define(self, exposed: _Exposed, name: str) -> Tool | None:
+        """Returns what callers see of a tool; None: its server cannot be reached, or has no such tool."""
+        tool = exposed.tools[name]
+        if not isinstance(tool, McpTool):
+            return tool.definition
+        try:
+            async with asyncio.timeout(min(_remaining_seconds(), _DEFINE_SECONDS)):
+                return await tool.define(self._grant(exposed, name))
+        except (AgentShellError, TimeoutError) as error:
+            _log.info("mcp tool not listed", server=tool.server, tool=name, reason=errors.of(error).name)
+            return None
+
+    def _grant(self, exposed: _Exposed, tool: str) -> Grant:
+        personality = exposed.personality
+        return Grant(
+            self._egress.config, call.tenant(), personality.personality_id, tool, personality.tool_code.http_hosts
+        )
 
 
 def _remaining_seconds() -> float:

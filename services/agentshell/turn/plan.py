@@ -8,6 +8,13 @@ from agentshell.turn import expression
 from kfm.turn.v1.turn_pb2 import MemoryStep, ModelStep, Plan, PlanStep, Step
 
 RETRIEVE, WRITE, ANSWER = "retrieve", "plan", "answer"
+PACK_PLAN = "pack"
+"""The id of plans that packs give."""
+
+# What the shell says of a step, and who gives a plan does not.
+SAID_BY_SHELL: frozenset[str] = frozenset(
+    ("state", "attempt", "schedule_time", "end_time", "result", "failure", "failure_count", "grown_from", "item")
+)
 
 
 def direct(turn_id: str, knowledge_namespaces: Sequence[str]) -> Plan:
@@ -46,6 +53,16 @@ def problems(plan: Plan) -> list[tuple[str, str]]:
     if not found:
         found = [("plan.steps", f"{name!r} depends on itself, by way of others") for name in _in_cycles(plan)]
     return found
+
+
+def said_by_shell(step: Step) -> list[str]:
+    """Returns the fields of a given step that only the shell may set, and that are set."""
+    said: list[str] = sorted(SAID_BY_SHELL & {field.name for field, _ in step.ListFields()})
+    if step.model.continues:
+        said.append("model.continues")
+    if step.tool.asked_by:
+        said.append("tool.asked_by")
+    return said
 
 
 def _retrieval(first: Step, knowledge_namespaces: Sequence[str]) -> list[Step]:

@@ -61,6 +61,20 @@ class Caller:
             parts += [pb.IngestRequest(content=content[at : at + 7]) for at in range(0, len(content), 7)]
         return await self.send("Ingest", iter(parts))
 
+    async def forget(self, namespace: str, **what: Any) -> tuple[int, int]:
+        """Forgets, and returns how many records and how many messages."""
+        response = await self(pb.ForgetRequest(namespace=namespace, **what))
+        return response.record_count, response.message_count
+
+    async def export(self, **what: Any) -> list[Any]:
+        """Returns all that an Export brings."""
+        metadata = (("authorization", f"Bearer {self.credential}"),)
+        call = self.stub.Export(pb.ExportRequest(**what), metadata=metadata, timeout=TIMEOUT_SECONDS)
+        try:
+            return [response async for response in call]
+        except grpc.aio.AioRpcError as error:
+            raise errors.of(error) from None
+
     async def ids(self, namespace: str = GUIDE) -> list[str]:
         response = await self(pb.ListRequest(namespace=namespace, page_size=500))
         return [record.record_id for record in response.records]
@@ -80,7 +94,7 @@ def texts(messages: Iterable[Message]) -> list[str]:
     return [message.parts[0].text.text for message in messages]
 
 
-async def pages_of(caller: Caller, request: pb.ListRequest | pb.ListMessagesRequest) -> list[Any]:
+async def pages_of(caller: Caller, request: Any) -> list[Any]:
     """Returns all pages that there are."""
     pages = [await caller(request)]
     while pages[-1].next_page_token:

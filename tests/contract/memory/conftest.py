@@ -1,16 +1,17 @@
-"""The Memory service over a real server and a real database, once for each store."""
+"""The Memory service over a real server and a real database; what every store must do, once for each."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from tests.contract.memory.caller import Caller
+from tests.contract.memory.stores import STORES
 from tests.contract.serving import member
 
 from agentshell.db.database import Database
 from agentshell.memory.service import MemoryService
-from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.memory.stores.store import Store
 from agentshell.mesh import call
 from agentshell.mesh.call import Principal
@@ -20,16 +21,42 @@ from kfm.memory.v1 import memory_service_pb2_grpc
 CONFIG = MemoryConfig(chunk_characters=300, chunk_overlap_characters=40)
 
 
-@pytest.fixture(params=["pgvector"])
-async def store(database: Database) -> Store:
-    """Each store; what else there will be is one more parameter."""
-    return await PgvectorStore.open(database)
+# What any store must do. The rest of the suite is about what is in Postgres whatever the store.
+OF_EVERY_STORE = ("copies", "expiry", "forget", "ingest", "records", "search", "search_choice", "tenants")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test once for each store, where it is of every store."""
+    if "store" in metafunc.fixturenames and metafunc.definition.path.stem.removeprefix("test_") in OF_EVERY_STORE:
+        metafunc.parametrize("store", list(STORES), indirect=True)
 
 
 @pytest.fixture
-async def caller(store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
+async def store(request: pytest.FixtureRequest, database: Database) -> AsyncGenerator[Store]:
+    """The default store, or each."""
+    async with STORES[getattr(request, "param", "pgvector")](database) as store:
+        yield store
+
+
+@pytest.fixture
+async def caller(database: Database, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
     """Makes a caller of a tenant's."""
-    memory = MemoryService(CONFIG, store)
+    async with serving(MemoryService(CONFIG, database, store)) as caller:
+        yield caller
+
+
+@pytest.fixture
+async def elsewhere(database_url: str, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
+    """Makes a caller of a tenant's at another process' service of the same memory."""
+    database = await Database.open(database_url, 4)
+    async with serving(MemoryService(CONFIG, database, store)) as caller:
+        yield caller
+    await database.close()
+
+
+@asynccontextmanager
+async def serving(memory: MemoryService) -> AsyncGenerator[Callable[[str], Caller]]:
+    """A service, and what makes callers of it."""
     async with member() as served:
         served.server.add(
             "kfm.memory.v1.MemoryService",

@@ -51,3 +51,12 @@ async def test_concurrent_appends_to_a_session_are_each_whole_and_none_is_lost(a
     in_order = [int(text.partition(".")[0]) for text in history[::3]]
     assert history == [f"{n}.{part}" for n in in_order for part in range(3)]
     assert [counts[n].message_count for n in in_order] == list(range(3, 39, 3))
+
+
+async def test_a_conversation_is_of_the_first_user_that_is_named(acme: Caller) -> None:
+    for request_id, user_id in enumerate(["", "ann", "bob"]):
+        await acme(
+            pb.AppendMessagesRequest(session_id="s", messages=[said("hi")], request_id=str(request_id), user_id=user_id)
+        )
+    forgotten = [(await acme(pb.ForgetUserRequest(user_id=user))).receipt.message_count for user in ("bob", "ann")]
+    assert forgotten == [0, 3]

@@ -1,4 +1,4 @@
-"""Records are written, read, listed and forgotten."""
+"""Records are written, read and listed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from google.protobuf.message import Message as Request
 from google.protobuf.timestamp_pb2 import Timestamp
-from psycopg import sql
 from tests.contract.memory.caller import GUIDE, TIMEOUT_SECONDS, USER, Caller, pages_of, said, struct
 
-from agentshell.db.database import Database
-from agentshell.memory import service
+from agentshell.memory import checks, service
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1 import memory_service_pb2 as pb
@@ -24,7 +23,8 @@ async def test_a_record_comes_back_as_it_was_written(acme: Caller) -> None:
         kind=pb.RECORD_KIND_PREFERENCE,
         text="Likes tea. Ünïcödé 🍵",
         metadata=struct(cups=2.5, kinds=["green", {"from": "Assam"}], hot=True, sugar=None, nested={"a": {}}),
-        source=pb.Source(uri="chat", title="Breakfast", chunk_index=3),
+        source=pb.Source(uri="chat", title="Breakfast", chunk_index=3, record_ids=["a", "b"]),
+        user_id="bob",
         expire_time=Timestamp(seconds=4_000_000_000, nanos=123_456_000),
     )
     before = datetime.now(UTC) - timedelta(seconds=5)
@@ -109,6 +109,9 @@ WITH_NUL: dict[str, Request] = {
     "records.record_ids[1]": pb.ForgetRequest(namespace=USER, records=pb.RecordIds(record_ids=["a", "\0"])),
     "request_id": pb.AppendMessagesRequest(session_id="s", request_id="\0", messages=[said("hi")]),
     "session_id": pb.ListMessagesRequest(session_id="\0"),
+    "record_ids[0]": pb.BatchGetRequest(namespace=USER, record_ids=["\0"]),
+    "filter.fields": pb.ForgetRequest(namespace=USER, filter=struct(**{"\0": 1})),
+    "user_id": pb.ListReceiptsRequest(user_id="\0"),
 }
 
 
@@ -121,13 +124,15 @@ async def test_a_nul_is_refused_by_the_name_of_its_field(acme: Caller) -> None:
         )
 
 
-async def test_metadata_that_json_cannot_hold_or_that_is_too_large_is_refused(acme: Caller) -> None:
+async def test_metadata_that_json_cannot_hold_and_what_is_too_large_is_refused(acme: Caller) -> None:
     def write(**metadata: Any) -> pb.WriteRequest:
         return pb.WriteRequest(namespace=USER, record=pb.Record(text="a", metadata=struct(**metadata)))
 
     error = await acme.refused(write(n=float("nan")))
     assert (error.reason, error.violations[0][0]) == (error_pb2.ERROR_REASON_INVALID_REQUEST, "record.metadata")
-    error = await acme.refused(write(n="x" * service.MAX_METADATA_BYTES))
+    error = await acme.refused(pb.WriteRequest(namespace=USER, record=pb.Record(text="ü" * 32_769)))
+    assert (error.reason, error.violations[0][0]) == (error_pb2.ERROR_REASON_INVALID_REQUEST, "record.text")
+    error = await acme.refused(write(n="x" * checks.MAX_METADATA_BYTES))
     assert (error.reason, error.metadata["limit_bytes"]) == (error_pb2.ERROR_REASON_TOO_LARGE, "65536")
     error = await acme.refused(
         pb.WriteRequest(namespace=USER, record=pb.Record(text="a", expire_time=Timestamp(seconds=10**15)))
@@ -135,17 +140,54 @@ async def test_metadata_that_json_cannot_hold_or_that_is_too_large_is_refused(ac
     assert (error.reason, error.violations[0][0]) == (error_pb2.ERROR_REASON_INVALID_REQUEST, "record.expire_time")
 
 
-async def test_a_record_that_has_expired_is_not_there_and_a_write_in_its_place_is_its_first(acme: Caller) -> None:
-    past = Timestamp(seconds=1)
-    await acme(pb.WriteRequest(namespace=USER, record=pb.Record(record_id="r", text="tea", expire_time=past)))
-    assert (
-        await acme.refused(pb.GetRequest(namespace=USER, record_id="r"))
-    ).reason == error_pb2.ERROR_REASON_RECORD_NOT_FOUND
-    assert await acme.ids(USER) == []
-    assert await acme.search("tea") == []
-    record = pb.Record(record_id="r", text="tea")
-    written = (await acme(pb.WriteRequest(namespace=USER, record=record, expected_version=0))).record
-    assert (written.version, await acme.search("tea")) == (1, ["r"])
+async def test_several_records_come_in_the_order_asked_for_and_what_is_not_there_is_named(acme: Caller) -> None:
+    await acme.write(a="tea", b="milk", c="sugar")
+    response = await acme(pb.BatchGetRequest(namespace=USER, record_ids=["c", "none", "a", "c"]))
+    assert [(record.record_id, record.text) for record in response.records] == [("c", "sugar"), ("a", "tea")]
+    assert (list(response.missing_record_ids), list(response.left_record_ids)) == (["none"], [])
+
+
+async def test_what_does_not_fit_a_message_is_named_so_that_it_can_be_asked_for_again(
+    acme: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_PAGE_BYTES", 2000)
+    await acme.write(a="a" * 1000, b="b" * 1000, c="c" * 1000)
+    response = await acme(pb.BatchGetRequest(namespace=USER, record_ids=["c", "b", "none", "a"]))
+    assert [record.record_id for record in response.records] == ["c"]
+    assert (list(response.missing_record_ids), list(response.left_record_ids)) == (["none"], ["b", "a"])
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_a_list_goes_by_id_or_by_time_and_can_be_resumed_anywhere(acme: Caller, descending: bool) -> None:
+    for name in ("b", "d", "a"):  # Each by itself, so that each has a time of its own.
+        await acme.write(**{name: "tea"})
+    await acme.write(z="tea", y="tea")  # Both have the same times: they go by their ids.
+    await acme.write(d="cold tea")
+    orders = {"record_id": "abdyz", "create_time": "bdayz", "update_time": "bayzd"}
+    for key, expected in orders.items():
+        order_by = f"{key} desc" if descending else key
+        pages = await pages_of(acme, pb.ListRequest(namespace=USER, page_size=2, order_by=order_by))
+        names = "".join(record.record_id for page in pages for record in page.records)
+        assert (names, len(pages)) == (expected[::-1] if descending else expected, 3)
+
+
+async def test_a_list_goes_by_time_through_own_and_shared_knowledge(acme: Caller, shared: Caller) -> None:
+    await shared.write(GUIDE, a="shared")
+    await acme.write(GUIDE, b="own")
+    await shared.write(GUIDE, c="shared")
+    pages = await pages_of(acme, pb.ListRequest(namespace=GUIDE, page_size=1, order_by="create_time desc"))
+    assert [record.record_id for page in pages for record in page.records] == ["c", "b", "a"]
+
+
+async def test_a_list_holds_only_what_is_of_the_kinds_and_has_the_metadata(acme: Caller) -> None:
+    kinds = {"f": pb.RECORD_KIND_FACT, "p": pb.RECORD_KIND_PREFERENCE, "s": pb.RECORD_KIND_SUMMARY}
+    for name, kind in kinds.items():
+        record = pb.Record(record_id=name, kind=kind, text="tea", metadata=struct(hot=name != "p"))
+        await acme(pb.WriteRequest(namespace=USER, record=record))
+    asked = pb.ListRequest(namespace=USER, kinds=[pb.RECORD_KIND_PREFERENCE, pb.RECORD_KIND_SUMMARY])
+    assert [record.record_id for record in (await acme(asked)).records] == ["p", "s"]
+    asked.filter.update({"hot": True})
+    assert [record.record_id for record in (await acme(asked)).records] == ["s"]
 
 
 async def test_a_list_has_each_record_once_in_the_order_of_their_bytes(acme: Caller) -> None:
@@ -175,50 +217,3 @@ async def test_a_page_token_is_good_for_its_own_list_alone(acme: Caller, globex:
     for caller, request in refused:
         assert (await caller.refused(request)).reason == error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID
     assert len((await acme(pb.ListRequest(namespace=USER, page_size=5, page_token=token))).records) == 2
-
-
-async def test_what_is_forgotten_the_next_read_does_not_see(acme: Caller) -> None:
-    await acme.write(a="tea", b="tea", c="tea")
-    await acme.ingest(("one.md", b"# One\n\ntea\n\n# Two\n\ntea"), ("two.md", b"tea"))
-    await acme.write(GUIDE, own="tea")
-    by_id = pb.ForgetRequest(namespace=USER, records=pb.RecordIds(record_ids=["a", "b", "b", "none"]))
-    assert await acme(by_id) == pb.ForgetResponse(record_count=2)
-    assert await acme.search("tea") == await acme.ids(USER) == ["c"]
-    by_document = pb.ForgetRequest(namespace=GUIDE, source_uri="one.md")
-    assert [await acme(by_document), await acme(by_document)] == [
-        pb.ForgetResponse(record_count=2),
-        pb.ForgetResponse(),
-    ]
-    assert len(await acme.search("tea", GUIDE)) == len(await acme.ids(GUIDE)) == 2
-    everything = pb.ForgetRequest(namespace=GUIDE, everything=True)
-    assert await acme(everything) == pb.ForgetResponse(record_count=2)
-    assert await acme.search("tea", GUIDE) == await acme.ids(GUIDE) == []
-    assert await acme.ids(USER) == ["c"]
-
-
-async def test_to_forget_a_session_forgets_its_history_and_a_new_one_begins(acme: Caller) -> None:
-    def append(session: str, request_id: str) -> pb.AppendMessagesRequest:
-        return pb.AppendMessagesRequest(session_id=session, messages=[said("1"), said("2")], request_id=request_id)
-
-    await acme(append("s", "1"))
-    await acme(append("other", "2"))
-    await acme.write("session/s", summary="tea")
-    forget = pb.ForgetRequest(namespace="session/s", everything=True)
-    assert await acme(forget) == pb.ForgetResponse(record_count=1, message_count=2)
-    assert await acme(pb.ListMessagesRequest(session_id="s")) == pb.ListMessagesResponse()
-    assert (await acme(append("s", "3"))).message_count == 2
-    assert len((await acme(pb.ListMessagesRequest(session_id="other"))).messages) == 2
-
-
-async def test_no_text_that_is_forgotten_stays_in_the_database(acme: Caller, database: Database) -> None:
-    await acme(
-        pb.WriteRequest(namespace=USER, record=pb.Record(text="xyzzy", metadata=struct(k="xyzzy")), request_id="1")
-    )
-    await acme(pb.AppendMessagesRequest(session_id="s", messages=[said("xyzzy")], request_id="2"))
-    for namespace in (USER, "session/s"):
-        await acme(pb.ForgetRequest(namespace=namespace, everything=True))
-    async with database.connection() as connection:
-        for table in ("records", "sessions", "messages", "requests"):
-            statement = sql.SQL("SELECT row::text FROM {} row").format(sql.Identifier("memory", table))
-            rows = await (await connection.execute(statement)).fetchall()
-            assert not any("xyzzy" in text or b"xyzzy".hex() in text for (text,) in rows)

@@ -17,12 +17,15 @@ async def test_a_repeated_request_id_returns_the_first_answer_and_does_nothing(a
         pb.WriteRequest(namespace=USER, record=pb.Record(text="tea"), request_id="write"),
         pb.BatchWriteRequest(namespace=USER, records=[pb.Record(record_id="b", text="b")], request_id="batch"),
         pb.ForgetRequest(namespace=USER, records=pb.RecordIds(record_ids=["b"]), request_id="forget"),
+        pb.ForgetRequest(namespace="user/bob", everything=True, request_id="forget everything"),
+        pb.ForgetUserRequest(user_id="bob", request_id="forget user"),
         pb.AppendMessagesRequest(session_id="s", messages=[said("hi"), said("there")], request_id="append"),
     ]
     first = [await acme(request) for request in requests]
     assert [await acme(request) for request in requests] == first
     assert len(await acme.ids(USER)) == 1
     assert len((await acme(pb.ListMessagesRequest(session_id="s"))).messages) == 2
+    assert len((await acme(pb.ListReceiptsRequest())).receipts) == 3
 
 
 async def test_a_request_id_used_with_another_body_or_method_is_refused(acme: Caller, globex: Caller) -> None:
@@ -31,7 +34,11 @@ async def test_a_request_id_used_with_another_body_or_method_is_refused(acme: Ca
 
     await acme(write("tea"))
     append = pb.AppendMessagesRequest(session_id="s", messages=[said("hi")], request_id="one")
-    for request in (write("coffee"), append):
+    forgets = (
+        pb.ForgetRequest(namespace=USER, everything=True, request_id="one"),
+        pb.ForgetUserRequest(user_id="ann", request_id="one"),
+    )
+    for request in (write("coffee"), append, *forgets):
         assert (await acme.refused(request)).reason == error_pb2.ERROR_REASON_REQUEST_ID_REUSED
     assert (await globex(write("coffee"))).record.version == 1
     assert (await acme(pb.GetRequest(namespace=USER, record_id="r"))).record.text == "tea"
@@ -53,6 +60,10 @@ async def test_concurrent_repeats_of_a_request_have_one_effect_and_one_answer(ac
     assert answers[:8] == [pb.AppendMessagesResponse(message_count=1)] * 8
     assert answers[8:] == [answers[8]] * 8
     assert await acme.ids(USER) == [answers[8].record.record_id]
+    forget = pb.ForgetUserRequest(user_id="ann", request_id="forget")
+    receipts = [answer.receipt for answer in await asyncio.gather(*(acme(forget) for _ in range(8)))]
+    assert receipts == [receipts[0]] * 8
+    assert receipts[0].record_count == 1
 
 
 async def test_a_request_id_is_free_again_after_a_day(acme: Caller, database: Database) -> None:

@@ -6,6 +6,7 @@ import pytest
 from tests.contract.memory.caller import GUIDE, USER, Caller, pages_of, struct
 
 from agentshell.memory import recall, service
+from agentshell.memory.stores.store import Store
 from kfm.memory.v1 import memory_service_pb2 as pb
 
 
@@ -22,8 +23,8 @@ async def test_hybrid_search_finds_by_vector_and_by_words_and_says_how_well_each
     assert 0 < by_both.vector_score < 1
     assert 0 < by_vector.vector_score < 1
     assert not by_vector.HasField("text_score")
-    assert by_both.score == pytest.approx(0.5 / 61 + 0.5 / 61)
-    assert by_vector.score == pytest.approx(0.5 / 62)
+    assert by_both.score == pytest.approx(0.6 / 61 + 0.4 / 61)
+    assert by_vector.score == pytest.approx(0.6 / 62)
 
 
 async def test_a_mode_looks_its_own_way_alone(acme: Caller) -> None:
@@ -82,8 +83,9 @@ async def test_a_filter_lets_through_what_contains_all_of_it(acme: Caller) -> No
 
 
 async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
-    acme: Caller, globex: Caller, monkeypatch: pytest.MonkeyPatch
+    acme: Caller, globex: Caller, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_pgvector = store.abilities.name == "pgvector"  # Another's index is asked for anything, in tests.
     words = ["log", "topic", "offset", "lease", "memory", "vector", "turn", "step", "plan", "tool"]
     texts = {f"r{n:03}": " ".join(words[int(digit)] for digit in f"{n:03}") for n in range(300)}
     await acme(
@@ -96,12 +98,20 @@ async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
         )
     )
     await globex.write(**texts)
-    for query, wanted in [("memory of a vector", None), ("plan the turn", struct(rare=True))]:
+    # Of the few that pass the second filter the index brings fewer than asked for: all are compared.
+    for query, wanted, plan in [
+        ("memory of a vector", None, pb.SEARCH_PLAN_INDEX),
+        ("plan the turn", struct(rare=True), pb.SEARCH_PLAN_EXACT),
+    ]:
         search = pb.SearchRequest(namespaces=[USER], query=query, limit=3, mode=pb.SEARCH_MODE_VECTOR, filter=wanted)
         exact = await acme(search)
         with monkeypatch.context() as patch:
-            patch.setattr(recall, "EXACT_RECORDS", 2)
-            assert await acme(search) == exact
+            patch.setattr(recall, "EXACT_LEAST", 2)
+            patch.setattr(recall, "EXACT_FACTOR", 0.0)
+            found = await acme(search)
+            assert found.plan == (plan if is_pgvector else pb.SEARCH_PLAN_INDEX)
+            assert found.hits == exact.hits
+        assert exact.plan == (pb.SEARCH_PLAN_EXACT if is_pgvector else pb.SEARCH_PLAN_INDEX)
         assert len(exact.hits) == 3
 
 

@@ -5,7 +5,10 @@ from typing import Any
 from agentshell.gateway import admission
 from agentshell.mesh.config import RuntimeConfig
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Money, Part, Text
+from kfm.personality.v1.personality_service_pb2 import Personality
 from kfm.turn.v1.turn_pb2 import (
+    PLAN_STRATEGY_DIRECT,
+    PLAN_STRATEGY_PLANNED,
     STEP_STATE_SUCCEEDED,
     ApprovalStep,
     ModelStep,
@@ -77,6 +80,29 @@ def test_limits_are_the_narrowest_of_caller_pack_and_configuration() -> None:
     least.max_cost.currency_code = "USD"
     least.max_duration.FromSeconds(30)
     assert given == least
+
+
+def test_a_turn_is_planned_as_its_caller_says_else_as_its_pack_does_else_directly() -> None:
+    own, packs = Plan(plan_id="own", steps=[Step(step_id="a")]), Plan(plan_id="pack", steps=[Step(step_id="b")])
+    giving, planning = Personality(plan=packs), Personality(strategy=PLAN_STRATEGY_PLANNED)
+    assert [
+        admission.planning(asked, pack)
+        for asked, pack in [
+            (spec(plan=own), giving),
+            (spec(strategy=PLAN_STRATEGY_PLANNED), giving),
+            (spec(strategy=PLAN_STRATEGY_DIRECT), planning),
+            (spec(), giving),
+            (spec(), planning),
+            (spec(), Personality()),
+        ]
+    ] == [
+        (own, PLAN_STRATEGY_DIRECT),
+        (Plan(), PLAN_STRATEGY_PLANNED),
+        (Plan(), PLAN_STRATEGY_DIRECT),
+        (packs, PLAN_STRATEGY_DIRECT),
+        (Plan(), PLAN_STRATEGY_PLANNED),
+        (Plan(), PLAN_STRATEGY_DIRECT),
+    ]
 
 
 def test_tokens_and_cost_have_no_limit_that_nobody_gave() -> None:

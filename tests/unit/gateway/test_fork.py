@@ -95,6 +95,12 @@ def test_a_plan_that_has_grown_is_shared_with_names_of_the_fork() -> None:
     assert [event.step_scheduled.step_id for event in decide(forked, requested)] == ["F/ask#1.0"]
 
 
+def test_a_plan_that_a_pack_gave_stays_with_its_personality() -> None:
+    source = e.TurnRequested(personality_id="a", plan=t.Plan(plan_id=plan.PACK_PLAN, steps=[step("a")]))
+    assert fork.spec(source, TurnSpec()).plan == source.plan
+    assert not fork.spec(source, TurnSpec(personality_id="b")).HasField("plan")
+
+
 def test_a_fork_is_asked_for_what_differs_and_the_rest_as_it_was() -> None:
     source = e.TurnRequested(
         input=said("before"),

@@ -66,6 +66,13 @@ def test_what_cannot_be_said_of_a_topic_is_refused_with_what_can(topics: str, sa
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize("server", ["personalities = ['a']", "personalities = ['a'], command = 'x', url = 'http://y'"])
+def test_a_server_of_tools_is_a_program_or_an_address(server: str) -> None:
+    with pytest.raises(AgentShellError, match="give it a command or a url, and not both") as caught:
+        config.load(None, {"AGENTSHELL_TOOL__MCP_SERVERS": f"{{files = {{{server}}}}}"})
+    assert caught.value.metadata["key"] == "tool.mcp_servers.files"
+
+
 @pytest.mark.parametrize("text", ["[runtime", "a = \xff", None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "broken.toml"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from agentshell.mesh.errors import AgentShellError
-from agentshell.personality import loader
-from agentshell.personality.loader import Loader, Removed
+from agentshell.personality import files, loader
+from agentshell.personality.loader import Change, Loader, Rejected, Removed
 from agentshell.personality.pack import Pack
 from kfm.error.v1 import error_pb2
 
@@ -24,16 +25,24 @@ def write(folder: Path, personality_id: str, prompt: str = "Be brief.") -> Path:
     return folder
 
 
+def set_version(folder: Path, version: str) -> None:
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(re.sub("version: .*", f"version: {version}", manifest.read_text()))
+
+
 async def changes_of(packs: Loader) -> list[str]:
     """What a reload says has changed, in short."""
-    return [
-        f"+{change.personality_id} {change.system_prompt}"
-        if isinstance(change, Pack)
-        else f"-{change.personality_id}"
-        if isinstance(change, Removed)
-        else f"!{change.message}"
-        for change in await packs.reload()
-    ]
+    return [shown(change) for change in await packs.reload()]
+
+
+def shown(change: Change) -> str:
+    match change:
+        case Pack():
+            return f"+{change.personality_id} {change.system_prompt}"
+        case Removed():
+            return f"-{change.personality_id} {change.version}"
+        case Rejected():
+            return f"!{change.error().message}"
 
 
 async def test_a_broken_pack_is_reported_once_and_its_last_good_version_serves(tmp_path: Path) -> None:
@@ -45,13 +54,14 @@ async def test_a_broken_pack_is_reported_once_and_its_last_good_version_serves(t
         "!packs/a/manifest.yaml:2: version: not a semantic version; write three numbers, such as 1.0.0 (and 3 more)"
     ]
     assert await changes_of(packs) == []
-    [rejection] = packs.rejections()
-    assert rejection.reason == error_pb2.ERROR_REASON_PACK_INVALID
-    assert rejection.metadata == {"file": "packs/a/manifest.yaml", "line": "2"}
-    assert packs.packs["a"].system_prompt == "Be brief."
+    [rejected] = packs.rejected()
+    assert rejected.error().reason == error_pb2.ERROR_REASON_PACK_INVALID
+    serving = {"personality_id": "a", "version": "1.0.0"}
+    assert rejected.error().metadata == {"source": "packs/a", "file": "packs/a/manifest.yaml", "line": "2", **serving}
+    assert packs.packs["a", "1.0.0"].system_prompt == "Be brief."
     write(folder, "a", "Be long.")
     assert await changes_of(packs) == ["+a Be long."]
-    assert packs.rejections() == []
+    assert packs.rejected() == []
 
 
 async def test_a_pack_that_was_never_good_is_skipped_and_the_others_serve(tmp_path: Path) -> None:
@@ -61,32 +71,34 @@ async def test_a_pack_that_was_never_good_is_skipped_and_the_others_serve(tmp_pa
     changes = await changes_of(packs)
     assert changes[0] == "+good Be brief."
     assert changes[1].endswith("bad/manifest.yaml: no such file; every folder of a packs directory needs one")
-    assert list(packs.packs) == ["good"]
+    assert list(packs.packs) == [("good", "1.0.0")]
+    [rejected] = packs.rejected()
+    assert rejected.serving is None
 
 
-async def test_an_id_stays_with_the_folder_that_has_it_until_that_is_gone(tmp_path: Path) -> None:
+async def test_a_version_stays_with_the_folder_that_has_it_until_that_is_gone(tmp_path: Path) -> None:
     owner = write(tmp_path / "packs" / "m", "twin", "First.")
     packs = Loader([tmp_path / "packs"])
     await packs.reload()
     write(tmp_path / "packs" / "a", "twin", "Second.")
-    refusal = "!packs/a/manifest.yaml:1: id: the pack in folder 'm' has 'twin' already; choose another"
+    refusal = "!packs/a/manifest.yaml:1: id: packs/m has version 1.0.0 of 'twin' already; choose another id, or version"
     assert await changes_of(packs) == [refusal]
     assert await changes_of(packs) == []
-    assert packs.packs["twin"].system_prompt == "First."
+    assert packs.packs["twin", "1.0.0"].system_prompt == "First."
     (owner / "prompt.md").write_text("")
     assert await changes_of(packs) == ["!packs/m/prompt.md: renders to nothing; say who the personality is"]
-    assert packs.packs["twin"].system_prompt == "First."
+    assert packs.packs["twin", "1.0.0"].system_prompt == "First."
     shutil.rmtree(owner)
     assert await changes_of(packs) == ["+twin Second."]
 
 
-async def test_of_two_new_packs_with_one_id_the_first_directory_has_it(tmp_path: Path) -> None:
+async def test_of_two_new_packs_with_one_version_the_first_directory_has_it(tmp_path: Path) -> None:
     write(tmp_path / "z" / "one", "twin", "First.")
     write(tmp_path / "a" / "two", "twin", "Second.")
     packs = Loader([tmp_path / "z", tmp_path / "a"])
     assert await changes_of(packs) == [
         "+twin First.",
-        "!a/two/manifest.yaml:1: id: the pack in folder 'one' has 'twin' already; choose another",
+        "!a/two/manifest.yaml:1: id: z/one has version 1.0.0 of 'twin' already; choose another id, or version",
     ]
 
 
@@ -104,7 +116,26 @@ async def test_a_folder_that_is_gone_takes_its_personality_with_it(tmp_path: Pat
     packs = Loader([tmp_path])
     await packs.reload()
     shutil.rmtree(folder)
-    assert await changes_of(packs) == ["-a"]
+    assert await changes_of(packs) == ["-a 1.0.0"]
+
+
+async def test_two_versions_of_a_personality_are_live_at_once_and_one_may_take_the_place_of_another(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "old", "a", "Old.")
+    new = write(tmp_path / "new", "a", "New.")
+    set_version(new, "1.1.0")
+    packs = Loader([tmp_path])
+    assert await changes_of(packs) == ["+a Old.", "+a New."]
+    set_version(new, "1.2.0")
+    assert await changes_of(packs) == ["+a New.", "-a 1.1.0"]
+    assert sorted(packs.packs) == [("a", "1.0.0"), ("a", "1.2.0")]
+
+
+async def test_folders_are_refused_where_everything_must_be_signed(tmp_path: Path) -> None:
+    write(tmp_path / "packs" / "a", "a")
+    [change] = await changes_of(Loader([tmp_path / "packs"], folders=False))
+    assert change.startswith("!packs/a: a folder has no signature; configure its archive")
 
 
 async def test_hidden_files_and_backups_are_no_part_of_a_pack(tmp_path: Path) -> None:
@@ -168,7 +199,7 @@ async def test_a_pipe_in_a_pack_is_refused_and_holds_nobody_up(tmp_path: Path) -
 async def test_a_pack_over_a_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, expected: str
 ) -> None:
-    monkeypatch.setattr(loader, limit, value)
+    monkeypatch.setattr(files, limit, value)
     (write(tmp_path / "packs" / "a", "a") / "long.md").write_text("x" * 200 if limit == "MAX_FILE_BYTES" else "x" * 90)
     assert await changes_of(Loader([tmp_path / "packs"])) == [f"!packs/a/{expected}"]
 
@@ -182,11 +213,11 @@ async def test_a_directory_that_is_not_there_is_a_configuration_error_and_nothin
         await packs.reload()
     assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
     assert caught.value.metadata["key"] == "personality.directories"
-    assert list(packs.packs) == ["a"]
+    assert list(packs.packs) == [("a", "1.0.0")]
 
 
 async def test_the_packs_that_ship_are_all_good() -> None:
     packs = Loader([loader.shipped()])
     await packs.reload()
-    assert packs.rejections() == []
-    assert packs.packs["guide"].documents
+    assert packs.rejected() == []
+    assert [version for version in packs.packs if packs.packs[version].documents] == [("guide", "1.0.0")]

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentshell.personality import manifest
-from agentshell.personality.manifest import Knowledge, Limits, Manifest, PackError, ProviderSettings, Source
+from agentshell.personality.manifest import (
+    Knowledge,
+    Limits,
+    Manifest,
+    Planning,
+    ProviderSettings,
+    Source,
+)
+from agentshell.personality.yaml_file import PackError
 from agentshell.tool.builtin.table import TOOLS
 
 WHOLE = """\
@@ -37,10 +45,17 @@ knowledge:
       path: knowledge
       loader: markdown
   index_strategy: hybrid
+category: writing
+tags: [prose, "2025"]
+capabilities: [write]
+plan:
+  strategy: planned
 limits:
   max_turn_seconds: 30
   max_steps: 5
   max_attempts: 2
+  max_tokens: 100
+  max_cost_usd: 0.5
 """
 
 
@@ -64,7 +79,11 @@ def test_a_whole_manifest_is_read_as_it_is_written() -> None:
             template_file="prompts/system.md", variables=(manifest.Variable(name="tone", default="dry"),)
         ),
         knowledge=Knowledge(sources=(Source(type="directory", path="knowledge", loader="markdown"),)),
-        limits=Limits(max_turn_seconds=30, max_steps=5, max_attempts=2),
+        category="writing",
+        tags=("prose", "2025"),
+        capabilities=("write",),
+        plan=Planning(strategy="planned"),
+        limits=Limits(max_turn_seconds=30, max_steps=5, max_attempts=2, max_tokens=100, max_cost_usd=0.5),
     )
 
 
@@ -90,9 +109,18 @@ def test_the_tools_that_a_manifest_may_name_are_those_that_there_are() -> None:
         ("path: knowledge", "path: ../knowledge", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
         ("path: knowledge", "path: /etc/passwd", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
         ("loader: markdown", "loader: pdf", "manifest.yaml:22: knowledge.sources.0.loader: input should be 'auto'"),
-        ("max_steps: 5", "max_steps: 0", "manifest.yaml:26: limits.max_steps: input should be greater than"),
-        ("max_turn_seconds: 30", "max_turn_seconds: .inf", "manifest.yaml:25: limits.max_turn_seconds: "),
-        ("max_turn_seconds: 30", "max_turn_seconds: nan", "manifest.yaml:25: limits.max_turn_seconds: "),
+        ("tags: [prose, ", "tags: [Prose, ", "manifest.yaml:25: tags.0: write 1 to 64 small letters"),
+        ("category: writing", "category: ''", "manifest.yaml:24: category: write 1 to 64 small letters"),
+        ("  strategy: planned", "  strategy: wild", "manifest.yaml:28: plan.strategy: input should be 'direct' or"),
+        (
+            "  strategy: planned",
+            "  strategy: planned\n  steps: [{step_id: a}]",
+            "manifest.yaml:27: plan: has a strategy and steps; keep one of the two",
+        ),
+        ("max_cost_usd: 0.5", "max_cost_usd: 0", "manifest.yaml:34: limits.max_cost_usd: input should be greater"),
+        ("max_steps: 5", "max_steps: 0", "manifest.yaml:31: limits.max_steps: input should be greater than"),
+        ("max_turn_seconds: 30", "max_turn_seconds: .inf", "manifest.yaml:30: limits.max_turn_seconds: "),
+        ("max_turn_seconds: 30", "max_turn_seconds: nan", "manifest.yaml:30: limits.max_turn_seconds: "),
         ("enabled: false", "enabled: true", "manifest.yaml:15: tools: names no exposed_tools; name one, or set tools"),
         (
             "enabled: false",
@@ -135,13 +163,13 @@ def test_of_several_mistakes_the_unknown_key_is_named_first_and_the_rest_are_cou
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
-        (b"- a\n- b\n", "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
+        (b"", "manifest.yaml:1: not a mapping; start with a line such as `id: ...`"),
+        (b"- a\n- b\n", "manifest.yaml:1: not a mapping; start with a line such as `id: ...`"),
         (b"id: a\nname: \xff\n", "manifest.yaml:2: not UTF-8; save it as UTF-8"),
         (b"id: a\n\nname: \0\n", "manifest.yaml:3: has a NUL character; remove it"),
         (b"id: a\n---\nid: b\n", "manifest.yaml:1: more than one document; keep one"),
         (b"#" * 70_000, "manifest.yaml: larger than 65536 bytes; move long texts into files of the pack"),
-        (b"- " * 30_000, "manifest.yaml:1: not a mapping; start with a line such as `id: my-personality`"),
+        (b"- " * 30_000, "manifest.yaml:1: not a mapping; start with a line such as `id: ...`"),
         (b"a: " + b"{a: " * 10_000, "manifest.yaml:1: nested deeper than 16 levels; no key needs that"),
         (b"id: a\nname: \x07\n", "manifest.yaml: not YAML: a character that it does not allow; remove"),
     ],

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from hashlib import sha256
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentshell.personality import pack
-from agentshell.personality.manifest import PackError
 from agentshell.personality.pack import Document
+from agentshell.personality.yaml_file import PackError
 
 MANIFEST = b"""\
 id: scribe
@@ -106,6 +109,34 @@ def test_two_sets_of_files_have_one_digest_only_if_they_are_the_same(
 ) -> None:
     assert (pack.digest(one) == pack.digest(other)) == (one == other)
     assert pack.digest(dict(reversed(one.items()))) == pack.digest(one)
+
+
+_names = st.sampled_from(["tone", "x", "self", "true", "loop", "not", "range"])
+_pieces = st.sampled_from(["{{", "}}", "{%", "%}", "{#", "#}", "{{-", "{", " ", "\n", "\r\n", "\r", "a", "#"]) | _names
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(_pieces | _names.map("{{{{ {} }}}}".format) | st.just("{{tone}}"), max_size=12).map("".join),
+    st.dictionaries(_names, st.text("ab {}%#\n", max_size=5), min_size=1),
+)
+def test_a_template_renders_to_what_jinja_makes_of_it(source: str, variables: dict[str, str]) -> None:
+    try:
+        rendered = (
+            ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(source).render(variables).strip()
+        )
+    except Exception:
+        rendered = ""
+    if "TemplateReference" in rendered:  # It says where it is in memory.
+        return
+    declared = [{"name": name, "default": value} for name, value in variables.items()]
+    prompt_section = {"template_file": "p.md", "variables": declared}
+    manifest = {"id": "a", "version": "1.0.0", "name": "N", "description": "D", "system_prompt": prompt_section}
+    try:
+        prompt = pack.parse({"manifest.yaml": json.dumps(manifest).encode(), "p.md": source.encode()}).system_prompt
+    except PackError:
+        prompt = ""
+    assert prompt == rendered
 
 
 @settings(max_examples=200, deadline=None)

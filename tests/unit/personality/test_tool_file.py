@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentshell.personality import pack, tool_file
-from agentshell.personality.manifest import PackError
 from agentshell.personality.tool_file import ToolFunction
+from agentshell.personality.yaml_file import PackError
 
 MANIFEST = b"""id: crafty
 version: 1.0.0
@@ -100,7 +100,7 @@ def test_a_pack_without_tools_of_its_own_carries_no_code() -> None:
         (
             "forecast(",
             "weather(",
-            "manifest.yaml:8: tools.exposed_tools: 'forecast' is no function of tools/*.py, and no",
+            "manifest.yaml:8: tools.exposed_tools: 'forecast' is no function of tools/*.py, no operation",
         ),
         ("_helper(x)", "clock(x)", "tools/weather.py:6: clock has no docstring; say what it does"),
         ('    """Tells', '    x = """Tells', "tools/weather.py:8: forecast has no docstring; say what it does, for a"),
@@ -127,8 +127,7 @@ def test_a_name_is_one_tools_alone() -> None:
     )
     clock = 'def clock() -> str:\n    "Tells."\n'
     assert refusal(files(**{"tools/clock.py": clock})) == (
-        "manifest.yaml:8: tools.exposed_tools: 'clock' is both a built-in tool and a function of the pack; "
-        "rename the function"
+        "manifest.yaml:8: tools.exposed_tools: 'clock' is a built-in tool and a function of the pack; rename one"
     )
 
 

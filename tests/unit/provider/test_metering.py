@@ -29,7 +29,7 @@ def said(input_tokens: int, output_tokens: int) -> pb.GenerationDelta:
 def read(*deltas: pb.GenerationDelta) -> Meter:
     meter = Meter(GENERATION)
     for delta in deltas:
-        meter.add(delta)
+        meter.add([delta])
     return meter
 
 
@@ -37,7 +37,7 @@ def test_only_what_a_reader_sees_is_content() -> None:
     call = pb.GenerationDelta(tool_call=pb.ToolCallDelta(call_id="1", name="find"))
     deltas = [said(1, 1), pb.GenerationDelta(), text("a"), pb.GenerationDelta(reasoning="b"), call]
     meter = Meter(GENERATION)
-    assert [meter.add(delta) for delta in deltas] == [False, False, True, True, True]
+    assert [meter.add([delta]) for delta in deltas] == [False, False, True, True, True]
     assert meter.characters == 1
 
 

@@ -31,7 +31,7 @@ class Model:
         try:
             while word := await self.words.get():
                 text += word
-                tell(GenerationDelta(text=word))
+                tell([GenerationDelta(text=word)])
                 self.words.task_done()
         except asyncio.CancelledError:
             self.cancelled.set()
@@ -108,7 +108,7 @@ async def test_a_failure_reaches_all_who_follow_after_what_was_said() -> None:
     runs = Runs()
 
     async def fails(tell: Tell) -> GenerateResponse:
-        tell(GenerationDelta(text="a"))
+        tell([GenerationDelta(text="a")])
         await asyncio.sleep(0)
         raise AgentShellError(error_pb2.ERROR_REASON_PROVIDER_CONNECTION, "cut")
 

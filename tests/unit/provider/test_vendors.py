@@ -13,6 +13,7 @@ from contextlib import aclosing
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from prometheus_client import REGISTRY
@@ -20,7 +21,7 @@ from prometheus_client import REGISTRY
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import adapters
-from agentshell.provider.adapters.adapter import Access, Kind
+from agentshell.provider.adapters.adapter import Access, Deltas, Kind
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.metering import Spent
 from agentshell.provider.pricing import Band, PricedModel, Prices, PriceTable
@@ -33,6 +34,7 @@ from kfm.error.v1.error_pb2 import ErrorReason
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 Item = pb.GenerationDelta | pb.GenerateResponse
+Said = Deltas | pb.GenerateResponse
 
 QUESTION = content_pb2.Message(
     role=content_pb2.ROLE_USER, parts=[content_pb2.Part(text=content_pb2.Text(text="What is it?"))]
@@ -78,7 +80,7 @@ class Scripted:
         self.hangs = asyncio.Event()
         self._scripts = scripts
 
-    async def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Item]:
+    async def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Said]:
         script = self._scripts[min(len(self.models), len(self._scripts) - 1)]
         self.models.append(model)
         self.under_way += 1
@@ -89,8 +91,10 @@ class Scripted:
                     await item.go.wait()
                 elif isinstance(item, Exception):
                     raise item
-                else:  # What was yielded is its reader's.
-                    yield type(item).FromString(item.SerializeToString())
+                elif isinstance(item, pb.GenerationDelta):  # What was yielded is its reader's.
+                    yield [pb.GenerationDelta.FromString(item.SerializeToString())]
+                else:
+                    yield pb.GenerateResponse.FromString(item.SerializeToString())
         finally:
             self.under_way -= 1
 
@@ -136,12 +140,12 @@ class Stage:
         self.vendors = Vendors(ProviderConfig.model_validate({"vendors": vendors, **config}), {}, PRICES)
         self.spent: list[Spent] = []
 
-    def stream(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> AsyncGenerator[Item]:
+    def stream(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> AsyncGenerator[Said]:
         return self.vendors.stream(candidates, GENERATION, time.monotonic() + seconds, self.spent)
 
     async def read(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> list[Item]:
         async with aclosing(self.stream(*candidates, seconds=seconds)) as items:
-            return [item async for item in items]
+            return await every(items)
 
     async def fail(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> AgentShellError:
         with pytest.raises(AgentShellError) as caught:
@@ -155,6 +159,14 @@ class Stage:
     @property
     def failures(self) -> list[str]:
         return [each.failure.name if each.failure else "" for each in self.spent]
+
+
+async def every(items: AsyncGenerator[Said]) -> list[Item]:
+    """Returns all that is said, each delta for itself."""
+    seen: list[Item] = []
+    async for item in items:
+        seen += item if isinstance(item, list) else [item]
+    return seen
 
 
 def failure(name: str, seconds: float | None = 0.0) -> AgentShellError:
@@ -197,7 +209,7 @@ async def test_an_answer_comes_with_its_cost_and_is_written_down_before_it_is_se
     async with aclosing(stage.stream(A)) as items:
         seen = [item async for item in items if not isinstance(item, pb.GenerateResponse) or stage.spent]
 
-    assert seen == [text("It "), text("is."), answer(usage=cost)]
+    assert seen == [[text("It ")], [text("is.")], answer(usage=cost)]
     assert stage.spent == [Spent("a", "m", cost)]
 
 
@@ -282,7 +294,7 @@ async def test_closing_the_stream_closes_the_vendor_and_what_came_is_paid(monkey
     stage = Stage(monkeypatch, {"a1": [[SAID, text("It "), text("is.")]]})
 
     items = stage.stream(A)
-    assert [await anext(items), await anext(items)] == [SAID, text("It ")]
+    assert [await anext(items), await anext(items)] == [[SAID], [text("It ")]]
     await items.aclose()
 
     assert stage.adapters["a1"].under_way == 0
@@ -366,13 +378,19 @@ async def test_who_waited_for_an_endpoint_that_failed_meanwhile_is_refused_and_k
 async def test_a_call_that_is_over_is_not_remembered_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, {"a1": [GOOD]})
 
-    def alarms() -> int:
-        gc.collect()
-        return sum(isinstance(each, Alarm) for each in gc.get_objects())
+    made, left = 0, WeakSet[Alarm]()
 
-    before = alarms()
+    class Watched(Alarm):
+        def __init__(self, deadline: float) -> None:
+            nonlocal made
+            super().__init__(deadline)
+            made += 1
+            left.add(self)
+
+    monkeypatch.setattr("agentshell.provider.vendors.Alarm", Watched)
     await stage.read(A)
-    assert alarms() == before
+    gc.collect()
+    assert (made, len(left)) == (1, 0)
 
 
 async def test_a_defect_of_an_adapter_frees_its_slot_and_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,7 +474,7 @@ async def test_the_local_provider_answers_without_configuration() -> None:
     deadline = time.monotonic() + WAIT_SECONDS
 
     async with aclosing(vendors.stream([Candidate("local", "")], GENERATION, deadline, spent)) as items:
-        seen = [item async for item in items]
+        seen = await every(items)
 
     response = seen[-1]
     assert isinstance(response, pb.GenerateResponse)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -10,12 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentshell.content import plain
+from agentshell.mesh.config import ToolConfig
 from agentshell.mesh.errors import AgentShellError
+from agentshell.tool import egress
+from agentshell.tool.egress import Egress, EgressError
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import frame, lockdown, outcome
 from agentshell.tool.sandbox.ability import Abilities
-from agentshell.tool.sandbox.egress import Egress
 from agentshell.tool.sandbox.frame import FrameError
 from agentshell.tool.sandbox.limits import Budget
+from agentshell.tool.sandbox.worker import Worker, WorkerDied
+
+
+def grant(*declared: str, config: ToolConfig | None = None) -> Grant:
+    return Grant(config or ToolConfig(), "acme", "p", "tool", declared)
+
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -101,7 +112,7 @@ def test_the_signal_that_ended_a_process_says_why(number: int, name: str) -> Non
 @given(st.text(max_size=12) | st.sampled_from(["progress", "http_get"]), st.text(max_size=40) | JSON.map(json.dumps))
 async def test_whatever_a_tool_asks_of_the_host_it_gains_nothing(name: str, arguments: str) -> None:
     told: list[str] = []
-    abilities = Abilities("p", (), Budget("tool", 1, 0), Egress(("example.com",), (), {}), told.append)
+    abilities = Abilities(grant(), Budget("tool", 1, 0), Egress(ToolConfig(), {}), told.append)
 
     try:
         answer = await abilities.answer(name, arguments)
@@ -113,6 +124,97 @@ async def test_whatever_a_tool_asks_of_the_host_it_gains_nothing(name: str, argu
     with pytest.raises(AgentShellError) as caught:
         await abilities.answer(name, arguments)
     assert caught.value.name == "TOOL_HOST_CALL_LIMIT"
+
+
+HOSTS = st.sampled_from(
+    ["api.example.com"] * 6
+    + ["API.example.com.", "api.example.com.evil.org", "evil.org", "127.0.0.1", "[::ffff:7f00:1]", "①"]
+)
+SLASHES, MARKS = (
+    st.sampled_from(["://"] * 6 + [":/", ":\\\\", ":", "://evil.org#", "://evil.org?"]),
+    st.text("@/:?#\\ %\t", max_size=3),
+)
+URLS = st.builds(
+    "{}{}{}{}{}{}{}".format,
+    st.sampled_from(["http", "https", "https", "HTTPS", "file", "javascript", "ftp", ""]),
+    SLASHES,
+    st.sampled_from(["", "", "", "", "me@", "me:it@", "api.example.com@", "api.example.com:443\\@"]),
+    HOSTS,
+    st.sampled_from(["", "", "", ":443", ":80", ":0443", ":8080", ":", ":443@evil.org"]),
+    MARKS,
+    st.text(max_size=8),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(URLS | st.text(max_size=30))
+def test_whatever_a_url_says_it_leads_to_a_host_that_is_granted_or_nowhere(text: str) -> None:
+    config = ToolConfig(http_hosts=("api.example.com", "api.example.com:8080", "127.0.0.1", "evil.org"))
+    allowed = {"https://api.example.com", "http://api.example.com", "http://api.example.com:8080"}
+    allowed |= {"https://api.example.com:8080"}
+
+    try:
+        url = egress.parse(text)
+        grant("api.example.com", "api.example.com:8080", config=config).check_host(url)
+    except EgressError:
+        return
+    except AgentShellError as error:
+        assert error.name == "HOST_NOT_ALLOWED"  # noqa: PT017 - both ways are right
+        return
+
+    assert f"{url.scheme}://{url.netloc.decode()}" in allowed
+    assert (url.host, url.userinfo) == ("api.example.com", b"")
+
+
+class Ended:
+    """Stands for a process that says what it was given to say, and has ended."""
+
+    pid = 0
+
+    def kill(self) -> None:
+        """There is nothing to kill."""
+
+    async def wait(self) -> int:
+        return -9
+
+
+FRAMES = st.fixed_dictionaries(
+    {},
+    optional={
+        "host": JSON | st.sampled_from(["progress", "http_get", "read_file"]),
+        "arguments": JSON | st.just('{"text": "x"}') | st.just('{"url": "http://127.0.0.1:9/", "headers": {}}'),
+        "said": JSON,
+        "failed": JSON,
+    },
+).map(frame.encode)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(FRAMES | st.binary(max_size=12), max_size=6))
+async def test_whatever_a_worker_sends_the_call_ends_and_nothing_is_gained(pieces: list[bytes]) -> None:
+    said, told = asyncio.StreamReader(), list[str]()
+    said.feed_data(b"".join(pieces))
+    said.feed_eof()
+    ours, its = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    process: Any = Ended()
+    worker = Worker(process, writer, said)
+    way = Egress(ToolConfig(http_hosts=("127.0.0.1:9",)), {})  # Which the pack does not declare.
+    abilities = Abilities(grant(config=way.config), Budget("tool", 3, 0), way, told.append)
+
+    try:
+        outcome.read("tool", await worker.call({}, abilities.answer))
+    except AgentShellError as error:
+        assert error.name.startswith("TOOL_")  # noqa: PT017 - all ways are right
+    except (WorkerDied, FrameError):
+        assert worker.spent
+    finally:
+        writer.close()
+        await writer.wait_closed()
+        its.close()
+
+    assert way.web._client is None, "nobody went anywhere"  # pyright: ignore[reportPrivateUsage] - what else would tell
+    assert len(told) <= 3
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

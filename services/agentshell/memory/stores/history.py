@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
 
 from agentshell.db.database import Connection, Database
 from agentshell.memory.stores import once as effects
-from agentshell.memory.stores.store import MessagePage, Once
+from agentshell.memory.stores import wall
+from agentshell.memory.stores.store import MessagePage, Once, Place
 from kfm.content.v1.content_pb2 import Message
 from kfm.memory.v1.memory_service_pb2 import AppendMessagesResponse
 
 # Locks the session's row until the transaction ends: one appends at a time.
 _COUNT = """
-    INSERT INTO memory.sessions AS session VALUES (%(tenant)s, %(session)s, %(count)s)
-    ON CONFLICT (tenant_id, session_id) DO UPDATE SET message_count = session.message_count + excluded.message_count
+    INSERT INTO memory.sessions AS session (tenant_id, session_id, message_count, user_id)
+    VALUES (%(tenant)s, %(session)s, %(count)s, %(user)s)
+    ON CONFLICT (tenant_id, session_id) DO UPDATE SET message_count = session.message_count + excluded.message_count,
+        user_id = CASE session.user_id WHEN '' THEN excluded.user_id ELSE session.user_id END
     RETURNING message_count"""
 _APPEND = """
     INSERT INTO memory.messages
@@ -34,39 +39,62 @@ _LIST = """
     ) sized
     WHERE number = 1 OR (number <= %(limit)s AND total_bytes <= %(limit_bytes)s)
     ORDER BY position"""
-_FORGET = """
-    WITH session AS (
-        DELETE FROM memory.sessions WHERE tenant_id = %s AND session_id = %s RETURNING message_count
-    )
-    SELECT coalesce(sum(message_count), 0)::bigint FROM session"""
+_RANGE = """
+    SELECT message FROM (
+        SELECT message, position, sum(octet_length(message)) OVER (ORDER BY position) AS total_bytes
+        FROM memory.messages
+        WHERE tenant_id = %(tenant)s AND session_id = %(session)s AND position BETWEEN %(first)s AND %(last)s
+    ) sized
+    WHERE position = %(first)s OR total_bytes <= %(limit_bytes)s
+    ORDER BY position"""
+_PLAN_SUMMARY = """
+    UPDATE memory.sessions SET summary_position =
+        CASE WHEN summary_position > %(covered)s THEN summary_position ELSE %(until)s END
+    WHERE tenant_id = %(tenant)s AND session_id = %(session)s
+    RETURNING incarnation, user_id, summary_position"""
+_LOCK = """
+    SELECT FROM memory.sessions WHERE tenant_id = %s AND session_id = %s AND incarnation = %s FOR KEY SHARE"""
+
+
+class SummaryPlan(NamedTuple):
+    """To which position a session's next summary goes; whose session it is; and which one of its name."""
+
+    incarnation: UUID
+    user_id: str
+    position: int
 
 
 class History:
-    """Appends to, lists and forgets histories. Positions count from 1, without a gap."""
+    """Appends to and lists histories. Positions count from 1, without a gap."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def append(
-        self, tenant_id: str, session_id: str, messages: Sequence[Message], once: Once
+        self, tenant_id: str, session_id: str, messages: Sequence[Message], user_id: str, once: Once
     ) -> AppendMessagesResponse:
-        """See `Store.append_messages`."""
+        """Adds messages to the end of a session's history, in order, whoever else appends.
+
+        It is the conversation of the first `user_id` that is not empty.
+        """
 
         async def effect(connection: Connection) -> AppendMessagesResponse:
-            parameters = {"tenant": tenant_id, "session": session_id, "count": len(messages)}
+            parameters = {"tenant": tenant_id, "session": session_id, "count": len(messages), "user": user_id}
             cursor = await connection.execute(_COUNT, parameters)
             (last,) = await cursor.fetchone() or (0,)
             serialized = [message.SerializeToString() for message in messages]
             await connection.execute(_APPEND, {**parameters, "last": last, "messages": serialized})
             return AppendMessagesResponse(message_count=last)
 
-        return await effects.run(self._database, tenant_id, once, AppendMessagesResponse, effect)
+        return await effects.run(
+            self._database, Place(tenant_id, f"session/{session_id}"), once, AppendMessagesResponse, effect
+        )
 
     async def list(
         self, tenant_id: str, session_id: str, before: int | None, limit: int, limit_bytes: int
     ) -> MessagePage:
-        """See `Store.list_messages`."""
-        async with self._database.connection() as connection:
+        """Returns the newest messages before a position (None: of all); at least one where there is one."""
+        async with wall.reading(self._database) as connection:
             cursor = await connection.execute(
                 _LIST,
                 {
@@ -83,9 +111,27 @@ class History:
         _, first_position, has_more = rows[0]
         return MessagePage([Message.FromString(message) for message, _, _ in rows], first_position, has_more)
 
+    async def range(
+        self, tenant_id: str, session_id: str, first: int, last: int, limit_bytes: int
+    ) -> Sequence[Message]:
+        """Returns the messages of these positions, oldest first, as many as fit; at least one where there is one."""
+        parameters = {"tenant": tenant_id, "session": session_id, "first": first, "last": last}
+        async with wall.reading(self._database) as connection:
+            cursor = await connection.execute(_RANGE, {**parameters, "limit_bytes": limit_bytes})
+            return [Message.FromString(message) for (message,) in await cursor.fetchall()]
+
+    async def plan_summary(self, tenant_id: str, session_id: str, covered: int, until: int) -> SummaryPlan | None:
+        """Returns how far the summary after the one that covers so much goes: for all who ask, as the first one said.
+
+        None: there is no such session.
+        """
+        parameters = {"tenant": tenant_id, "session": session_id, "covered": covered, "until": until}
+        async with wall.reading(self._database) as connection:
+            row = await (await connection.execute(_PLAN_SUMMARY, parameters)).fetchone()
+        return SummaryPlan(*row) if row else None
+
     @staticmethod
-    async def forget(connection: Connection, tenant_id: str, session_id: str) -> int:
-        """Forgets a history within the connection's transaction, and returns how many messages it had."""
-        cursor = await connection.execute(_FORGET, (tenant_id, session_id))
-        (count,) = await cursor.fetchone() or (0,)
-        return int(count)
+    async def lock(connection: Connection, tenant_id: str, session_id: str, incarnation: UUID) -> bool:
+        """Returns whether the session is still the same, and keeps it so until the connection's transaction ends."""
+        cursor = await connection.execute(_LOCK, (tenant_id, session_id, incarnation))
+        return await cursor.fetchone() is not None

@@ -8,9 +8,9 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from agentshell.db.database import Connection, Database
-from agentshell.memory.stores.store import Once
-from agentshell.mesh.errors import AgentShellError
-from kfm.error.v1 import error_pb2
+from agentshell.memory.stores.change import change
+from agentshell.memory.stores.store import Once, Place
+from agentshell.mesh.errors import request_id_reused
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -32,29 +32,36 @@ _SWEEP = """
 
 async def run(
     database: Database,
+    place: Place,
+    once: Once | None,
+    answer: type[Answer],
+    effect: Callable[[Connection], Awaitable[Answer]],
+) -> Answer:
+    """Runs `effect`, which changes `place`, in a transaction and returns its answer; a repeated request's first answer.
+
+    An effect that fails is not remembered. Raises REQUEST_ID_REUSED where the id was used for another request.
+    """
+    async with change(database, place) as connection:
+        return await within(connection, place.tenant_id, once, answer, effect)
+
+
+async def within(
+    connection: Connection,
     tenant_id: str,
     once: Once | None,
     answer: type[Answer],
     effect: Callable[[Connection], Awaitable[Answer]],
 ) -> Answer:
-    """Runs `effect` in a transaction and returns its answer, or the first answer where the request is a repeated one.
-
-    An effect that fails is not remembered. Raises REQUEST_ID_REUSED where the id was used for another request.
-    """
-    async with database.transaction() as connection:
-        if once is None:
-            return await effect(connection)
-        key = (tenant_id, once.request_id)
-        if await (await connection.execute(_CLAIM, (*key, once.digest))).fetchone():
-            made = await effect(connection)
-            await connection.execute(_ANSWER, (made.SerializeToString(), *key))
-            await connection.execute(_SWEEP)
-            return made
-        row = await (await connection.execute(_READ, key)).fetchone()
+    """As `run`, in the connection's transaction."""
+    if once is None:
+        return await effect(connection)
+    key = (tenant_id, once.request_id)
+    if await (await connection.execute(_CLAIM, (*key, once.digest))).fetchone():
+        made = await effect(connection)
+        await connection.execute(_ANSWER, (made.SerializeToString(), *key))
+        await connection.execute(_SWEEP)
+        return made
+    row = await (await connection.execute(_READ, key)).fetchone()
     if row is None or row[0] != once.digest:
-        raise AgentShellError(
-            error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-            f"request_id {once.request_id!r} was used within 24 hours for another request: take a new one",
-            metadata={"field": "request_id"},
-        )
+        raise request_id_reused(once.request_id)
     return answer.FromString(row[1])

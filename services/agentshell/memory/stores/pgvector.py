@@ -4,149 +4,97 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Collection, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC
 from typing import Any, LiteralString
 
-from google.protobuf.json_format import MessageToDict, ParseDict
-from google.protobuf.struct_pb2 import Struct
-from pgvector import HalfVector
-from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
-from psycopg.types.json import Jsonb
 
 from agentshell.db.database import Connection, Database
-from agentshell.memory import recall
-from agentshell.memory.stores import once as effects
-from agentshell.memory.stores.history import History
-from agentshell.memory.stores.store import Embedding, Entry, MessagePage, Once, Place, Query, RecordPage
+from agentshell.memory.stores import abilities, pgvector_copies, pgvector_list, wall
+from agentshell.memory.stores import pgvector_rows as rows
+from agentshell.memory.stores.pgvector_search import PgvectorSearch
+from agentshell.memory.stores.pgvector_vectors import PgvectorVectors
+from agentshell.memory.stores.store import (
+    DocumentChanged,
+    Entry,
+    Found,
+    Listing,
+    Place,
+    Position,
+    Query,
+    RecordPage,
+    Scope,
+    Space,
+    Vectors,
+)
 from agentshell.mesh.errors import AgentShellError
-from kfm.content.v1.content_pb2 import Message
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2 import (
-    AppendMessagesResponse,
     BatchWriteResponse,
     ForgetRequest,
-    ForgetResponse,
-    Hit,
+    NamespaceStats,
     Record,
+    RecordKind,
+    StoredRecord,
 )
 
-_SESSION_PREFIX = "session/"
-_READ_COLUMNS = (
-    "record_id, kind, text, metadata, source_uri, source_title, source_chunk_index, create_time, update_time,"
-    " expire_time, version"
-)
-_WRITE_COLUMNS = (
-    "tenant_id, namespace, record_id, kind, text, metadata, source_uri, source_title, source_chunk_index,"
-    " expire_time, embedding"
-)
-_WRITE_TYPES = ["text", "text", "text", "int2", "text", "jsonb", "text", "text", "int4", "timestamptz", "halfvec"]
-
-_ALIVE = "(expire_time IS NULL OR expire_time > now())"
-_FITS_FILTER = "(%(filter)s::jsonb IS NULL OR metadata @> %(filter)s::jsonb)"
-_IN_PLACES = f"place = ANY (%(places)s) AND {_FITS_FILTER}"
-_IN_PLACE = "place = %(place)s"
-_OF_DOCUMENT = (
-    f"{_IN_PLACE} AND hashtextextended(source_uri, 0) = hashtextextended(%(uri)s, 0) AND source_uri = %(uri)s"
-)
+# By functions that see before the wall: behind it no index is of use to them.
+_OF_DOCUMENT = f"{rows.IN_PLACE} AND records.record_id IN (SELECT memory.of_document(%(place)s, %(uri)s))"
 
 # What has expired is gone: a write in its place begins anew, at version 1.
-_SWEEP = f"DELETE FROM memory.records WHERE {_IN_PLACE} AND record_id = ANY (%(ids)s) AND NOT {_ALIVE}"
+_BURY = f"DELETE FROM memory.records WHERE {rows.IN_PLACE} AND record_id = ANY (%(ids)s) AND NOT {rows.ALIVE}"
 _WRITE = f"""
-    INSERT INTO memory.records AS record ({_WRITE_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT (place, record_id) DO UPDATE SET
-        kind = excluded.kind, text = excluded.text, metadata = excluded.metadata, source_uri = excluded.source_uri,
-        source_title = excluded.source_title, source_chunk_index = excluded.source_chunk_index,
-        expire_time = excluded.expire_time, embedding = excluded.embedding,
-        update_time = now(), version = record.version + 1
-    RETURNING create_time, update_time, version"""
-
-# What to look for by words, and how many there are to look through by vector, counted no further than needed. Sets for
-# the transaction: plans made for its parameters, not for any; the order of vectors from the index where that can be;
-# and an index that goes on until enough records pass the filter, in nearly the right order. Among 17,716 chunks it
-# found all of the 10 nearest by looking at 200, and 9.5 of them at 100.
-_MEASURE = f"""
-    SELECT memory.any_word(%(text)s)::text, (
-            SELECT count(*) FROM (
-                SELECT FROM memory.records WHERE %(embedding)s::halfvec IS NOT NULL AND {_IN_PLACES}
-                LIMIT %(exact_records)s + 1
-            ) found
-        ), set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_sort', 'off', true),
-        set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', '200', true)"""
-_DISTANCE = "embedding <=> %(embedding)s::halfvec"
-# The index cannot order by a sum: this compares all.
-_EXACTLY = f"({_DISTANCE}) + 0"
-
-
-def _search(order: LiteralString) -> LiteralString:
-    key = "place, record_id"
-    return f"""
-    WITH nearest AS MATERIALIZED (
-        SELECT {key}, {_DISTANCE} AS distance FROM memory.records
-        WHERE %(embedding)s::halfvec IS NOT NULL AND embedding IS NOT NULL AND {_ALIVE} AND {_IN_PLACES}
-        ORDER BY {order} LIMIT %(candidates)s
-    ), by_vector AS (
-        SELECT *, row_number() OVER (ORDER BY distance, record_id) AS rank FROM nearest
-    ), worded AS MATERIALIZED (
-        SELECT {key}, ts_rank(words, %(words)s::tsquery, 1) AS text_score FROM memory.records
-        WHERE words @@ %(words)s::tsquery AND {_ALIVE} AND {_IN_PLACES}
-        ORDER BY text_score DESC, record_id LIMIT %(candidates)s
-    ), by_words AS (
-        SELECT *, row_number() OVER (ORDER BY text_score DESC, record_id) AS rank FROM worded
-    ), best AS (
-        SELECT {key}, 1 - distance AS vector_score, text_score,
-            coalesce(%(vector_weight)s / (%(rank_constant)s + by_vector.rank), 0)
-                + coalesce(%(text_weight)s / (%(rank_constant)s + by_words.rank), 0) AS score
-        FROM by_vector FULL JOIN by_words USING ({key})
-        ORDER BY score DESC, record_id LIMIT %(limit)s
-    )
-    SELECT namespace, score, vector_score, text_score, {_READ_COLUMNS}
-    FROM best JOIN memory.records USING ({key}) ORDER BY score DESC, record_id"""
-
-
-_SEARCH_EXACTLY, _SEARCH_BY_INDEX = _search(_EXACTLY), _search(_DISTANCE)
+    INSERT INTO memory.records AS record ({rows.WRITE_COLUMNS}) VALUES ({rows.PLACEHOLDERS})
+    ON CONFLICT (place, record_id) DO UPDATE SET {rows.REPLACE}, update_time = now(), version = record.version + 1
+    RETURNING create_time, update_time, expire_time, version"""
 
 _GET = f"""
-    SELECT {_READ_COLUMNS} FROM memory.records
-    WHERE record_id = %(id)s AND {_ALIVE} AND {_IN_PLACES}
-    ORDER BY array_position(%(places)s::text[], place::text) LIMIT 1"""
-_LIST = f"""
-    SELECT has_more, tenant_id, {_READ_COLUMNS} FROM (
-        SELECT *, row_number() OVER by_id AS number, lead(record_id) OVER by_id IS NOT NULL AS has_more,
-            sum(octet_length(text) + coalesce(octet_length(metadata::text), 0)) OVER by_id AS total_bytes
-        FROM (
-            SELECT tenant_id, {_READ_COLUMNS} FROM unnest(%(places)s::text[]) AS listed (place) CROSS JOIN LATERAL (
-                SELECT tenant_id, {_READ_COLUMNS} FROM memory.records
-                WHERE records.place = listed.place AND record_id >= %(after_id)s
-                    AND (record_id, tenant_id) > (%(after_id)s, %(after_tenant)s)
-                    AND {_ALIVE} AND {_FITS_FILTER}
-                ORDER BY record_id LIMIT %(limit)s + 1
-            ) of_place
-            ORDER BY record_id, tenant_id LIMIT %(limit)s + 1
-        ) candidates
-        WINDOW by_id AS (ORDER BY record_id, tenant_id)
-    ) sized
-    WHERE number = 1 OR (number <= %(limit)s AND total_bytes <= %(limit_bytes)s)
-    ORDER BY record_id, tenant_id"""
+    SELECT DISTINCT ON (record_id) {rows.READ_COLUMNS} FROM memory.records
+    WHERE place = ANY (%(places)s) AND record_id = ANY (%(ids)s) AND {rows.ALIVE}
+    ORDER BY record_id, array_position(%(places)s::text[], place::text)"""
 
-_CHUNK_IDS = f"SELECT record_id FROM memory.records WHERE {_OF_DOCUMENT} AND version = 1 AND {_ALIVE}"
+_UNTOUCHED = f"{_OF_DOCUMENT} AND version = 1 AND {rows.ALIVE}"
+_CHUNKS = f"SELECT record_id, source_chunk_index FROM memory.records WHERE {_UNTOUCHED}"
+# Kept chunks stay what they are; only where they stand may change. Says how many of them there are.
+_KEEP = f"""
+    WITH kept AS (
+        SELECT * FROM unnest(%(kept)s::text[], %(indexes)s::integer[]) AS kept (kept_id, chunk_index)
+    ), moved AS (
+        UPDATE memory.records SET source_chunk_index = chunk_index FROM kept
+        WHERE record_id = kept_id AND {_UNTOUCHED} AND source_chunk_index <> chunk_index
+    )
+    SELECT count(*) FROM memory.records JOIN kept ON record_id = kept_id WHERE {_UNTOUCHED}"""
 _LOCK_DOCUMENT = "SELECT pg_advisory_xact_lock(hashtextextended(%(document)s, 0))"
-_COPY = f"COPY memory.records ({_WRITE_COLUMNS}) FROM STDIN (FORMAT BINARY)"
+_COPY = f"COPY memory.records ({rows.WRITE_COLUMNS}) FROM STDIN (FORMAT BINARY)"
 
-
-_RECORDS = f"{_IN_PLACE} AND record_id = ANY (%(ids)s)"
-_OTHER_DOCUMENTS = f"{_IN_PLACE} AND source_uri <> '' AND source_uri <> ALL (%(uris)s)"
-_REPLACED = f"{_IN_PLACE} AND (record_id = ANY (%(ids)s) OR {_OF_DOCUMENT})"
+_RECORDS = f"{rows.IN_PLACE} AND record_id = ANY (%(ids)s)"
+_CONTAINING = f"{rows.IN_PLACE} AND record_id IN (SELECT memory.containing(%(place)s, %(filter)s::jsonb))"
+_OTHER_DOCUMENTS = f"{rows.IN_PLACE} AND source_uri <> '' AND source_uri <> ALL (%(uris)s)"
+_REPLACED = f"{rows.IN_PLACE} AND record_id <> ALL (%(kept)s) AND (record_id = ANY (%(ids)s) OR {_OF_DOCUMENT})"
+_FORGET_USER = f"""
+    WITH gone AS (
+        DELETE FROM memory.records WHERE tenant_id = %(tenant)s
+            AND (namespace = ANY (%(namespaces)s) OR (user_id = %(user)s AND user_id <> ''))
+        RETURNING namespace, {rows.ALIVE} AS alive
+    )
+    SELECT namespace, count(*) FILTER (WHERE alive) FROM gone GROUP BY namespace"""
+_SWEEP = f"""
+    DELETE FROM memory.records WHERE (place, record_id) IN (
+        SELECT place, record_id FROM memory.records WHERE NOT {rows.ALIVE}
+        ORDER BY expire_time LIMIT %s FOR UPDATE SKIP LOCKED)"""
 
 
 class PgvectorStore:
     """Keeps records in one table: HNSW by vector, GIN by words and metadata. Make it with `open`."""
 
+    abilities = abilities.PGVECTOR
+
     def __init__(self, database: Database, halfvec: TypeInfo) -> None:
         self._database = database
         self._halfvec = halfvec
-        self._history = History(database)
+        self._search = PgvectorSearch(database, halfvec)
+        self.vectors: Vectors | None = PgvectorVectors(database, halfvec)
 
     @classmethod
     async def open(cls, database: Database) -> PgvectorStore:
@@ -164,139 +112,166 @@ class PgvectorStore:
             )
         return cls(database, halfvec)
 
+    async def prepare(self, space: Space) -> None:
+        """See `Store.prepare`."""
+        await self._search.prepare(space)
+
     async def write(
-        self, place: Place, entries: Sequence[Entry], expected_version: int | None, once: Once | None
+        self, connection: Connection, place: Place, entries: Sequence[Entry], expected_version: int | None
     ) -> BatchWriteResponse:
         """See `Store.write`."""
-
-        async def effect(connection: Connection) -> BatchWriteResponse:
-            register_halfvec_info(connection, self._halfvec)
-            ids = [entry.record.record_id for entry in entries]
-            await connection.execute(_SWEEP, _at(place, ids=ids))
-            # In one order for all, so that no two transactions wait for each other.
-            order = sorted(range(len(entries)), key=ids.__getitem__)
-            cursor = connection.cursor()
-            await cursor.executemany(_WRITE, [_row(place, *entries[index]) for index in order], returning=True)
-            written = [Record() for _ in entries]
-            for index in order:
-                row = await cursor.fetchone()
-                cursor.nextset()
-                assert row is not None  # noqa: S101 - RETURNING of an upsert gives a row
-                _check_version(ids[index], row[2], expected_version)
-                written[index] = _receipt(ids[index], *row)
-            return BatchWriteResponse(records=written)
-
-        return await effects.run(self._database, place.tenant_id, once, BatchWriteResponse, effect)
-
-    async def search(self, query: Query) -> list[Hit]:
-        """See `Store.search`."""
-        parameters = _in(
-            query.places,
-            text=query.text,
-            embedding=_vector(query.embedding),
-            vector_weight=query.weights.vector,
-            text_weight=query.weights.text,
-            filter=_json(query.containing),
-            exact_records=recall.EXACT_RECORDS,
-            rank_constant=recall.RANK_CONSTANT,
-            candidates=max(recall.CANDIDATES, query.limit),
-            limit=query.limit,
-        )
-        async with self._database.transaction() as connection:
-            register_halfvec_info(connection, self._halfvec)
-            cursor = await connection.execute(_MEASURE, parameters)
-            words, count, *_ = await cursor.fetchone() or (None, 0)
-            search = _SEARCH_EXACTLY if count <= recall.EXACT_RECORDS else _SEARCH_BY_INDEX
-            cursor = await connection.execute(search, {**parameters, "words": words})
-            return [_hit(*row) for row in await cursor.fetchall()]
-
-    async def get(self, places: Sequence[Place], record_id: str) -> Record | None:
-        """See `Store.get`."""
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(_GET, _in(places, id=record_id, filter=None))
+        rows.adapt(connection, self._halfvec)
+        ids = [entry.record.record_id for entry in entries]
+        await connection.execute(_BURY, rows.at(place, ids=ids))
+        # In one order for all, so that no two transactions wait for each other.
+        order = sorted(range(len(entries)), key=ids.__getitem__)
+        cursor = connection.cursor()
+        await cursor.executemany(_WRITE, [rows.row(place, entries[index]) for index in order], returning=True)
+        written = [Record() for _ in entries]
+        for index in order:
             row = await cursor.fetchone()
-        return _record(*row) if row else None
+            cursor.nextset()
+            assert row is not None  # noqa: S101 - RETURNING of an upsert gives a row
+            written[index] = rows.receipt(ids[index], *row)
+            _check_version(ids[index], written[index].version, expected_version)
+        return BatchWriteResponse(records=written)
 
-    async def list_records(
-        self, places: Sequence[Place], containing: Struct | None, after: tuple[str, str], limit: int, limit_bytes: int
-    ) -> RecordPage:
+    async def search(self, query: Query) -> Found:
+        """See `Store.search`."""
+        return await self._search.search(query)
+
+    async def get(self, places: Sequence[Place], record_ids: Sequence[str]) -> Mapping[str, Record]:
+        """See `Store.get`."""
+        async with wall.reading(self._database) as connection:
+            cursor = await connection.execute(_GET, rows.within(places, ids=list(record_ids)))
+            return {row[0]: rows.record(*row) for row in await cursor.fetchall()}
+
+    async def list_records(self, listing: Listing, after: Position | None, limit: int, limit_bytes: int) -> RecordPage:
         """See `Store.list_records`."""
-        parameters = _in(
-            places,
-            filter=_json(containing),
-            after_id=after[0],
-            after_tenant=after[1],
-            limit=limit,
-            limit_bytes=limit_bytes,
-        )
+        statement = pgvector_list.statement(listing, after)
+        parameters = pgvector_list.parameters(listing, after, limit, limit_bytes)
         async with self._database.connection() as connection:
-            rows = await (await connection.execute(_LIST, parameters)).fetchall()
-        records = [(tenant_id, _record(*columns)) for _, tenant_id, *columns in rows]
-        return RecordPage(records, has_more=bool(rows and rows[-1][0]))
+            found = await (await connection.execute(statement, parameters)).fetchall()
+        if not found:
+            return RecordPage([], None, has_more=False)
+        records = [rows.record(*columns) for _, _, *columns in found]
+        tenant_id, has_more, *_ = found[-1]
+        time = None if listing.key == "record_id" else getattr(records[-1], listing.key).ToDatetime(UTC)
+        return RecordPage(records, Position(time, records[-1].record_id, tenant_id), has_more)
 
-    async def forget(self, place: Place, request: ForgetRequest, once: Once | None) -> ForgetResponse:
+    async def forget(self, connection: Connection, place: Place, request: ForgetRequest) -> int:
         """See `Store.forget`."""
+        match request.WhichOneof("what"):
+            case "records":
+                return await _forget(connection, _RECORDS, rows.at(place, ids=list(request.records.record_ids)))
+            case "source_uri":
+                return await _forget(connection, _OF_DOCUMENT, rows.at(place, uri=request.source_uri))
+            case "filter":
+                return await _forget(connection, _CONTAINING, rows.at(place, filter=rows.json(request.filter)))
+            case _:
+                return await _forget(connection, rows.IN_PLACE, rows.at(place))
 
-        async def effect(connection: Connection) -> ForgetResponse:
-            messages = 0
-            match request.WhichOneof("what"):
-                case "records":
-                    records = await _forget(connection, _RECORDS, _at(place, ids=list(request.records.record_ids)))
-                case "source_uri":
-                    records = await _forget(connection, _OF_DOCUMENT, _at(place, uri=request.source_uri))
-                case _:
-                    records = await _forget(connection, _IN_PLACE, _at(place))
-                    if place.namespace.startswith(_SESSION_PREFIX):
-                        session_id = place.namespace.removeprefix(_SESSION_PREFIX)
-                        messages = await History.forget(connection, place.tenant_id, session_id)
-            return ForgetResponse(record_count=records, message_count=messages)
+    async def forget_user(
+        self, connection: Connection, tenant_id: str, user_id: str, namespaces: Sequence[str]
+    ) -> Mapping[str, int]:
+        """See `Store.forget_user`."""
+        parameters = {"tenant": tenant_id, "user": user_id, "namespaces": list(namespaces)}
+        cursor = await connection.execute(_FORGET_USER, parameters)
+        return dict(await cursor.fetchall())
 
-        return await effects.run(self._database, place.tenant_id, once, ForgetResponse, effect)
-
-    async def chunk_ids(self, place: Place, source_uri: str) -> set[str]:
-        """See `Store.chunk_ids`."""
+    async def chunks(self, place: Place, source_uri: str) -> Mapping[str, int]:
+        """See `Store.chunks`."""
         async with self._database.connection() as connection:
-            cursor = await connection.execute(_CHUNK_IDS, _at(place, uri=source_uri))
-            return {record_id for (record_id,) in await cursor.fetchall()}
+            cursor = await connection.execute(_CHUNKS, rows.at(place, uri=source_uri))
+            return dict(await cursor.fetchall())
 
     async def replace_document(
-        self, place: Place, source_uri: str, records: Sequence[Record], embeddings: AsyncIterable[Embedding | None]
+        self,
+        connection: Connection,
+        place: Place,
+        source_uri: str,
+        kept: Mapping[str, int],
+        entries: Sequence[Entry],
     ) -> int:
         """See `Store.replace_document`."""
-        parameters = _at(place, uri=source_uri, ids=[record.record_id for record in records])
-        async with self._database.transaction() as connection:
-            register_halfvec_info(connection, self._halfvec)
-            await connection.execute(_LOCK_DOCUMENT, {"document": f"{_key(place)}\n{source_uri}"})
-            forgotten = await _forget(connection, _REPLACED, parameters)
-            async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-                copy.set_types(_WRITE_TYPES)
-                following = iter(records)
-                async for embedding in embeddings:
-                    await copy.write_row(_row(place, next(following), embedding))
+        parameters = rows.at(
+            place,
+            uri=source_uri,
+            ids=[entry.record.record_id for entry in entries],
+            kept=list(kept),
+            indexes=list(kept.values()),
+        )
+        rows.adapt(connection, self._halfvec)
+        await connection.execute(_LOCK_DOCUMENT, {"document": f"{place.key}\n{source_uri}"})
+        cursor = await connection.execute(_KEEP, parameters)
+        (found,) = await cursor.fetchone() or (0,)
+        if found != len(kept):
+            raise DocumentChanged
+        forgotten = await _forget(connection, _REPLACED, parameters)
+        await wall.leave(connection)
+        async with cursor.copy(_COPY) as copy:
+            copy.set_types(rows.WRITE_TYPES)
+            for entry in entries:
+                await copy.write_row(rows.row(place, entry))
         return forgotten
 
-    async def forget_documents(self, place: Place, kept_uris: Collection[str]) -> int:
+    async def forget_documents(self, connection: Connection, place: Place, kept_uris: Collection[str]) -> int:
         """See `Store.forget_documents`."""
+        return await _forget(connection, _OTHER_DOCUMENTS, rows.at(place, uris=list(kept_uris)))
+
+    async def copy(self, scope: Scope, after: str, limit: int, limit_bytes: int) -> Sequence[tuple[str, StoredRecord]]:
+        """See `Store.copy`."""
+        after_namespace, _, after_id = after.partition(" ")
+        parameters = {
+            "tenant": scope.tenant_id,
+            "namespaces": sorted(scope.namespaces or ()),
+            "user": scope.user_id or "",
+            "after_namespace": after_namespace,
+            "after_id": after_id,
+            "limit": limit,
+            "limit_bytes": limit_bytes,
+        }
+        is_all = scope.namespaces is None and scope.user_id is None
+        statement = pgvector_copies.COPY_ALL if is_all else pgvector_copies.COPY_SOME
+        async with wall.reading(self._database) as connection:
+            found = await (await connection.execute(statement, parameters)).fetchall()
+        stored = [StoredRecord(namespace=namespace, record=rows.record(*columns)) for namespace, *columns in found]
+        return [(f"{one.namespace} {one.record.record_id}", one) for one in stored]
+
+    async def restore(self, connection: Connection, place: Place, entries: Sequence[Entry]) -> int:
+        """See `Store.restore`."""
+        rows.adapt(connection, self._halfvec)
+        ids = [entry.record.record_id for entry in entries]
+        await connection.execute(_BURY, rows.at(place, ids=ids))
+        ordered = sorted(entries, key=lambda entry: entry.record.record_id)
+        cursor = connection.cursor()
+        await cursor.executemany(pgvector_copies.RESTORE, [_whole_row(place, entry) for entry in ordered])
+        return cursor.rowcount
+
+    async def stats(self, tenant_id: str, namespace: str, after: str, limit: int) -> Sequence[NamespaceStats]:
+        """See `Store.stats`."""
+        parameters = {"tenant": tenant_id, "namespace": namespace, "after": after, "limit": limit}
+        found: dict[str, NamespaceStats] = {}
+        async with wall.reading(self._database) as connection:
+            cursor = await connection.execute(pgvector_copies.STATS, parameters)
+            for name, kind, records, text_bytes, next_embedded in await cursor.fetchall():
+                stats = found.setdefault(name, NamespaceStats(namespace=name))
+                stats.record_counts[RecordKind.Name(kind)] = records
+                stats.record_count += records
+                stats.text_bytes += text_bytes
+                stats.next_embedded_count += next_embedded
+        return list(found.values())
+
+    async def sweep(self, limit: int) -> int:
+        """See `Store.sweep`."""
         async with self._database.connection() as connection:
-            return await _forget(connection, _OTHER_DOCUMENTS, _at(place, uris=list(kept_uris)))
-
-    async def append_messages(
-        self, tenant_id: str, session_id: str, messages: Sequence[Message], once: Once
-    ) -> AppendMessagesResponse:
-        """See `Store.append_messages`."""
-        return await self._history.append(tenant_id, session_id, messages, once)
-
-    async def list_messages(
-        self, tenant_id: str, session_id: str, before: int | None, limit: int, limit_bytes: int
-    ) -> MessagePage:
-        """See `Store.list_messages`."""
-        return await self._history.list(tenant_id, session_id, before, limit, limit_bytes)
+            return (await connection.execute(_SWEEP, [limit])).rowcount
 
 
 async def _forget(connection: Connection, condition: LiteralString, parameters: dict[str, Any]) -> int:
     cursor = await connection.execute(
         f"WITH gone AS (DELETE FROM memory.records WHERE {condition} RETURNING expire_time)"
-        f" SELECT count(*) FILTER (WHERE {_ALIVE}) FROM gone",
+        f" SELECT count(*) FILTER (WHERE {rows.ALIVE}) FROM gone",
         parameters,
     )
     (count,) = await cursor.fetchone() or (0,)
@@ -315,70 +290,7 @@ def _check_version(record_id: str, version: int, expected: int | None) -> None:
     )
 
 
-def _key(place: Place) -> str:
-    """Returns the place as the column `place` has it."""
-    return f"{place.namespace} {place.tenant_id}"
-
-
-def _at(place: Place, **more: object) -> dict[str, Any]:
-    return {"place": _key(place), **more}
-
-
-def _in(places: Sequence[Place], **more: object) -> dict[str, Any]:
-    return {"places": [_key(place) for place in places], **more}
-
-
-def _json(struct: Struct | None) -> Jsonb | None:
-    return None if struct is None else Jsonb(MessageToDict(struct))
-
-
-def _vector(embedding: Embedding | None) -> HalfVector | None:
-    return None if embedding is None else HalfVector(embedding)
-
-
-def _row(place: Place, record: Record, embedding: Embedding | None) -> tuple[object, ...]:
-    """Returns the record as `_WRITE_COLUMNS` has it."""
-    has_source = record.HasField("source")
-    return (
-        place.tenant_id,
-        place.namespace,
-        record.record_id,
-        record.kind,
-        record.text,
-        _json(record.metadata) if record.HasField("metadata") else None,
-        record.source.uri if has_source else None,
-        record.source.title if has_source else None,
-        record.source.chunk_index if has_source else None,
-        record.expire_time.ToDatetime(UTC) if record.HasField("expire_time") else None,
-        _vector(embedding),
-    )
-
-
-def _record(*columns: Any) -> Record:
-    """Returns the record that `_READ_COLUMNS` holds."""
-    record_id, kind, text, metadata, uri, title, chunk_index, create_time, update_time, expire_time, version = columns
-    record = Record(record_id=record_id, kind=kind, text=text, version=version)
-    if metadata is not None:
-        ParseDict(metadata, record.metadata)
-        record.metadata.SetInParent()
-    if uri is not None:
-        record.source.uri, record.source.title, record.source.chunk_index = uri, title, chunk_index
-        record.source.SetInParent()
-    record.create_time.FromDatetime(create_time)
-    record.update_time.FromDatetime(update_time)
-    if expire_time is not None:
-        record.expire_time.FromDatetime(expire_time)
-    return record
-
-
-def _receipt(record_id: str, create_time: datetime, update_time: datetime, version: int) -> Record:
-    record = Record(record_id=record_id, version=version)
-    record.create_time.FromDatetime(create_time)
-    record.update_time.FromDatetime(update_time)
-    return record
-
-
-def _hit(namespace: str, score: float, vector_score: float | None, text_score: float | None, *columns: Any) -> Hit:
-    return Hit(
-        record=_record(*columns), namespace=namespace, score=score, vector_score=vector_score, text_score=text_score
-    )
+def _whole_row(place: Place, entry: Entry) -> tuple[object, ...]:
+    record = entry.record
+    times = (record.create_time.ToDatetime(UTC), record.update_time.ToDatetime(UTC))
+    return (*rows.row(place, entry), *times, record.version)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider.key import Key
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
+
+Deltas: TypeAlias = list[pb.GenerationDelta]
+"""What an answer has grown by at once; never empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,8 @@ class Adapter(Protocol):
         """What it can do beyond answering text with text."""
         ...
 
-    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
-        """Yields what the answer grows by and, last, the whole answer. An end without it is an error, and raised.
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
+        """Yields what the answer grows by as it comes and, last, the whole. An end without it is an error, and raised.
 
         A vendor that says what it has used before its end has it yielded as a delta at once.
         """

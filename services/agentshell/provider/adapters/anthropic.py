@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from itertools import chain, count, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
-from agentshell.provider.adapters import failure, part_text, sdk
-from agentshell.provider.adapters.adapter import Access, unsupported
+from agentshell.provider.adapters import failure, part_text, stainless
+from agentshell.provider.adapters.adapter import Access, Deltas, unsupported
 from agentshell.provider.adapters.answer import Answer
-from agentshell.provider.adapters.events import Events
 from agentshell.provider.adapters.failure import Failure
 from agentshell.provider.adapters.sdk import Sdk
+from agentshell.provider.adapters.stainless import Client
+from agentshell.provider.adapters.streaming import converse
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:
-    import httpx2
+    from aiohttp import ClientResponse
     from anthropic import AsyncAnthropic
+
+    from agentshell.provider.adapters.http import Http
 
 _MODEL = "claude-sonnet-5-5"
 _PATH = "/v1/messages"
@@ -76,27 +79,11 @@ class AnthropicAdapter:
         self.default_model = access.model or _MODEL
         self._provider = access.provider
         self._base_url = access.base_url or None
-        self._sdk: Sdk[AsyncAnthropic] = Sdk(access, "anthropic", self._connect, sdk.stainless("anthropic"))
+        self._sdk = Sdk(access, "anthropic", self._connect, stainless.explain("anthropic"))
 
-    async def stream(
-        self, generation: pb.Generation, model: str
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
-        client = await self._sdk.open()
-        request = {"model": model, **_prompt(generation, self._provider), **_parameters(generation.parameters)}
-        events, growth = Events(), _Growth(self._provider, model)
-        with self._sdk.failing(model):
-            async with aclosing(await _send(client, {**request, "stream": True})) as response:
-                sdk.check_events(response.headers)
-                async for data in response.aiter_bytes():
-                    for event in events.feed(data):
-                        for delta in growth.read(event):
-                            yield delta
-                    if growth.failed:
-                        raise self._sdk.error(growth.failed, model)
-            if not growth.ended:
-                raise self._sdk.cut(model)
-            yield growth.finish()
+        return converse(self._sdk, partial(self._ask, generation, model), _Growth(self._provider, model), model)
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Raises FEATURE_UNSUPPORTED."""
@@ -108,7 +95,7 @@ class AnthropicAdapter:
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
         """Returns Anthropic's own count."""
-        client = await self._sdk.open()
+        client = (await self._sdk.open()).sdk
         request = {"model": model, **_prompt(generation, self._provider)}
         with self._sdk.failing(model):
             answer = await client.post(f"{_PATH}/count_tokens", cast_to=object, body=request)
@@ -119,28 +106,25 @@ class AnthropicAdapter:
         """Closes the connections."""
         await self._sdk.close()
 
-    def _connect(self, key: str, http: httpx2.AsyncClient) -> AsyncAnthropic:
+    async def _ask(self, generation: pb.Generation, model: str) -> ClientResponse:
+        body = {"model": model, **_prompt(generation, self._provider), **_parameters(generation.parameters)}
+        return await (await self._sdk.open()).stream(_PATH, body)
+
+    def _connect(self, key: str, http: Http) -> Client[AsyncAnthropic]:
         from anthropic import AsyncAnthropic
 
-        return AsyncAnthropic(
-            api_key=key, base_url=self._base_url, max_retries=0, http_client=http, open_telemetry=False
+        sending = http.client()
+        client = AsyncAnthropic(
+            api_key=key, base_url=self._base_url, max_retries=0, http_client=sending, open_telemetry=False
         )
-
-
-async def _send(client: AsyncAnthropic, request: dict[str, Any]) -> httpx2.Response:
-    """Returns the response whose events are to be read: the SDK's models of them would take most of a call's time."""
-    from anthropic import AsyncStream
-
-    stream_type = AsyncStream[object]
-    stream = await client.post(_PATH, cast_to=object, body=request, stream=True, stream_cls=stream_type)
-    return stream.response
+        return Client(client, http)
 
 
 class _Growth:
     """Reads the events of one answer."""
 
     def __init__(self, provider: str, model: str) -> None:
-        self.ended = False
+        self.is_whole = False
         self.failed: Failure | None = None
         self._model = model
         self._answer = Answer(provider)
@@ -162,7 +146,7 @@ class _Growth:
                 self._stop_reason = event["delta"]["stop_reason"] or self._stop_reason
                 yield self._count(event["usage"])
             case "message_stop":
-                self.ended = True
+                self.is_whole = True
             case "error":
                 self.failed = failure.answered(0, {}, event)
             case _:

@@ -155,6 +155,15 @@ class Failure:
     retry_delay: timedelta | None = None
 
 
+class Refused(Exception):  # noqa: N818 - it is the vendor that refuses
+    """A vendor's answer with the status of an error, and its text."""
+
+    def __init__(self, failure: Failure, text: str) -> None:
+        super().__init__(text)
+        self.failure = failure
+        self.text = text
+
+
 def answered(status: int, headers: Mapping[str, str], body: Any) -> Failure:
     """Reads a vendor's error in the form of OpenAI, Anthropic or Google. Pure but for a clock that `headers` may lack.
 

@@ -11,23 +11,24 @@ import json
 import re
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from functools import partial
 from itertools import chain, count, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentshell.provider import tokens
-from agentshell.provider.adapters import failure, part_text, sdk
-from agentshell.provider.adapters.adapter import Access, no_model, unsupported
+from agentshell.provider.adapters import failure, part_text
+from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
 from agentshell.provider.adapters.answer import Answer
-from agentshell.provider.adapters.events import Events
 from agentshell.provider.adapters.failure import Failure, Kind
 from agentshell.provider.adapters.sdk import Sdk
+from agentshell.provider.adapters.streaming import ask, converse
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:
-    import httpx2
-    from google.genai import Client
+    from aiohttp import ClientResponse
+
+    from agentshell.provider.adapters.http import Http
 
 _MODEL = "gemini-3.8-flash"
 _EMBEDDING_MODEL = "gemini-embedding-2"
@@ -97,29 +98,11 @@ class GeminiAdapter:
         self.default_model = access.model or _MODEL
         self._provider = access.provider
         self._base_url = access.base_url or None
-        self._silence_seconds = access.silence_seconds
-        self._sdk: Sdk[Client] = Sdk(access, "google.genai", self._connect, _explain)
+        self._sdk: Sdk[tuple[Any, Http]] = Sdk(access, "google.genai", self._connect, _explain)
 
-    async def stream(
-        self, generation: pb.Generation, model: str
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
-        path = f"{self._path(model)}:streamGenerateContent?alt=sse"
-        request = _request(generation, model, self._provider)
-        client = await self._sdk.open()
-        events, growth = Events(), _Growth(self._provider, model)
-        with self._sdk.failing(model):
-            async with aclosing(await self._send(client, path, request, stream=True)) as response:
-                sdk.check_events(response.headers)
-                async for data in response.aiter_bytes():
-                    for chunk in events.feed(data):
-                        for delta in growth.read(chunk):
-                            yield delta
-                    if growth.failed:
-                        raise self._sdk.error(growth.failed, model)
-            if not growth.reason:
-                raise self._sdk.cut(model)
-            yield growth.finish()
+        return converse(self._sdk, partial(self._stream, generation, model), _Growth(self._provider, model), model)
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Returns a vector a text. What that used is an estimate where Google does not say it."""
@@ -153,9 +136,9 @@ class GeminiAdapter:
         await self._sdk.close()
 
     async def _ask(self, path: str, request: dict[str, Any], model: str) -> dict[str, Any]:
-        client = await self._sdk.open()
         with self._sdk.failing(model):
-            (text,) = await self._send(client, path, request, stream=False)
+            api, _ = await self._sdk.open()
+            (text,) = (await api._async_request(api._build_request("post", path, request))).response_stream
             return json.loads(text)
 
     def _path(self, model: str) -> str:
@@ -164,60 +147,62 @@ class GeminiAdapter:
             raise no_model(self._provider, model)
         return model if "/" in model else f"models/{model}"
 
-    def _connect(self, key: str, http: httpx2.AsyncClient) -> Client:
+    async def _stream(self, generation: pb.Generation, model: str) -> ClientResponse:
+        path = f"{self._path(model)}:streamGenerateContent?alt=sse"
+        body = _request(generation, model, self._provider)
+        api, http = await self._sdk.open()
+        asked = api._build_request("post", path, body)
+        return await ask(http, asked.url, asked.headers.items(), asked.data)
+
+    def _connect(self, key: str, http: Http) -> tuple[Any, Http]:
+        """Returns what is within the SDK's client: its models of requests have no way to count all of one's tokens."""
         from google.genai import Client
         from google.genai.types import HttpOptions
 
-        options = HttpOptions(base_url=self._base_url, api_version=_API_VERSION, httpx_async_client=http)
-        return Client(api_key=key, vertexai=False, http_options=options)
-
-    async def _send(self, client: Client, path: str, request: dict[str, Any], *, stream: bool) -> Any:
-        """Returns the response whose events are to be read, or of one that is not streamed a list of its text.
-
-        The SDK's models of a request and of each chunk would take three quarters of a call's time, and have no way to
-        count all of a request's tokens.
-        """
-        api: Any = client._api_client  # pyright: ignore[reportPrivateUsage] - see above
-        prepared = api._build_request("post", path, request)
-        # Options of the SDK have one for connecting and reading together.
-        prepared.timeout = sdk.timeout(self._silence_seconds)
-        return (await api._async_request(prepared, stream=stream)).response_stream
+        options = HttpOptions(base_url=self._base_url, api_version=_API_VERSION, httpx_async_client=http.client())
+        client = Client(api_key=key, vertexai=False, http_options=options)
+        return client._api_client, http  # pyright: ignore[reportPrivateUsage] - see above
 
 
 class _Growth:
     """Reads the chunks of one answer."""
 
     def __init__(self, provider: str, model: str) -> None:
-        self.reason = ""
         self.failed: Failure | None = None
+        self._reason = ""
         self._model = model
         self._answer = Answer(provider)
         self._calls = 0
         self._usage: content_pb2.Usage | None = None
 
-    def read(self, chunk: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    @property
+    def is_whole(self) -> bool:
+        """Whether its end has come."""
+        return self._reason != ""
+
+    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
         """Yields what a chunk adds."""
-        self._model = chunk.get("modelVersion") or self._model
-        for candidate in chunk.get("candidates", ()):
+        self._model = event.get("modelVersion") or self._model
+        for candidate in event.get("candidates", ()):
             for part in candidate.get("content", {}).get("parts", ()):
                 yield from self._grow(part)
             if reason := candidate.get("finishReason"):
-                self.reason = reason
+                self._reason = reason
                 if reason not in _FINISH:
                     self.failed = Failure(Kind.ANSWERED, 0, reason, candidate.get("finishMessage", ""))
-        if chunk.get("promptFeedback", {}).get("blockReason"):  # There is no answer then.
-            self.reason = self.reason or "SAFETY"
-        if counts := chunk.get("usageMetadata"):
+        if event.get("promptFeedback", {}).get("blockReason"):  # There is no answer then.
+            self._reason = self._reason or "SAFETY"
+        if counts := event.get("usageMetadata"):
             usage = _usage(counts)
             if usage != self._usage:
                 self._usage = usage
                 yield pb.GenerationDelta(usage=usage)
-        if "error" in chunk:
-            self.failed = failure.answered(0, {}, chunk)
+        if "error" in event:
+            self.failed = failure.answered(0, {}, event)
 
     def finish(self) -> pb.GenerateResponse:
         """Returns the whole answer."""
-        reason = _FINISH[self.reason]
+        reason = _FINISH[self._reason]
         if reason == pb.FINISH_REASON_STOP and self._calls:
             reason = pb.FINISH_REASON_TOOL_CALLS
         return self._answer.finish(self._model, reason, self._usage)

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 
 from agentshell.provider import extract, tokens
-from agentshell.provider.adapters.adapter import Access, no_model, unsupported
+from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
 from agentshell.provider.adapters.answer import Answer
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
@@ -30,16 +30,14 @@ class LocalAdapter:
     def __init__(self, access: Access) -> None:
         self._provider = access.provider
 
-    async def stream(
-        self, generation: pb.Generation, model: str
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    async def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields the answer by groups of words, and the whole answer with its citations."""
         self._check(model)
         found = extract.extract(_questions(generation.messages), _passages(generation.messages))
         text, reason = _limit(found.text, generation.parameters)
         answer = Answer(self._provider)
         for group in _WORD_GROUP.findall(text):
-            yield answer.text(group)
+            yield [answer.text(group)]
         usage = content_pb2.Usage(
             input_tokens=tokens.estimate_generation(generation), output_tokens=tokens.estimate(text)
         )

@@ -14,7 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from agentshell.provider.adapters import failure, part_text, strict_schema
-from agentshell.provider.adapters.adapter import Access, unsupported
+from agentshell.provider.adapters.adapter import Access, Deltas, unsupported
 from agentshell.provider.adapters.answer import Answer
 from agentshell.provider.adapters.failure import Failure
 from agentshell.provider.adapters.openai_api import (
@@ -27,11 +27,12 @@ from agentshell.provider.adapters.openai_api import (
     number,
     parameters_of,
 )
+from agentshell.provider.adapters.streaming import converse
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    from aiohttp import ClientResponse
 
 # What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one.
 _PROOF = b"openai/reasoning/"
@@ -73,9 +74,9 @@ class OpenAIAdapter:
         self.default_model = access.model or MODEL
         self._api = OpenAIApi(access)
 
-    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
-        return self._api.converse(partial(self._ask, generation, model), _Growth(self._api.provider, model), model)
+        return converse(self._api.sdk, partial(self._ask, generation, model), _Growth(self._api.provider, model), model)
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Returns a vector a text."""
@@ -93,7 +94,7 @@ class OpenAIAdapter:
         """Closes the connections."""
         await self._api.sdk.close()
 
-    async def _ask(self, generation: pb.Generation, model: str) -> Response:
+    async def _ask(self, generation: pb.Generation, model: str) -> ClientResponse:
         provider = self._api.provider
         body = {"model": model, "store": False, **question(generation, provider), **_parameters(generation, provider)}
         return await self._api.stream("/responses", body)

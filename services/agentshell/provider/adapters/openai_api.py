@@ -1,29 +1,28 @@
 """What the adapters of OpenAI's APIs share: the way there, vectors, verdicts, and the forms that all of them take.
 
-OpenAI's own SDK connects and sends; what comes is taken as plain JSON. Its models of each event would cost more time
-than all else in a streamed call, and refuse what OpenAI's imitators leave out.
+What comes is taken as plain JSON: the models of OpenAI's SDK would refuse what OpenAI's imitators leave out.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from agentshell.provider.adapters import part_text
+from agentshell.provider.adapters import part_text, stainless
 from agentshell.provider.adapters.adapter import Access, unsupported
-from agentshell.provider.adapters.events import Events
-from agentshell.provider.adapters.failure import Failure
-from agentshell.provider.adapters.sdk import Sdk, check_events, stainless
+from agentshell.provider.adapters.sdk import Sdk
+from agentshell.provider.adapters.stainless import Client
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only who calls OpenAI pays for it.
-    from httpx2 import AsyncClient, Response
+    from aiohttp import ClientResponse
     from openai import AsyncOpenAI
     from openai._types import RequestOptions
+
+    from agentshell.provider.adapters.http import Http
 
 MODEL = "gpt-6.1-sol"
 _NO_KEY = "none"  # The SDK demands one, or takes what it finds in the environment.
@@ -39,25 +38,6 @@ EFFORTS: Mapping[pb.ReasoningEffort.ValueType, str] = {
 }
 
 
-class Growth(Protocol):
-    """How an API's events become an answer. `failed`: what the vendor says went wrong within the stream."""
-
-    failed: Failure | None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its end has come."""
-        ...
-
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what an event adds."""
-        ...
-
-    def finish(self) -> pb.GenerateResponse:
-        """Returns the whole answer."""
-        ...
-
-
 class OpenAIApi:
     """One endpoint of OpenAI, or of whoever speaks as it does (`is_openai`: False)."""
 
@@ -65,48 +45,15 @@ class OpenAIApi:
         self.provider = access.provider
         self._is_openai = is_openai
         self._base_url = access.base_url or None
-        self.sdk = Sdk(access, "openai", self._connect, stainless("openai"))
+        self.sdk = Sdk(access, "openai", self._connect, stainless.explain("openai"))
 
-    async def converse(
-        self, ask: Callable[[], Awaitable[Response]], growth: Growth, model: str
-    ) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
-        """Yields what the streamed answer to `ask` grows by and, last, the whole."""
-        events = Events()
-        with self.sdk.failing(model):
-            async with aclosing(await ask()) as response:
-                async for data in response.aiter_bytes():
-                    for event in events.feed(data):
-                        for delta in growth.read(event):
-                            yield delta
-                    if growth.failed:
-                        raise self.sdk.error(growth.failed, model)
-            if not growth.is_whole:
-                raise self.sdk.cut(model)
-            yield growth.finish()
-
-    async def stream(self, path: str, body: Mapping[str, Any]) -> Response:
-        """Returns a streamed answer, to be read and closed by the caller."""
-        client = await self.sdk.open()
-        from openai import AsyncStream
-
-        stream = await client.post(
-            path,
-            cast_to=object,
-            body={**body, "stream": True},
-            options=_options(client),
-            stream=True,
-            stream_cls=AsyncStream[object],
-        )
-        try:
-            check_events(stream.response.headers)
-        except ValueError:
-            await stream.response.aclose()
-            raise
-        return stream.response
+    async def stream(self, path: str, body: Mapping[str, Any]) -> ClientResponse:
+        """Returns a streamed answer, to be read and released by the caller."""
+        return await (await self.sdk.open()).stream(path, body)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Any:
         """Returns an answer that is not streamed."""
-        client = await self.sdk.open()
+        client = (await self.sdk.open()).sdk
         return await client.post(path, cast_to=object, body=body, options=_options(client))
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
@@ -138,13 +85,14 @@ class OpenAIApi:
             _expect(len(verdicts), len(texts))
             return pb.ModerateResponse(verdicts=verdicts, provider=self.provider, model=answer["model"])
 
-    def _connect(self, key: str, http: AsyncClient) -> AsyncOpenAI:
+    def _connect(self, key: str, http: Http) -> Client[AsyncOpenAI]:
         from openai import AsyncOpenAI
 
-        client = AsyncOpenAI(api_key=key or _NO_KEY, base_url=self._base_url, max_retries=0, http_client=http)
+        api_key, sending = key or _NO_KEY, http.client()
+        client = AsyncOpenAI(api_key=api_key, base_url=self._base_url, max_retries=0, http_client=sending)
         if not self._is_openai:  # Nobody else is told of the account that the SDK finds in the environment.
             client.organization = client.project = None
-        return client
+        return Client(client, http, has_key=bool(key))
 
 
 def _options(client: AsyncOpenAI) -> RequestOptions:

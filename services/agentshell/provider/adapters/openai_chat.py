@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentshell.provider import tokens
 from agentshell.provider.adapters import failure, openai, part_text, strict_schema
-from agentshell.provider.adapters.adapter import Access, unsupported
+from agentshell.provider.adapters.adapter import Access, Deltas, unsupported
 from agentshell.provider.adapters.answer import Answer
 from agentshell.provider.adapters.failure import Failure
 from agentshell.provider.adapters.openai_api import (
@@ -27,11 +27,12 @@ from agentshell.provider.adapters.openai_api import (
     number,
     parameters_of,
 )
+from agentshell.provider.adapters.streaming import converse
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    from aiohttp import ClientResponse
 
 PATH = "/chat/completions"
 WITH_USAGE: Mapping[str, Any] = {"stream_options": {"include_usage": True}}
@@ -58,10 +59,10 @@ class OpenAIChatAdapter:
         self.default_model = access.model or MODEL
         self._api = OpenAIApi(access)
 
-    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields deltas and the whole answer."""
         growth = ChatGrowth(generation, self._api.provider, model)
-        return self._api.converse(partial(self._ask, generation, model), growth, model)
+        return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Returns a vector a text."""
@@ -79,7 +80,7 @@ class OpenAIChatAdapter:
         """Closes the connections."""
         await self._api.sdk.close()
 
-    async def _ask(self, generation: pb.Generation, model: str) -> Response:
+    async def _ask(self, generation: pb.Generation, model: str) -> ClientResponse:
         provider = self._api.provider
         body = {"model": model, **request(generation, provider, "max_completion_tokens"), **WITH_USAGE}
         body |= cache(generation.prompt_cache, provider, _CACHE_LIFETIMES)

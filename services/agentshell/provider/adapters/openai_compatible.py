@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import tokens
-from agentshell.provider.adapters.adapter import Access, no_model, unsupported
+from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
+from agentshell.provider.adapters.failure import Refused
 from agentshell.provider.adapters.openai_api import OpenAIApi
 from agentshell.provider.adapters.openai_chat import PATH, WITH_USAGE, ChatGrowth, request
+from agentshell.provider.adapters.streaming import converse
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    from aiohttp import ClientResponse
 
 
 class OpenAICompatibleAdapter:
@@ -53,10 +55,10 @@ class OpenAICompatibleAdapter:
         self._api = OpenAIApi(access, is_openai=False)
         self._asks_for_usage = True
 
-    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[pb.GenerationDelta | pb.GenerateResponse]:
+    def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
         """Yields deltas and the whole answer. Raises MODEL_NOT_FOUND without a model."""
         growth = ChatGrowth(generation, self._api.provider, model)
-        return self._api.converse(partial(self._ask, generation, model), growth, model)
+        return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
     async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
         """Returns a vector a text. Raises MODEL_NOT_FOUND without a model: there is no default."""
@@ -77,7 +79,7 @@ class OpenAICompatibleAdapter:
         """Closes the connections."""
         await self._api.sdk.close()
 
-    async def _ask(self, generation: pb.Generation, model: str) -> Response:
+    async def _ask(self, generation: pb.Generation, model: str) -> ClientResponse:
         if not model:
             raise no_model(self._api.provider, model)
         body = {"model": model, **request(generation, self._api.provider, "max_tokens")}
@@ -85,12 +87,9 @@ class OpenAICompatibleAdapter:
             return await self._api.stream(PATH, body)
         try:
             return await self._api.stream(PATH, {**body, **WITH_USAGE})
-        except Exception as error:
+        except Refused as refused:
             # Mistral, among others, answers with usage by itself and refuses to be asked. Nothing was generated.
-            import openai
-
-            is_refusal = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-            if not is_refusal or "stream_options" not in error.response.text:
+            if refused.failure.status not in (400, 422) or "stream_options" not in refused.text:
                 raise
             self._asks_for_usage = False
             return await self._api.stream(PATH, body)

@@ -1,40 +1,36 @@
 """A vendor's SDK: its client, opened at the first call with the key there is, and its exceptions, made ours.
 
 An SDK takes up to a second and 60 MB to import: only who calls its vendor pays for it, off the event loop. All SDKs
-speak through an HTTP client of ours, so that timeouts and connections are the same, and none tries again by itself.
+speak over connections of ours, so that timeouts are the same, and none tries again by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import urllib.request
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agentshell.mesh import errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider.adapters import failure
 from agentshell.provider.adapters.adapter import Access
-from agentshell.provider.adapters.failure import Failure, Kind
+from agentshell.provider.adapters.failure import Failure, Kind, Refused
 
 if TYPE_CHECKING:
-    import httpx2
+    from agentshell.provider.adapters.http import Http
 
 _C = TypeVar("_C")
 
-CONNECT_SECONDS = 10.0
-_KEEP_SECONDS = 60.0
-
-Connect = Callable[[str, "httpx2.AsyncClient"], _C]
+Connect = Callable[[str, "Http"], _C]
 Explain = Callable[[Exception], "Failure | None"]
 
 
 class Sdk(Generic[_C]):
     """The SDK of one vendor, for one adapter.
 
-    `module`: what is imported at the first call. `connect` makes a client with a key, over our HTTP client. `explain`
+    `module`: what is imported at the first call. `connect` makes a client with a key, over our connections. `explain`
     reads the SDK's own exceptions; None: it is none of them.
     """
 
@@ -43,7 +39,7 @@ class Sdk(Generic[_C]):
         self._module = module
         self._connect = connect
         self._explain = explain
-        self._http: httpx2.AsyncClient | None = None
+        self._http: Http | None = None
         self._client: tuple[str, _C] | None = None
 
     async def open(self) -> _C:
@@ -64,7 +60,7 @@ class Sdk(Generic[_C]):
         except AgentShellError:
             raise
         except Exception as error:
-            found = self._explain(error) or _transport(error)
+            found = self._explain(error) or _read(error)
             if found is None:
                 raise errors.of(error) from error
             raise self.error(found, model, error) from error
@@ -80,53 +76,19 @@ class Sdk(Generic[_C]):
     async def close(self) -> None:
         """Closes the connections."""
         if self._http is not None:
-            await self._http.aclose()
+            await self._http.close()
 
 
-def timeout(silence_seconds: float) -> httpx2.Timeout:
-    """Returns how long a vendor may take to be reached, and then to send anything."""
-    import httpx2
-
-    return httpx2.Timeout(silence_seconds, connect=min(CONNECT_SECONDS, silence_seconds))
-
-
-def check_events(headers: Mapping[str, str]) -> None:
-    """Raises ValueError where an answer is no stream of events, such as a proxy's page."""
-    if not headers.get("content-type", "").startswith("text/event-stream"):
-        raise ValueError(f"content-type {headers.get('content-type')!r} instead of text/event-stream")
-
-
-def stainless(module: str) -> Explain:
-    """Returns how the exceptions of OpenAI's and Anthropic's SDKs are read, which are alike."""
-
-    def explain(error: Exception) -> Failure | None:
-        sdk: Any = importlib.import_module(module)
-        match error:
-            case sdk.APITimeoutError():
-                return Failure(Kind.TIMEOUT)
-            case sdk.APIConnectionError():
-                return Failure(Kind.CONNECTION)
-            case sdk.APIResponseValidationError():
-                return Failure(Kind.MALFORMED)
-            case sdk.APIStatusError():
-                failed: Any = error
-                return failure.answered(failed.status_code, failed.response.headers, failed.body or failed.message)
-            case sdk.APIError():  # Within a stream.
-                failed = error
-                return failure.answered(0, {}, failed.body or failed.message)
-            case _:
-                return None
-
-    return explain
-
-
-def _transport(error: Exception) -> Failure | None:
+def _read(error: Exception) -> Failure | None:
+    import aiohttp
     import httpx2
 
     match error:
-        case httpx2.TimeoutException():
+        case Refused():
+            return error.failure
+        case httpx2.TimeoutException() | TimeoutError():
             return Failure(Kind.TIMEOUT)
-        case httpx2.TransportError():
+        case httpx2.TransportError() | aiohttp.ClientError() | OSError():
             return Failure(Kind.CONNECTION)
         case httpx2.DecodingError():
             return Failure(Kind.MALFORMED)
@@ -136,14 +98,9 @@ def _transport(error: Exception) -> Failure | None:
             return None
 
 
-def _prepare(module: str, silence_seconds: float) -> httpx2.AsyncClient:
-    """Imports the SDK and returns an HTTP client, which has no connections yet."""
+def _prepare(module: str, silence_seconds: float) -> Http:
+    """Imports the SDK and returns its connections: none yet."""
     importlib.import_module(module)
-    import httpx2
+    from agentshell.provider.adapters.http import Http
 
-    if urllib.request.getproxies().keys() - {"no"}:  # Only httpx2's own transport knows proxies, at twice the CPU time.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_SECONDS)
-        return httpx2.AsyncClient(timeout=timeout(silence_seconds), limits=limits)
-    from agentshell.provider.adapters.aiohttp_transport import AiohttpTransport
-
-    return httpx2.AsyncClient(timeout=timeout(silence_seconds), transport=AiohttpTransport(_KEEP_SECONDS))
+    return Http(silence_seconds)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc.aio
 
+from agentshell.mesh import call
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
 from kfm.content.v1.content_pb2 import Message
@@ -24,6 +25,7 @@ from kfm.turn.v1.turn_event_pb2 import StepRequest
 _KEPT = 256
 _PAGE_TOOLS = 1000
 
+_Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 _Digest = tuple[str, str]
 
@@ -44,7 +46,7 @@ class Sources:
         self._max_history_messages = max_history_messages
         self._personalities: OrderedDict[_Digest, Personality] = OrderedDict()
         self._histories: OrderedDict[tuple[str, str], Sequence[Message]] = OrderedDict()
-        self._tools: OrderedDict[_Digest, Mapping[str, ToolDefinition]] = OrderedDict()
+        self._tools: OrderedDict[tuple[str, str, str], Mapping[str, ToolDefinition]] = OrderedDict()
 
     async def personality(self, request: StepRequest) -> Personality:
         """Returns the personality that the turn is pinned to."""
@@ -65,25 +67,24 @@ class Sources:
         return self._histories[key]
 
     async def tools(self, personality: Personality, names: Sequence[str] = ()) -> list[ToolDefinition]:
-        """Returns the tools of these names, or all that the personality has. Asks nobody where there are none.
+        """Returns the tools of these names, or all that there are now of the personality's. Asks nobody if it has none.
 
-        Raises TOOL_NOT_FOUND.
+        Raises TOOL_NOT_FOUND for a name that is given.
         """
-        names = names or personality.tools
-        if not names:
+        if not (names or personality.tools):
             return []
-        key = (personality.personality_id, personality.digest)
-        if key not in self._tools:
-            _keep(self._tools, key, await self._list_tools(*key))
-        known = self._tools[key]
+        key = (call.tenant(), personality.personality_id, personality.digest)
+        known = self._tools.get(key) or await self._list_tools(*key[1:])
+        if known.keys() >= set(personality.tools):  # Else some may be away for a while.
+            _keep(self._tools, key, known)
         for name in names:
             if name not in known:
                 raise AgentShellError(
                     error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
-                    f"personality {key[0]!r} has no tool {name!r}; it has: {', '.join(sorted(known)) or 'none'}",
-                    metadata={"personality_id": key[0], "tool": name},
+                    f"personality {key[1]!r} has no tool {name!r}; it has: {', '.join(sorted(known)) or 'none'}",
+                    metadata={"personality_id": key[1], "tool": name},
                 )
-        return [known[name] for name in names]
+        return [known[name] for name in names or personality.tools if name in known]
 
     async def _list_tools(self, personality_id: str, digest: str) -> Mapping[str, ToolDefinition]:
         asked = ListToolsRequest(personality_id=personality_id, personality_digest=digest, page_size=_PAGE_TOOLS)
@@ -94,7 +95,7 @@ class Sources:
         }
 
 
-def _keep(kept: OrderedDict[_Digest, _Value], key: _Digest, value: _Value) -> None:
+def _keep(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
     kept[key] = value
     if len(kept) > _KEPT:
         kept.popitem(last=False)

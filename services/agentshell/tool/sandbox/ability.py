@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentshell.mesh.errors import AgentShellError
+from agentshell.tool import egress
+from agentshell.tool.egress import Egress, EgressError
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import frame
-from agentshell.tool.sandbox.egress import Egress, EgressError
 from agentshell.tool.sandbox.limits import Budget
-from kfm.error.v1 import error_pb2
 
 _PROGRESS_CHARACTERS: Final = 500
 _SHOWN_CHARACTERS: Final = 64
@@ -21,9 +21,8 @@ _SHOWN_CHARACTERS: Final = 64
 class Abilities:
     """All that the sandbox of one call lets out. What it answers is for `Worker.call`."""
 
-    personality_id: str
-    http_hosts: Collection[str]
-    """What the pack declares; none: it has no `http_get`."""
+    grant: Grant
+    """Without a host that the pack declares it has no `http_get`."""
     budget: Budget
     egress: Egress
     tell: Callable[[str], None]
@@ -35,7 +34,8 @@ class Abilities:
         """
         self.budget.spend_call()
         if name not in self._names:
-            raise self._denied(name[:_SHOWN_CHARACTERS])
+            fix = "its pack does not declare it in abilities, or it is not there"
+            raise self.grant.denied(f"ask the host for {name[:_SHOWN_CHARACTERS]!r}", "pack", fix)
         match name, _read(arguments):
             case "progress", {"text": str(text)}:
                 self.tell(text[:_PROGRESS_CHARACTERS])
@@ -47,26 +47,21 @@ class Abilities:
 
     @property
     def _names(self) -> Collection[str]:
-        return ("progress", "http_get") if self.http_hosts else ("progress",)
+        return ("progress", "http_get") if self.grant.declared else ("progress",)
 
     async def _get(self, url: str, headers: Mapping[Any, Any]) -> dict[str, Any]:
         if not all(isinstance(text, str) for pair in headers.items() for text in pair):
             return {"error": "headers are names and values, both text"}
         try:
-            answer = await self.egress.get(self.personality_id, self.http_hosts, url, headers, self.budget)
+            target = egress.parse(url)
+            self.grant.check_host(target)
+            secrets = self.grant.secrets(target)
+            answer = await self.egress.send(self.budget, "GET", target, headers, secrets=secrets)
         except EgressError as error:
             return {"error": str(error)}
-        value = json.dumps(answer, ensure_ascii=False)
+        value = json.dumps(egress.page(answer), ensure_ascii=False)
         too_large = len(value.encode()) > frame.MAX_BYTES // 2  # In its frame each character is one more, at the most.
         return {"error": "the answer is larger than a tool can take"} if too_large else {"value": value}
-
-    def _denied(self, name: str) -> AgentShellError:
-        tool = self.budget.tool
-        return AgentShellError(
-            error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED,
-            f"tool {tool!r} asks the host for {name!r}, which its pack does not declare in abilities, or is not there",
-            metadata={"tool": tool, "ability": name},
-        )
 
 
 def _read(arguments: str) -> Any:

@@ -34,7 +34,7 @@ def read(tool: str, said: Mapping[str, Any]) -> Value:
         case {"failed": _}:
             raise crashed(tool, str(said.get("message", "it broke down")))
         case {"error": {"message": str(message)}}:
-            raise _error(error_pb2.ERROR_REASON_TOOL_FAILED, tool, f"failed: {message[:_SHOWN_CHARACTERS]}")
+            raise failed(tool, message)
         case _:
             raise invalid(tool, "it is no JSON")
 
@@ -56,6 +56,11 @@ def timed_out(tool: str) -> AgentShellError:
 def crashed(tool: str, problem: str) -> AgentShellError:
     """The error where the interpreter broke down."""
     return _error(error_pb2.ERROR_REASON_TOOL_CRASHED, tool, f"broke its interpreter: {problem[:_SHOWN_CHARACTERS]}")
+
+
+def failed(tool: str, problem: str) -> AgentShellError:
+    """The error where the tool says that it failed."""
+    return _error(error_pb2.ERROR_REASON_TOOL_FAILED, tool, f"failed: {problem[:_SHOWN_CHARACTERS]}")
 
 
 def invalid(tool: str, problem: str) -> AgentShellError:

@@ -10,11 +10,11 @@ from typing import Any, Final
 import structlog
 from google.protobuf.struct_pb2 import Value
 
-from agentshell.mesh.config import ToolConfig
 from agentshell.mesh.errors import AgentShellError
+from agentshell.tool.egress import Egress
+from agentshell.tool.grant import Grant
 from agentshell.tool.sandbox import image, outcome, tier
 from agentshell.tool.sandbox.ability import Abilities
-from agentshell.tool.sandbox.egress import Egress
 from agentshell.tool.sandbox.frame import FrameError
 from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.native import NativeTier
@@ -33,36 +33,34 @@ _WASM: Final = pb.SANDBOX_TIER_WASM
 class Sandbox:
     """The sandboxes of this process. A tier begins with its first call."""
 
-    def __init__(
-        self, config: ToolConfig, environment: Mapping[str, str], tiers: Mapping[pb.SandboxTier.ValueType, Tier]
-    ) -> None:
-        """`environment` has the values of secrets."""
-        self._limits = Limits.of(config)
-        self._size = config.max_workers
-        self._egress = Egress(config.http_hosts, config.secrets, environment)
+    def __init__(self, egress: Egress, tiers: Mapping[pb.SandboxTier.ValueType, Tier]) -> None:
+        """`egress` goes to the Web for them, and is closed by who made it."""
+        self.config = egress.config
+        self._limits = Limits.of(egress.config)
+        self._size = egress.config.max_workers
+        self._egress = egress
         self._tiers = tiers
         self._pools: dict[pb.SandboxTier.ValueType, Pool] = {}
         self._opening = asyncio.Lock()
 
     @classmethod
-    def of(cls, config: ToolConfig, environment: Mapping[str, str], images: Path | None = None) -> Sandbox:
-        """Returns the sandboxes that a configuration allows; `images` is where their images are kept."""
+    def of(cls, egress: Egress, images: Path | None = None) -> Sandbox:
+        """Returns the sandboxes that its configuration allows; `images` is where their images are kept."""
+        config = egress.config
         limits = Limits.of(config)
         tiers: dict[pb.SandboxTier.ValueType, Tier] = {_WASM: WasmTier(limits, images or image.default_directory())}
         if config.native_python:
             tiers[pb.SANDBOX_TIER_NATIVE] = NativeTier(limits, config.native_python)
-        return cls(config, environment, tiers)
+        return cls(egress, tiers)
 
     async def close(self) -> None:
         """Ends all processes that wait for calls."""
         for pool in self._pools.values():
             await pool.close()
-        await self._egress.close()
 
     async def run(
         self,
-        tenant_id: str,
-        personality_id: str,
+        grant: Grant,
         code: pb.ToolCode,
         function: pb.ToolFunction,
         arguments: Mapping[str, Any],
@@ -74,14 +72,14 @@ class Sandbox:
         """
         name = function.tool.name
         pool = await self._pool(code.tier or _WASM, tell)
-        abilities = Abilities(personality_id, code.http_hosts, self._limits.budget(name), self._egress, tell)
+        abilities = Abilities(grant, self._limits.budget(name), self._egress, tell)
         call = {
             "files": dict(code.files),
             "module": function.module,
             "function": name,
             "arguments": arguments,
         }
-        async with pool.worker(tenant_id) as worker:
+        async with pool.worker(grant.tenant_id) as worker:
             try:
                 async with asyncio.timeout(self._limits.wall_seconds):
                     said = await worker.call(tier.request(call, self._limits), abilities.answer)

@@ -52,7 +52,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 11
     """PERMISSION_DENIED: the principal may not do this."""
     ERROR_REASON_HOST_NOT_ALLOWED: _ErrorReason.ValueType  # 12
-    """PERMISSION_DENIED: the host of an HTTP step, or of a pack's tool, is not on the configuration's allow-list."""
+    """PERMISSION_DENIED: the host of an HTTP step, or of a tool, is not allowed, or is at an address that is not public. A
+    tool's has metadata `refused_by`: `pack`, `operator` or `tenant`.
+    """
     ERROR_REASON_TURN_NOT_FOUND: _ErrorReason.ValueType  # 20
     """NOT_FOUND: the tenant has no such turn."""
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -76,7 +78,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_FENCED: _ErrorReason.ValueType  # 32
     """ABORTED: a later attempt, or a newer owner, has taken the work over."""
     ERROR_REASON_PACK_INVALID: _ErrorReason.ValueType  # 33
-    """FAILED_PRECONDITION: a personality pack is malformed; metadata has `file` and `line`."""
+    """FAILED_PRECONDITION: a personality pack is malformed, or not signed by a trusted key; metadata has `file` and `line`."""
     ERROR_REASON_CONFIG_INVALID: _ErrorReason.ValueType  # 34
     """FAILED_PRECONDITION: the process is configured wrongly; metadata has `key` and `fix`."""
     ERROR_REASON_INPUT_EXPIRED: _ErrorReason.ValueType  # 35
@@ -86,7 +88,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_HTTP_REFUSED: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION: what an HTTP step called refused the request; metadata has `status`."""
     ERROR_REASON_HTTP_UNAVAILABLE: _ErrorReason.ValueType  # 38
-    """UNAVAILABLE: what an HTTP step called cannot be reached, or is overloaded."""
+    """UNAVAILABLE: what an HTTP step or a tool called cannot be reached, or is overloaded."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 40
     """DEADLINE_EXCEEDED: the caller's deadline passed before there was an answer."""
     ERROR_REASON_DEADLINE_REQUIRED: _ErrorReason.ValueType  # 41
@@ -176,7 +178,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOOL_EGRESS_LIMIT: _ErrorReason.ValueType  # 89
     """RESOURCE_EXHAUSTED: a pack's tool sent and received more bytes than its limit."""
     ERROR_REASON_TOOL_ABILITY_DENIED: _ErrorReason.ValueType  # 90
-    """PERMISSION_DENIED: a pack's tool asked the host for what its manifest does not declare."""
+    """PERMISSION_DENIED: a tool is, or asked the host for, what its pack does not declare, the operator does not configure
+    for it, or the tenant's policy does not leave; metadata `refused_by` says which: `pack`, `operator` or `tenant`.
+    """
+    ERROR_REASON_TOOL_SERVER_UNAVAILABLE: _ErrorReason.ValueType  # 91
+    """UNAVAILABLE: the Model Context Protocol server of a tool cannot be started or reached, or broke off."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why something failed. Each value says which canonical code carries it."""
@@ -206,7 +212,9 @@ ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 10
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 11
 """PERMISSION_DENIED: the principal may not do this."""
 ERROR_REASON_HOST_NOT_ALLOWED: ErrorReason.ValueType  # 12
-"""PERMISSION_DENIED: the host of an HTTP step, or of a pack's tool, is not on the configuration's allow-list."""
+"""PERMISSION_DENIED: the host of an HTTP step, or of a tool, is not allowed, or is at an address that is not public. A
+tool's has metadata `refused_by`: `pack`, `operator` or `tenant`.
+"""
 ERROR_REASON_TURN_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND: the tenant has no such turn."""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 21
@@ -230,7 +238,7 @@ ERROR_REASON_VERSION_CONFLICT: ErrorReason.ValueType  # 31
 ERROR_REASON_FENCED: ErrorReason.ValueType  # 32
 """ABORTED: a later attempt, or a newer owner, has taken the work over."""
 ERROR_REASON_PACK_INVALID: ErrorReason.ValueType  # 33
-"""FAILED_PRECONDITION: a personality pack is malformed; metadata has `file` and `line`."""
+"""FAILED_PRECONDITION: a personality pack is malformed, or not signed by a trusted key; metadata has `file` and `line`."""
 ERROR_REASON_CONFIG_INVALID: ErrorReason.ValueType  # 34
 """FAILED_PRECONDITION: the process is configured wrongly; metadata has `key` and `fix`."""
 ERROR_REASON_INPUT_EXPIRED: ErrorReason.ValueType  # 35
@@ -240,7 +248,7 @@ ERROR_REASON_SUB_TURN_FAILED: ErrorReason.ValueType  # 36
 ERROR_REASON_HTTP_REFUSED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: what an HTTP step called refused the request; metadata has `status`."""
 ERROR_REASON_HTTP_UNAVAILABLE: ErrorReason.ValueType  # 38
-"""UNAVAILABLE: what an HTTP step called cannot be reached, or is overloaded."""
+"""UNAVAILABLE: what an HTTP step or a tool called cannot be reached, or is overloaded."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 40
 """DEADLINE_EXCEEDED: the caller's deadline passed before there was an answer."""
 ERROR_REASON_DEADLINE_REQUIRED: ErrorReason.ValueType  # 41
@@ -330,7 +338,11 @@ ERROR_REASON_TOOL_HOST_CALL_LIMIT: ErrorReason.ValueType  # 88
 ERROR_REASON_TOOL_EGRESS_LIMIT: ErrorReason.ValueType  # 89
 """RESOURCE_EXHAUSTED: a pack's tool sent and received more bytes than its limit."""
 ERROR_REASON_TOOL_ABILITY_DENIED: ErrorReason.ValueType  # 90
-"""PERMISSION_DENIED: a pack's tool asked the host for what its manifest does not declare."""
+"""PERMISSION_DENIED: a tool is, or asked the host for, what its pack does not declare, the operator does not configure
+for it, or the tenant's policy does not leave; metadata `refused_by` says which: `pack`, `operator` or `tenant`.
+"""
+ERROR_REASON_TOOL_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 91
+"""UNAVAILABLE: the Model Context Protocol server of a tool cannot be started or reached, or broke off."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

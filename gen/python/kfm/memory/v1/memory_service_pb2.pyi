@@ -5,6 +5,7 @@ What agents remember."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -86,6 +87,30 @@ SEARCH_MODE_TEXT: SearchMode.ValueType  # 3
 """By words alone."""
 Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
 
+class _SearchPlan:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchPlanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchPlan.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_PLAN_UNSPECIFIED: _SearchPlan.ValueType  # 0
+    """By words alone."""
+    SEARCH_PLAN_EXACT: _SearchPlan.ValueType  # 1
+    """Every vector that passes the filters is compared: nothing is missed."""
+    SEARCH_PLAN_INDEX: _SearchPlan.ValueType  # 2
+    """The index of all the store's vectors is asked until enough of what it finds pass the filters."""
+
+class SearchPlan(_SearchPlan, metaclass=_SearchPlanEnumTypeWrapper):
+    """How vectors are looked through."""
+
+SEARCH_PLAN_UNSPECIFIED: SearchPlan.ValueType  # 0
+"""By words alone."""
+SEARCH_PLAN_EXACT: SearchPlan.ValueType  # 1
+"""Every vector that passes the filters is compared: nothing is missed."""
+SEARCH_PLAN_INDEX: SearchPlan.ValueType  # 2
+"""The index of all the store's vectors is asked until enough of what it finds pass the filters."""
+Global___SearchPlan: _TypeAlias = SearchPlan  # noqa: Y015
+
 @_typing.final
 class Record(_message.Message):
     """One thing remembered."""
@@ -101,6 +126,7 @@ class Record(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     """Names it within its namespace; empty in a write: the server makes one."""
     kind: Global___RecordKind.ValueType
@@ -109,6 +135,8 @@ class Record(_message.Message):
     """UTF-8 without NUL. At most 64 KiB."""
     version: _builtins.int
     """Output only. Counts the writes, from 1."""
+    user_id: _builtins.str
+    """Whose it is, so that ForgetUser and Export find it; in `user/<id>` it is that user's even where this is empty."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """Anything else, to filter by. At most 64 KiB, serialized."""
@@ -141,10 +169,11 @@ class Record(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "metadata", b"metadata", "source", b"source", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "kind", b"kind", "metadata", b"metadata", "record_id", b"record_id", "source", b"source", "text", b"text", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "kind", b"kind", "metadata", b"metadata", "record_id", b"record_id", "source", b"source", "text", b"text", "update_time", b"update_time", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -159,22 +188,28 @@ class Source(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     CHUNK_INDEX_FIELD_NUMBER: _builtins.int
+    RECORD_IDS_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The document, such as `README.md`."""
     title: _builtins.str
     """The headings that lead to it."""
     chunk_index: _builtins.int
     """Its place among the document's chunks; counts from 0."""
+    @_builtins.property
+    def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The records that a summary was made of, at most the last 100."""
+
     def __init__(
         self,
         *,
         uri: _builtins.str = ...,
         title: _builtins.str = ...,
         chunk_index: _builtins.int = ...,
+        record_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "title", b"title", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "record_ids", b"record_ids", "title", b"title", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,12 +344,27 @@ class SearchRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    DIVERSITY_FIELD_NUMBER: _builtins.int
+    RECENCY_HALF_LIFE_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """What to look for."""
     limit: _builtins.int
     """How many at the most; 0: 10."""
     mode: Global___SearchMode.ValueType
     """How to look."""
+    min_score: _builtins.float
+    """Only hits with at least this score: of the vector where the mode looks by vector (what is found by words alone has
+    none), else of the words.
+    """
+    diversity: _builtins.float
+    """Prefers hits that are unlike those before them (maximal marginal relevance): from 0, which takes the best as they
+    are, to 1, which looks at nothing else.
+    """
+    neighbours: _builtins.int
+    """How many chunks before and after a hit, of the same document, come with it."""
     @_builtins.property
     def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where; at least one."""
@@ -322,6 +372,14 @@ class SearchRequest(_message.Message):
     @_builtins.property
     def filter(self) -> _struct_pb2.Struct:
         """Only records whose metadata contains all of this."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___RecordKind.ValueType]:
+        """Only records of these kinds; empty: of all."""
+
+    @_builtins.property
+    def recency_half_life(self) -> _duration_pb2.Duration:
+        """Prefers the new: a hit's score counts half when it was last written so long ago. Absent: age does not count."""
 
     def __init__(
         self,
@@ -331,12 +389,19 @@ class SearchRequest(_message.Message):
         limit: _builtins.int = ...,
         mode: Global___SearchMode.ValueType = ...,
         filter: _struct_pb2.Struct | None = ...,
+        kinds: _abc.Iterable[Global___RecordKind.ValueType] | None = ...,
+        min_score: _builtins.float | None = ...,
+        diversity: _builtins.float = ...,
+        recency_half_life: _duration_pb2.Duration | None = ...,
+        neighbours: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "filter", b"filter", "min_score", b"min_score", "recency_half_life", b"recency_half_life"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "mode", b"mode", "namespaces", b"namespaces", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "diversity", b"diversity", "filter", b"filter", "kinds", b"kinds", "limit", b"limit", "min_score", b"min_score", "mode", b"mode", "namespaces", b"namespaces", "neighbours", b"neighbours", "query", b"query", "recency_half_life", b"recency_half_life"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
 
@@ -348,8 +413,16 @@ class SearchResponse(_message.Message):
 
     HITS_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    CANDIDATE_COUNT_FIELD_NUMBER: _builtins.int
     embedder: _builtins.str
     """What made the vectors; `lexical` compares words and pieces of words, and knows no meaning."""
+    plan: Global___SearchPlan.ValueType
+    """How the vectors were looked through."""
+    candidate_count: _builtins.int
+    """How many records with vectors passed the filters; where there were more than is counted, an estimate. 0 where words
+    alone were looked for.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """The hits, best first."""
@@ -359,10 +432,12 @@ class SearchResponse(_message.Message):
         *,
         hits: _abc.Iterable[Global___Hit] | None = ...,
         embedder: _builtins.str = ...,
+        plan: Global___SearchPlan.ValueType = ...,
+        candidate_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder", "hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "embedder", b"embedder", "hits", b"hits", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,6 +454,8 @@ class Hit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     VECTOR_SCORE_FIELD_NUMBER: _builtins.int
     TEXT_SCORE_FIELD_NUMBER: _builtins.int
+    RECENCY_SCORE_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Its namespace."""
     score: _builtins.float
@@ -386,10 +463,16 @@ class Hit(_message.Message):
     vector_score: _builtins.float
     """Cosine similarity of the vectors, from -1 to 1; absent: not found by vector."""
     text_score: _builtins.float
-    """Postgres's rank by words; absent: not found by words."""
+    """The store's rank by words; absent: not found by words."""
+    recency_score: _builtins.float
+    """What its age counts, from 0 to 1, where the request prefers the new."""
     @_builtins.property
     def record(self) -> Global___Record:
         """The record."""
+
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
+        """The chunks around it, in the document's order, where the request asks for them."""
 
     def __init__(
         self,
@@ -399,15 +482,21 @@ class Hit(_message.Message):
         score: _builtins.float = ...,
         vector_score: _builtins.float | None = ...,
         text_score: _builtins.float | None = ...,
+        recency_score: _builtins.float | None = ...,
+        neighbours: _abc.Iterable[Global___Record] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_text_score", b"_text_score", "_vector_score", b"_vector_score", "record", b"record", "text_score", b"text_score", "vector_score", b"vector_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recency_score", b"_recency_score", "_text_score", b"_text_score", "_vector_score", b"_vector_score", "recency_score", b"recency_score", "record", b"record", "text_score", b"text_score", "vector_score", b"vector_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_score", b"_text_score", "_vector_score", b"_vector_score", "namespace", b"namespace", "record", b"record", "score", b"score", "text_score", b"text_score", "vector_score", b"vector_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recency_score", b"_recency_score", "_text_score", b"_text_score", "_vector_score", b"_vector_score", "namespace", b"namespace", "neighbours", b"neighbours", "recency_score", b"recency_score", "record", b"record", "score", b"score", "text_score", b"text_score", "vector_score", b"vector_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__recency_score: _TypeAlias = _typing.Literal["recency_score"]  # noqa: Y015
+    _WhichOneofArgType__recency_score: _TypeAlias = _typing.Literal["_recency_score", b"_recency_score"]  # noqa: Y015
     _WhichOneofReturnType__text_score: _TypeAlias = _typing.Literal["text_score"]  # noqa: Y015
     _WhichOneofArgType__text_score: _TypeAlias = _typing.Literal["_text_score", b"_text_score"]  # noqa: Y015
     _WhichOneofReturnType__vector_score: _TypeAlias = _typing.Literal["vector_score"]  # noqa: Y015
     _WhichOneofArgType__vector_score: _TypeAlias = _typing.Literal["_vector_score", b"_vector_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recency_score) -> _WhichOneofReturnType__recency_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text_score) -> _WhichOneofReturnType__text_score | None: ...
     @_typing.overload
@@ -466,6 +555,70 @@ class GetResponse(_message.Message):
 Global___GetResponse: _TypeAlias = GetResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetRequest(_message.Message):
+    """Request of BatchGet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RECORD_IDS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Where."""
+    @_builtins.property
+    def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        record_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "record_ids", b"record_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetRequest: _TypeAlias = BatchGetRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetResponse(_message.Message):
+    """Response of BatchGet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    MISSING_RECORD_IDS_FIELD_NUMBER: _builtins.int
+    LEFT_RECORD_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
+        """The records that there are, in the request's order; as many as a message holds."""
+
+    @_builtins.property
+    def missing_record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that there are not."""
+
+    @_builtins.property
+    def left_record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that the message does not hold: ask for them again."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+        missing_record_ids: _abc.Iterable[_builtins.str] | None = ...,
+        left_record_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_record_ids", b"left_record_ids", "missing_record_ids", b"missing_record_ids", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetResponse: _TypeAlias = BatchGetResponse  # noqa: Y015
+
+@_typing.final
 class ListRequest(_message.Message):
     """Request of List."""
 
@@ -475,15 +628,23 @@ class ListRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Where."""
     page_size: _builtins.int
     """How many at the most; 0: 50; more than 500 counts as 500."""
     page_token: _builtins.str
     """The `next_page_token` of the page before, with the same namespace and filter."""
+    order_by: _builtins.str
+    """By what: `record_id` (as empty), `create_time` or `update_time`, each with ` desc` or without."""
     @_builtins.property
     def filter(self) -> _struct_pb2.Struct:
         """Only records whose metadata contains all of this."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___RecordKind.ValueType]:
+        """Only records of these kinds; empty: of all."""
 
     def __init__(
         self,
@@ -492,10 +653,12 @@ class ListRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         filter: _struct_pb2.Struct | None = ...,
+        order_by: _builtins.str = ...,
+        kinds: _abc.Iterable[Global___RecordKind.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "kinds", b"kinds", "namespace", b"namespace", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -539,6 +702,7 @@ class ForgetRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     SOURCE_URI_FIELD_NUMBER: _builtins.int
     EVERYTHING_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Where."""
@@ -552,6 +716,10 @@ class ForgetRequest(_message.Message):
     def records(self) -> Global___RecordIds:
         """These records."""
 
+    @_builtins.property
+    def filter(self) -> _struct_pb2.Struct:
+        """All records whose metadata contains all of this, which must not be empty."""
+
     def __init__(
         self,
         *,
@@ -559,13 +727,14 @@ class ForgetRequest(_message.Message):
         records: Global___RecordIds | None = ...,
         source_uri: _builtins.str = ...,
         everything: _builtins.bool = ...,
+        filter: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "records", b"records", "source_uri", b"source_uri", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "filter", b"filter", "records", b"records", "source_uri", b"source_uri", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "namespace", b"namespace", "records", b"records", "request_id", b"request_id", "source_uri", b"source_uri", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "filter", b"filter", "namespace", b"namespace", "records", b"records", "request_id", b"request_id", "source_uri", b"source_uri", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["records", "source_uri", "everything"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["records", "source_uri", "everything", "filter"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -603,23 +772,545 @@ class ForgetResponse(_message.Message):
 
     RECORD_COUNT_FIELD_NUMBER: _builtins.int
     MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     record_count: _builtins.int
     """How many records were forgotten."""
     message_count: _builtins.int
     """How many messages were forgotten."""
+    @_builtins.property
+    def receipt(self) -> Global___Receipt:
+        """What is left of it all: that it was."""
+
     def __init__(
         self,
         *,
         record_count: _builtins.int = ...,
         message_count: _builtins.int = ...,
+        receipt: Global___Receipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "record_count", b"record_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "receipt", b"receipt", "record_count", b"record_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetResponse: _TypeAlias = ForgetResponse  # noqa: Y015
+
+@_typing.final
+class Receipt(_message.Message):
+    """Says that something was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    """Names it."""
+    namespace: _builtins.str
+    """The namespace; empty: all, for a user."""
+    user_id: _builtins.str
+    """The user, where all of one was forgotten."""
+    what: _builtins.str
+    """What was asked: `records`, `source_uri`, `everything`, `filter` or `user`."""
+    record_count: _builtins.int
+    """How many records were forgotten."""
+    message_count: _builtins.int
+    """How many messages were forgotten."""
+    principal_id: _builtins.str
+    """Who asked."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done."""
+
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        what: _builtins.str = ...,
+        record_count: _builtins.int = ...,
+        message_count: _builtins.int = ...,
+        principal_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "message_count", b"message_count", "namespace", b"namespace", "principal_id", b"principal_id", "receipt_id", b"receipt_id", "record_count", b"record_count", "user_id", b"user_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class ForgetUserRequest(_message.Message):
+    """Request of ForgetUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Who."""
+    request_id: _builtins.str
+    """Makes the call idempotent for 24 hours."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetUserRequest: _TypeAlias = ForgetUserRequest  # noqa: Y015
+
+@_typing.final
+class ForgetUserResponse(_message.Message):
+    """Response of ForgetUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipt(self) -> Global___Receipt:
+        """What was forgotten."""
+
+    def __init__(
+        self,
+        *,
+        receipt: Global___Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetUserResponse: _TypeAlias = ForgetUserResponse  # noqa: Y015
+
+@_typing.final
+class ListReceiptsRequest(_message.Message):
+    """Request of ListReceipts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at the most; 0: 50; more than 500 counts as 500."""
+    page_token: _builtins.str
+    """The `next_page_token` of the page before."""
+    user_id: _builtins.str
+    """Only those of this user; empty: all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReceiptsRequest: _TypeAlias = ListReceiptsRequest  # noqa: Y015
+
+@_typing.final
+class ListReceiptsResponse(_message.Message):
+    """Response of ListReceipts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for older ones; empty: there are none."""
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
+        """The receipts."""
+
+    def __init__(
+        self,
+        *,
+        receipts: _abc.Iterable[Global___Receipt] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "receipts", b"receipts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReceiptsResponse: _TypeAlias = ListReceiptsResponse  # noqa: Y015
+
+@_typing.final
+class ExportRequest(_message.Message):
+    """Request of Export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """All of a user, as ForgetUser would find it."""
+    namespace: _builtins.str
+    """All of a namespace, the history of a session included."""
+    everything: _builtins.bool
+    """All of the tenant. Must be true."""
+    cursor: _builtins.str
+    """The last `cursor` that came, to go on after it."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        everything: _builtins.bool = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "namespace", b"namespace", "user_id", b"user_id", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "everything", b"everything", "namespace", b"namespace", "user_id", b"user_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["user_id", "namespace", "everything"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ExportResponse(_message.Message):
+    """Response of Export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Goes on after this item."""
+    @_builtins.property
+    def item(self) -> Global___Item:
+        """What there is."""
+
+    def __init__(
+        self,
+        *,
+        item: Global___Item | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015
+
+@_typing.final
+class Item(_message.Message):
+    """What Export brings and Import takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> Global___StoredRecord:
+        """A record and its namespace."""
+
+    @_builtins.property
+    def message(self) -> Global___StoredMessage:
+        """A message and its session."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___StoredRecord | None = ...,
+        message: Global___StoredMessage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["record", "message"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class StoredRecord(_message.Message):
+    """A record, with times, version and namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Where."""
+    @_builtins.property
+    def record(self) -> Global___Record:
+        """What."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        record: Global___Record | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredRecord: _TypeAlias = StoredRecord  # noqa: Y015
+
+@_typing.final
+class StoredMessage(_message.Message):
+    """A message, with its session and its place in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The conversation."""
+    position: _builtins.int
+    """Its place; counts from 1."""
+    user_id: _builtins.str
+    """Whose conversation it is."""
+    @_builtins.property
+    def message(self) -> _content_pb2.Message:
+        """What was said."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        message: _content_pb2.Message | None = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "position", b"position", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredMessage: _TypeAlias = StoredMessage  # noqa: Y015
+
+@_typing.final
+class ImportRequest(_message.Message):
+    """Request of Import."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
+        """What Export brought, in its order."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRequest: _TypeAlias = ImportRequest  # noqa: Y015
+
+@_typing.final
+class ImportResponse(_message.Message):
+    """Response of Import."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    record_count: _builtins.int
+    """How many records were written."""
+    unchanged_record_count: _builtins.int
+    """How many records were there already."""
+    message_count: _builtins.int
+    """How many messages were written."""
+    unchanged_message_count: _builtins.int
+    """How many messages were there already."""
+    def __init__(
+        self,
+        *,
+        record_count: _builtins.int = ...,
+        unchanged_record_count: _builtins.int = ...,
+        message_count: _builtins.int = ...,
+        unchanged_message_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "record_count", b"record_count", "unchanged_message_count", b"unchanged_message_count", "unchanged_record_count", b"unchanged_record_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResponse: _TypeAlias = ImportResponse  # noqa: Y015
+
+@_typing.final
+class StatsRequest(_message.Message):
+    """Request of Stats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Which; empty: all of the tenant's, by name."""
+    page_size: _builtins.int
+    """How many at the most; 0: 50; more than 500 counts as 500."""
+    page_token: _builtins.str
+    """The `next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatsRequest: _TypeAlias = StatsRequest  # noqa: Y015
+
+@_typing.final
+class StatsResponse(_message.Message):
+    """Response of Stats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty: there is none."""
+    store: _builtins.str
+    """Where records are kept: `pgvector`, `qdrant` or `weaviate`."""
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamespaceStats]:
+        """What each namespace holds."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: _abc.Iterable[Global___NamespaceStats] | None = ...,
+        next_page_token: _builtins.str = ...,
+        store: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespaces", b"namespaces", "next_page_token", b"next_page_token", "store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatsResponse: _TypeAlias = StatsResponse  # noqa: Y015
+
+@_typing.final
+class NamespaceStats(_message.Message):
+    """What a namespace holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RecordCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    RECORD_COUNTS_FIELD_NUMBER: _builtins.int
+    TEXT_BYTES_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    NEXT_EMBEDDER_FIELD_NUMBER: _builtins.int
+    NEXT_EMBEDDED_COUNT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Which."""
+    record_count: _builtins.int
+    """How many records."""
+    text_bytes: _builtins.int
+    """How many bytes their texts have."""
+    message_count: _builtins.int
+    """How many messages its session's history has."""
+    embedder: _builtins.str
+    """What made its vectors."""
+    dimension: _builtins.int
+    """How many numbers a vector has."""
+    next_embedder: _builtins.str
+    """The embedder that its vectors are being made anew with; empty: none."""
+    next_embedded_count: _builtins.int
+    """How many records already have a vector of it."""
+    @_builtins.property
+    def record_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many by kind: the name of the RecordKind, such as `RECORD_KIND_FACT`."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        record_count: _builtins.int = ...,
+        record_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        text_bytes: _builtins.int = ...,
+        message_count: _builtins.int = ...,
+        embedder: _builtins.str = ...,
+        dimension: _builtins.int = ...,
+        next_embedder: _builtins.str = ...,
+        next_embedded_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "embedder", b"embedder", "message_count", b"message_count", "namespace", b"namespace", "next_embedded_count", b"next_embedded_count", "next_embedder", b"next_embedder", "record_count", b"record_count", "record_counts", b"record_counts", "text_bytes", b"text_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamespaceStats: _TypeAlias = NamespaceStats  # noqa: Y015
 
 @_typing.final
 class AppendMessagesRequest(_message.Message):
@@ -630,10 +1321,13 @@ class AppendMessagesRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The conversation."""
     request_id: _builtins.str
     """Makes the call idempotent for 24 hours."""
+    user_id: _builtins.str
+    """Whose conversation it is, so that ForgetUser and Export find it; the first that names one decides."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
         """What was said, oldest first."""
@@ -644,10 +1338,11 @@ class AppendMessagesRequest(_message.Message):
         session_id: _builtins.str = ...,
         messages: _abc.Iterable[_content_pb2.Message] | None = ...,
         request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "request_id", b"request_id", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -734,6 +1429,85 @@ class ListMessagesResponse(_message.Message):
 Global___ListMessagesResponse: _TypeAlias = ListMessagesResponse  # noqa: Y015
 
 @_typing.final
+class GetWindowRequest(_message.Message):
+    """Request of GetWindow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MAX_TURNS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SUMMARIZE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The conversation."""
+    max_turns: _builtins.int
+    """How many turns at the most, each begun by a message of the user; 0: 20."""
+    max_tokens: _builtins.int
+    """How many tokens at the most, estimated; 0: not bounded. The newest message comes however long it is."""
+    summarize: _builtins.bool
+    """Whether what does not fit is to be summarised through the Provider, where the last summary does not cover it."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        max_turns: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        summarize: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "max_turns", b"max_turns", "session_id", b"session_id", "summarize", b"summarize"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWindowRequest: _TypeAlias = GetWindowRequest  # noqa: Y015
+
+@_typing.final
+class GetWindowResponse(_message.Message):
+    """Response of GetWindow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    SUMMARIZED_POSITION_FIELD_NUMBER: _builtins.int
+    token_count: _builtins.int
+    """How many tokens they have, estimated."""
+    first_position: _builtins.int
+    """The place of the first of them; counts from 1. 0: there are none."""
+    summarized_position: _builtins.int
+    """The place of the last message that the summary covers, which may be one of the window's. Where it is before the
+    message in front of the window, the Provider did not answer, or no summary was asked for: what lies between is in
+    neither.
+    """
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
+        """The newest messages that fit, oldest first."""
+
+    @_builtins.property
+    def summary(self) -> Global___Record:
+        """What was said before, kept as record `rolling-summary` of `session/<id>`; absent: nothing was, or none is made yet."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_content_pb2.Message] | None = ...,
+        token_count: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+        summary: Global___Record | None = ...,
+        summarized_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "messages", b"messages", "summarized_position", b"summarized_position", "summary", b"summary", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWindowResponse: _TypeAlias = GetWindowResponse  # noqa: Y015
+
+@_typing.final
 class IngestRequest(_message.Message):
     """Request of Ingest."""
 
@@ -743,7 +1517,7 @@ class IngestRequest(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """The next bytes of the document, 1 MiB at the most; all together are UTF-8 without NUL, 16 MiB at the most."""
+    """The next bytes of the document, 1 MiB at the most; all together 16 MiB at the most, and text is UTF-8 without NUL."""
     @_builtins.property
     def start(self) -> Global___IngestStart:
         """First of all: where to."""
@@ -806,7 +1580,9 @@ class IngestDocument(_message.Message):
     source_uri: _builtins.str
     """Names it within the namespace, such as `docs/install.md`."""
     media_type: _builtins.str
-    """`text/plain` or `text/markdown`."""
+    """Such as `text/markdown`; what is taken is named where another is refused: text, Markdown, HTML, PDF, DOCX, CSV,
+    JSON and source code.
+    """
     def __init__(
         self,
         *,
@@ -820,6 +1596,100 @@ class IngestDocument(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IngestDocument: _TypeAlias = IngestDocument  # noqa: Y015
+
+@_typing.final
+class IngestWithProgressRequest(_message.Message):
+    """Request of IngestWithProgress."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def part(self) -> Global___IngestRequest:
+        """As Ingest takes it."""
+
+    def __init__(
+        self,
+        *,
+        part: Global___IngestRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestWithProgressRequest: _TypeAlias = IngestWithProgressRequest  # noqa: Y015
+
+@_typing.final
+class IngestWithProgressResponse(_message.Message):
+    """Response of IngestWithProgress."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def document(self) -> Global___IngestedDocument:
+        """A document is in."""
+
+    @_builtins.property
+    def summary(self) -> Global___IngestResponse:
+        """All are: the last message."""
+
+    def __init__(
+        self,
+        *,
+        document: Global___IngestedDocument | None = ...,
+        summary: Global___IngestResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "progress", b"progress", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_progress: _TypeAlias = _typing.Literal["document", "summary"]  # noqa: Y015
+    _WhichOneofArgType_progress: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_progress) -> _WhichOneofReturnType_progress | None: ...
+
+Global___IngestWithProgressResponse: _TypeAlias = IngestWithProgressResponse  # noqa: Y015
+
+@_typing.final
+class IngestedDocument(_message.Message):
+    """What has become of a document."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_URI_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    WRITTEN_CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+    source_uri: _builtins.str
+    """The document."""
+    unchanged: _builtins.bool
+    """Whether it was as before."""
+    written_chunk_count: _builtins.int
+    """How many of its chunks were written."""
+    unchanged_chunk_count: _builtins.int
+    """How many of its chunks were as before."""
+    forgotten_chunk_count: _builtins.int
+    """How many of its chunks were forgotten."""
+    def __init__(
+        self,
+        *,
+        source_uri: _builtins.str = ...,
+        unchanged: _builtins.bool = ...,
+        written_chunk_count: _builtins.int = ...,
+        unchanged_chunk_count: _builtins.int = ...,
+        forgotten_chunk_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_chunk_count", b"forgotten_chunk_count", "source_uri", b"source_uri", "unchanged", b"unchanged", "unchanged_chunk_count", b"unchanged_chunk_count", "written_chunk_count", b"written_chunk_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestedDocument: _TypeAlias = IngestedDocument  # noqa: Y015
 
 @_typing.final
 class IngestResponse(_message.Message):

@@ -57,6 +57,11 @@ class MemoryServiceStub:
                 request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetRequest.SerializeToString,
                 response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.BatchGet = channel.unary_unary(
+                '/kfm.memory.v1.MemoryService/BatchGet',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/kfm.memory.v1.MemoryService/List',
                 request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListRequest.SerializeToString,
@@ -66,6 +71,31 @@ class MemoryServiceStub:
                 '/kfm.memory.v1.MemoryService/Forget',
                 request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetResponse.FromString,
+                _registered_method=True)
+        self.ForgetUser = channel.unary_unary(
+                '/kfm.memory.v1.MemoryService/ForgetUser',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserResponse.FromString,
+                _registered_method=True)
+        self.ListReceipts = channel.unary_unary(
+                '/kfm.memory.v1.MemoryService/ListReceipts',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/kfm.memory.v1.MemoryService/Export',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/kfm.memory.v1.MemoryService/Import',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportResponse.FromString,
+                _registered_method=True)
+        self.Stats = channel.unary_unary(
+                '/kfm.memory.v1.MemoryService/Stats',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsResponse.FromString,
                 _registered_method=True)
         self.AppendMessages = channel.unary_unary(
                 '/kfm.memory.v1.MemoryService/AppendMessages',
@@ -77,10 +107,20 @@ class MemoryServiceStub:
                 request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListMessagesRequest.SerializeToString,
                 response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListMessagesResponse.FromString,
                 _registered_method=True)
+        self.GetWindow = channel.unary_unary(
+                '/kfm.memory.v1.MemoryService/GetWindow',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowResponse.FromString,
+                _registered_method=True)
         self.Ingest = channel.stream_unary(
                 '/kfm.memory.v1.MemoryService/Ingest',
                 request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestRequest.SerializeToString,
                 response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestResponse.FromString,
+                _registered_method=True)
+        self.IngestWithProgress = channel.stream_stream(
+                '/kfm.memory.v1.MemoryService/IngestWithProgress',
+                request_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressRequest.SerializeToString,
+                response_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressResponse.FromString,
                 _registered_method=True)
 
 
@@ -105,7 +145,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Finds the records that fit a query best, best first.
+        """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,8 +158,15 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGet(self, request, context):
+        """Returns several records of a namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def List(self, request, context):
-        """Lists the records of a namespace by id.
+        """Lists the records of a namespace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +174,42 @@ class MemoryServiceServicer:
 
     def Forget(self, request, context):
         """Forgets records for good, visible to the very next read. Nothing found is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetUser(self, request, context):
+        """Forgets all of a user: the records of `user/<id>`, the records and sessions anywhere that name the user, and what
+        caches hold of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReceipts(self, request, context):
+        """Lists what Forget and ForgetUser have forgotten, newest first. A receipt has no text of what was forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Streams all of a user, or of namespaces, or of the tenant: a copy that Import takes. Resumable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Takes what Export brought. What is already there at the same or a later version is left: a repeat does no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stats(self, request, context):
+        """Counts what a namespace, or each of the tenant's, holds, and says which embedder its vectors are of.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,10 +229,24 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWindow(self, request, context):
+        """Returns as much of a session's history as fits a number of turns and tokens, and a summary of what came before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ingest(self, request_iterator, context):
         """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-        A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
-        document is refused, those before it stay.
+        A document whose content the namespace already has is left as it is; of a changed one, the chunks that changed are
+        replaced. Where a document is refused, those before it stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IngestWithProgress(self, request_iterator, context):
+        """As Ingest, and tells of each document as soon as it is in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +275,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetRequest.FromString,
                     response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetResponse.SerializeToString,
             ),
+            'BatchGet': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGet,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetResponse.SerializeToString,
+            ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
                     request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListRequest.FromString,
@@ -187,6 +289,31 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Forget,
                     request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetRequest.FromString,
                     response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetResponse.SerializeToString,
+            ),
+            'ForgetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetUser,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserResponse.SerializeToString,
+            ),
+            'ListReceipts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReceipts,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportResponse.SerializeToString,
+            ),
+            'Stats': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stats,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsResponse.SerializeToString,
             ),
             'AppendMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendMessages,
@@ -198,10 +325,20 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListMessagesRequest.FromString,
                     response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListMessagesResponse.SerializeToString,
             ),
+            'GetWindow': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWindow,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowResponse.SerializeToString,
+            ),
             'Ingest': grpc.stream_unary_rpc_method_handler(
                     servicer.Ingest,
                     request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestRequest.FromString,
                     response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestResponse.SerializeToString,
+            ),
+            'IngestWithProgress': grpc.stream_stream_rpc_method_handler(
+                    servicer.IngestWithProgress,
+                    request_deserializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressRequest.FromString,
+                    response_serializer=kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -326,6 +463,33 @@ class MemoryService:
             _registered_method=True)
 
     @staticmethod
+    def BatchGet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/BatchGet',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.BatchGetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def List(request,
             target,
             options=(),
@@ -369,6 +533,141 @@ class MemoryService:
             '/kfm.memory.v1.MemoryService/Forget',
             kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetRequest.SerializeToString,
             kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/ForgetUser',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ForgetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/ListReceipts',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ListReceiptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/Export',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/kfm.memory.v1.MemoryService/Import',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.ImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/Stats',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.StatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -434,6 +733,33 @@ class MemoryService:
             _registered_method=True)
 
     @staticmethod
+    def GetWindow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kfm.memory.v1.MemoryService/GetWindow',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.GetWindowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Ingest(request_iterator,
             target,
             options=(),
@@ -450,6 +776,33 @@ class MemoryService:
             '/kfm.memory.v1.MemoryService/Ingest',
             kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestRequest.SerializeToString,
             kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestWithProgress(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kfm.memory.v1.MemoryService/IngestWithProgress',
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressRequest.SerializeToString,
+            kfm_dot_memory_dot_v1_dot_memory__service__pb2.IngestWithProgressResponse.FromString,
             options,
             channel_credentials,
             insecure,

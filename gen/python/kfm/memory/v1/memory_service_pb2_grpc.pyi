@@ -41,22 +41,40 @@ class MemoryServiceStub:
     BatchWrite: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.BatchWriteRequest, _memory_service_pb2.BatchWriteResponse]
     """Writes several records, all or none."""
     Search: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.SearchRequest, _memory_service_pb2.SearchResponse]
-    """Finds the records that fit a query best, best first."""
+    """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters."""
     Get: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetRequest, _memory_service_pb2.GetResponse]
     """Returns a record."""
+    BatchGet: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.BatchGetRequest, _memory_service_pb2.BatchGetResponse]
+    """Returns several records of a namespace."""
     List: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListRequest, _memory_service_pb2.ListResponse]
-    """Lists the records of a namespace by id."""
+    """Lists the records of a namespace."""
     Forget: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetRequest, _memory_service_pb2.ForgetResponse]
     """Forgets records for good, visible to the very next read. Nothing found is no error."""
+    ForgetUser: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetUserRequest, _memory_service_pb2.ForgetUserResponse]
+    """Forgets all of a user: the records of `user/<id>`, the records and sessions anywhere that name the user, and what
+    caches hold of them.
+    """
+    ListReceipts: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListReceiptsRequest, _memory_service_pb2.ListReceiptsResponse]
+    """Lists what Forget and ForgetUser have forgotten, newest first. A receipt has no text of what was forgotten."""
+    Export: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]
+    """Streams all of a user, or of namespaces, or of the tenant: a copy that Import takes. Resumable."""
+    Import: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]
+    """Takes what Export brought. What is already there at the same or a later version is left: a repeat does no harm."""
+    Stats: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.StatsRequest, _memory_service_pb2.StatsResponse]
+    """Counts what a namespace, or each of the tenant's, holds, and says which embedder its vectors are of."""
     AppendMessages: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]
     """Adds messages to the history of a session, in order, once for each `request_id`."""
     ListMessages: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListMessagesRequest, _memory_service_pb2.ListMessagesResponse]
     """Lists the newest messages of a session's history, oldest of them first."""
+    GetWindow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]
+    """Returns as much of a session's history as fits a number of turns and tokens, and a summary of what came before."""
     Ingest: _grpc.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]
     """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-    A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
-    document is refused, those before it stay.
+    A document whose content the namespace already has is left as it is; of a changed one, the chunks that changed are
+    replaced. Where a document is refused, those before it stay.
     """
+    IngestWithProgress: _grpc.StreamStreamMultiCallable[_memory_service_pb2.IngestWithProgressRequest, _memory_service_pb2.IngestWithProgressResponse]
+    """As Ingest, and tells of each document as soon as it is in."""
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
@@ -71,22 +89,40 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     BatchWrite: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.BatchWriteRequest, _memory_service_pb2.BatchWriteResponse]  # type: ignore[assignment]
     """Writes several records, all or none."""
     Search: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.SearchRequest, _memory_service_pb2.SearchResponse]  # type: ignore[assignment]
-    """Finds the records that fit a query best, best first."""
+    """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters."""
     Get: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetRequest, _memory_service_pb2.GetResponse]  # type: ignore[assignment]
     """Returns a record."""
+    BatchGet: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.BatchGetRequest, _memory_service_pb2.BatchGetResponse]  # type: ignore[assignment]
+    """Returns several records of a namespace."""
     List: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListRequest, _memory_service_pb2.ListResponse]  # type: ignore[assignment]
-    """Lists the records of a namespace by id."""
+    """Lists the records of a namespace."""
     Forget: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetRequest, _memory_service_pb2.ForgetResponse]  # type: ignore[assignment]
     """Forgets records for good, visible to the very next read. Nothing found is no error."""
+    ForgetUser: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetUserRequest, _memory_service_pb2.ForgetUserResponse]  # type: ignore[assignment]
+    """Forgets all of a user: the records of `user/<id>`, the records and sessions anywhere that name the user, and what
+    caches hold of them.
+    """
+    ListReceipts: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListReceiptsRequest, _memory_service_pb2.ListReceiptsResponse]  # type: ignore[assignment]
+    """Lists what Forget and ForgetUser have forgotten, newest first. A receipt has no text of what was forgotten."""
+    Export: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportRequest, _memory_service_pb2.ExportResponse]  # type: ignore[assignment]
+    """Streams all of a user, or of namespaces, or of the tenant: a copy that Import takes. Resumable."""
+    Import: _aio.StreamUnaryMultiCallable[_memory_service_pb2.ImportRequest, _memory_service_pb2.ImportResponse]  # type: ignore[assignment]
+    """Takes what Export brought. What is already there at the same or a later version is left: a repeat does no harm."""
+    Stats: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.StatsRequest, _memory_service_pb2.StatsResponse]  # type: ignore[assignment]
+    """Counts what a namespace, or each of the tenant's, holds, and says which embedder its vectors are of."""
     AppendMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AppendMessagesRequest, _memory_service_pb2.AppendMessagesResponse]  # type: ignore[assignment]
     """Adds messages to the history of a session, in order, once for each `request_id`."""
     ListMessages: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListMessagesRequest, _memory_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the newest messages of a session's history, oldest of them first."""
+    GetWindow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetWindowRequest, _memory_service_pb2.GetWindowResponse]  # type: ignore[assignment]
+    """Returns as much of a session's history as fits a number of turns and tokens, and a summary of what came before."""
     Ingest: _aio.StreamUnaryMultiCallable[_memory_service_pb2.IngestRequest, _memory_service_pb2.IngestResponse]  # type: ignore[assignment]
     """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-    A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
-    document is refused, those before it stay.
+    A document whose content the namespace already has is left as it is; of a changed one, the chunks that changed are
+    replaced. Where a document is refused, those before it stay.
     """
+    IngestWithProgress: _aio.StreamStreamMultiCallable[_memory_service_pb2.IngestWithProgressRequest, _memory_service_pb2.IngestWithProgressResponse]  # type: ignore[assignment]
+    """As Ingest, and tells of each document as soon as it is in."""
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
@@ -116,7 +152,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.SearchResponse, _abc.Awaitable[_memory_service_pb2.SearchResponse]]:
-        """Finds the records that fit a query best, best first."""
+        """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters."""
 
     @_abc_1.abstractmethod
     def Get(
@@ -127,12 +163,20 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a record."""
 
     @_abc_1.abstractmethod
+    def BatchGet(
+        self,
+        request: _memory_service_pb2.BatchGetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.BatchGetResponse, _abc.Awaitable[_memory_service_pb2.BatchGetResponse]]:
+        """Returns several records of a namespace."""
+
+    @_abc_1.abstractmethod
     def List(
         self,
         request: _memory_service_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ListResponse, _abc.Awaitable[_memory_service_pb2.ListResponse]]:
-        """Lists the records of a namespace by id."""
+        """Lists the records of a namespace."""
 
     @_abc_1.abstractmethod
     def Forget(
@@ -141,6 +185,48 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ForgetResponse, _abc.Awaitable[_memory_service_pb2.ForgetResponse]]:
         """Forgets records for good, visible to the very next read. Nothing found is no error."""
+
+    @_abc_1.abstractmethod
+    def ForgetUser(
+        self,
+        request: _memory_service_pb2.ForgetUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ForgetUserResponse, _abc.Awaitable[_memory_service_pb2.ForgetUserResponse]]:
+        """Forgets all of a user: the records of `user/<id>`, the records and sessions anywhere that name the user, and what
+        caches hold of them.
+        """
+
+    @_abc_1.abstractmethod
+    def ListReceipts(
+        self,
+        request: _memory_service_pb2.ListReceiptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ListReceiptsResponse, _abc.Awaitable[_memory_service_pb2.ListReceiptsResponse]]:
+        """Lists what Forget and ForgetUser have forgotten, newest first. A receipt has no text of what was forgotten."""
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _memory_service_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.ExportResponse], _abc.AsyncIterator[_memory_service_pb2.ExportResponse]]:
+        """Streams all of a user, or of namespaces, or of the tenant: a copy that Import takes. Resumable."""
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _MaybeAsyncIterator[_memory_service_pb2.ImportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.ImportResponse, _abc.Awaitable[_memory_service_pb2.ImportResponse]]:
+        """Takes what Export brought. What is already there at the same or a later version is left: a repeat does no harm."""
+
+    @_abc_1.abstractmethod
+    def Stats(
+        self,
+        request: _memory_service_pb2.StatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.StatsResponse, _abc.Awaitable[_memory_service_pb2.StatsResponse]]:
+        """Counts what a namespace, or each of the tenant's, holds, and says which embedder its vectors are of."""
 
     @_abc_1.abstractmethod
     def AppendMessages(
@@ -159,14 +245,30 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the newest messages of a session's history, oldest of them first."""
 
     @_abc_1.abstractmethod
+    def GetWindow(
+        self,
+        request: _memory_service_pb2.GetWindowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.GetWindowResponse, _abc.Awaitable[_memory_service_pb2.GetWindowResponse]]:
+        """Returns as much of a session's history as fits a number of turns and tokens, and a summary of what came before."""
+
+    @_abc_1.abstractmethod
     def Ingest(
         self,
         request_iterator: _MaybeAsyncIterator[_memory_service_pb2.IngestRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.IngestResponse, _abc.Awaitable[_memory_service_pb2.IngestResponse]]:
         """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-        A document whose content the namespace already has is left as it is; a changed one is replaced whole. Where a
-        document is refused, those before it stay.
+        A document whose content the namespace already has is left as it is; of a changed one, the chunks that changed are
+        replaced. Where a document is refused, those before it stay.
         """
+
+    @_abc_1.abstractmethod
+    def IngestWithProgress(
+        self,
+        request_iterator: _MaybeAsyncIterator[_memory_service_pb2.IngestWithProgressRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.IngestWithProgressResponse], _abc.AsyncIterator[_memory_service_pb2.IngestWithProgressResponse]]:
+        """As Ingest, and tells of each document as soon as it is in."""
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

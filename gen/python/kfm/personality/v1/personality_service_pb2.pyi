@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _HttpPlace:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HttpPlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HttpPlace.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HTTP_PLACE_UNSPECIFIED: _HttpPlace.ValueType  # 0
+    """Never sent."""
+    HTTP_PLACE_PATH: _HttpPlace.ValueType  # 1
+    """In the path."""
+    HTTP_PLACE_QUERY: _HttpPlace.ValueType  # 2
+    """In the query; a list is several."""
+    HTTP_PLACE_HEADER: _HttpPlace.ValueType  # 3
+    """A header."""
+
+class HttpPlace(_HttpPlace, metaclass=_HttpPlaceEnumTypeWrapper):
+    """A place in a request."""
+
+HTTP_PLACE_UNSPECIFIED: HttpPlace.ValueType  # 0
+"""Never sent."""
+HTTP_PLACE_PATH: HttpPlace.ValueType  # 1
+"""In the path."""
+HTTP_PLACE_QUERY: HttpPlace.ValueType  # 2
+"""In the query; a list is several."""
+HTTP_PLACE_HEADER: HttpPlace.ValueType  # 3
+"""A header."""
+Global___HttpPlace: _TypeAlias = HttpPlace  # noqa: Y015
+
 class _SandboxTier:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -95,6 +123,13 @@ class Personality(_message.Message):
     LOAD_TIME_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_STATE_FIELD_NUMBER: _builtins.int
     TOOL_CODE_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
     """Names it."""
     version: _builtins.str
@@ -111,6 +146,14 @@ class Personality(_message.Message):
     """What the model is told first, rendered."""
     knowledge_state: Global___KnowledgeState.ValueType
     """Whether its knowledge is in memory yet."""
+    category: _builtins.str
+    """What it is a kind of, such as `cooking`."""
+    strategy: _turn_pb2.PlanStrategy.ValueType
+    """How its turns are planned where neither a plan nor a strategy is asked for."""
+    source: _builtins.str
+    """Where its pack is: the folder, as `directory/folder`, or the archive."""
+    is_default: _builtins.bool
+    """Whether it is the version that answers where none is asked for."""
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
         """The model that it wants."""
@@ -135,6 +178,18 @@ class Personality(_message.Message):
     def tool_code(self) -> Global___ToolCode:
         """Its pack's own tools, for whoever runs them; set where GetRequest.with_tool_code asks for it and the pack has some."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words to find it by."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it can do, such as `translate`."""
+
+    @_builtins.property
+    def plan(self) -> _turn_pb2.Plan:
+        """What is done in such turns; empty: the shell plans."""
+
     def __init__(
         self,
         *,
@@ -152,10 +207,17 @@ class Personality(_message.Message):
         load_time: _timestamp_pb2.Timestamp | None = ...,
         knowledge_state: Global___KnowledgeState.ValueType = ...,
         tool_code: Global___ToolCode | None = ...,
+        category: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        strategy: _turn_pb2.PlanStrategy.ValueType = ...,
+        plan: _turn_pb2.Plan | None = ...,
+        source: _builtins.str = ...,
+        is_default: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load_time", b"load_time", "model", b"model", "tool_code", b"tool_code"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load_time", b"load_time", "model", b"model", "plan", b"plan", "tool_code", b"tool_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "description", b"description", "digest", b"digest", "display_name", b"display_name", "knowledge_namespaces", b"knowledge_namespaces", "knowledge_state", b"knowledge_state", "limits", b"limits", "load_time", b"load_time", "model", b"model", "personality_id", b"personality_id", "system_prompt", b"system_prompt", "tool_code", b"tool_code", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "capabilities", b"capabilities", "category", b"category", "description", b"description", "digest", b"digest", "display_name", b"display_name", "is_default", b"is_default", "knowledge_namespaces", b"knowledge_namespaces", "knowledge_state", b"knowledge_state", "limits", b"limits", "load_time", b"load_time", "model", b"model", "personality_id", b"personality_id", "plan", b"plan", "source", b"source", "strategy", b"strategy", "system_prompt", b"system_prompt", "tags", b"tags", "tool_code", b"tool_code", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,7 +225,7 @@ Global___Personality: _TypeAlias = Personality  # noqa: Y015
 
 @_typing.final
 class ToolCode(_message.Message):
-    """The tools that a pack brings: Python functions, which run in a sandbox and nowhere else."""
+    """The tools that a pack brings: Python functions, which run in a sandbox and nowhere else, and what its manifest says."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -191,6 +253,8 @@ class ToolCode(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     HTTP_HOSTS_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    MCP_TOOLS_FIELD_NUMBER: _builtins.int
     tier: Global___SandboxTier.ValueType
     """The sandbox that they ask for."""
     @_builtins.property
@@ -205,6 +269,14 @@ class ToolCode(_message.Message):
     def http_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The hosts that they say they call: `host`, or `host:port`. An operator allows them, or not."""
 
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___HttpOperation]:
+        """The tools that are HTTP operations, by name."""
+
+    @_builtins.property
+    def mcp_tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___McpTool]:
+        """The tools of Model Context Protocol servers."""
+
     def __init__(
         self,
         *,
@@ -212,14 +284,114 @@ class ToolCode(_message.Message):
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         http_hosts: _abc.Iterable[_builtins.str] | None = ...,
         tier: Global___SandboxTier.ValueType = ...,
+        operations: _abc.Iterable[Global___HttpOperation] | None = ...,
+        mcp_tools: _abc.Iterable[Global___McpTool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "functions", b"functions", "http_hosts", b"http_hosts", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "functions", b"functions", "http_hosts", b"http_hosts", "mcp_tools", b"mcp_tools", "operations", b"operations", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCode: _TypeAlias = ToolCode  # noqa: Y015
+
+@_typing.final
+class HttpOperation(_message.Message):
+    """A tool that is a request to a host: the host makes it, with the arguments in their places."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """Such as `GET`."""
+    url: _builtins.str
+    """Where, with `{name}` in the place of each argument in the path."""
+    secret: _builtins.str
+    """The name of the secret that the host adds; empty: none."""
+    max_response_bytes: _builtins.int
+    """The largest answer; 0: 256 KiB."""
+    @_builtins.property
+    def tool(self) -> _tool_service_pb2.Tool:
+        """What callers see."""
+
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___HttpParameter]:
+        """The arguments that are not the body. What is left, `body`, is sent as JSON."""
+
+    def __init__(
+        self,
+        *,
+        tool: _tool_service_pb2.Tool | None = ...,
+        method: _builtins.str = ...,
+        url: _builtins.str = ...,
+        parameters: _abc.Iterable[Global___HttpParameter] | None = ...,
+        secret: _builtins.str = ...,
+        max_response_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_response_bytes", b"max_response_bytes", "method", b"method", "parameters", b"parameters", "secret", b"secret", "tool", b"tool", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HttpOperation: _TypeAlias = HttpOperation  # noqa: Y015
+
+@_typing.final
+class HttpParameter(_message.Message):
+    """Where an argument of an operation goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The argument."""
+    place: Global___HttpPlace.ValueType
+    """Its place."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        place: Global___HttpPlace.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HttpParameter: _TypeAlias = HttpParameter  # noqa: Y015
+
+@_typing.final
+class McpTool(_message.Message):
+    """A tool of a Model Context Protocol server; what callers see of it, the server says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server's name in the operator's configuration."""
+    name: _builtins.str
+    """The tool's, there and here."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___McpTool: _TypeAlias = McpTool  # noqa: Y015
 
 @_typing.final
 class ToolFunction(_message.Message):
@@ -257,19 +429,35 @@ class ListRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """How many at the most; 0: 50; more than 500 counts as 500."""
     page_token: _builtins.str
     """The `next_page_token` of the page before."""
+    category: _builtins.str
+    """Only those of this category."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only those with all of these tags."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only those with all of these capabilities."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        category: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "category", b"category", "page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,21 +471,33 @@ class ListResponse(_message.Message):
 
     PERSONALITIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    DEFAULT_PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page; empty: there is none."""
+    default_personality_id: _builtins.str
+    """Who answers the caller's tenant where it names nobody: an id, or `id@version`."""
     @_builtins.property
     def personalities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Personality]:
-        """The personalities, without their prompts."""
+        """The personalities, without their prompts and plans; of several versions, the one with `is_default` comes first."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[_error_pb2.Failure]:
+        """On the first page: what is wrong with packs. Metadata has `source`, `file` and `line`, and where the last good
+        version goes on serving its `personality_id` and `version`.
+        """
 
     def __init__(
         self,
         *,
         personalities: _abc.Iterable[Global___Personality] | None = ...,
         next_page_token: _builtins.str = ...,
+        failures: _abc.Iterable[_error_pb2.Failure] | None = ...,
+        default_personality_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "personalities", b"personalities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_personality_id", b"default_personality_id", "failures", b"failures", "next_page_token", b"next_page_token", "personalities", b"personalities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,9 +513,9 @@ class GetRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     WITH_TOOL_CODE_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
-    """Which one; empty: the configuration's default."""
+    """Which one: an id, whose default version is meant, or `id@version`; empty: the tenant's default."""
     digest: _builtins.str
-    """Which version of its pack, among the last 8 that were loaded; empty: the newest."""
+    """Which version of its pack, among those that are live and the last 8 that were loaded; empty: as `personality_id` says."""
     with_tool_code: _builtins.bool
     """Whether to return the code of its pack's own tools."""
     def __init__(
@@ -429,7 +629,7 @@ class WatchResponse(_message.Message):
     REMOVED_PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     removed_personality_id: _builtins.str
-    """A pack is gone: its id."""
+    """A personality is gone, with its last version: its id."""
     @_builtins.property
     def loaded(self) -> Global___Personality:
         """A pack was loaded, for the first time or anew."""

@@ -62,7 +62,7 @@ class PersonalityServiceServicer:
     """
 
     def List(self, request, context):
-        """Lists the personalities by id.
+        """Lists the personalities by id, with each version that is live, and what is wrong with packs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class PersonalityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PersonalityServiceAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.ListRequest, _personality_service_pb2.ListResponse]
-    """Lists the personalities by id."""
+    """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
     Get: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.GetRequest, _personality_service_pb2.GetResponse]
     """Returns a personality, its prompt included."""
     Reload: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]
@@ -50,7 +50,7 @@ class PersonalityServiceAsyncStub(PersonalityServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.ListRequest, _personality_service_pb2.ListResponse]  # type: ignore[assignment]
-    """Lists the personalities by id."""
+    """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
     Get: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.GetRequest, _personality_service_pb2.GetResponse]  # type: ignore[assignment]
     """Returns a personality, its prompt included."""
     Reload: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]  # type: ignore[assignment]
@@ -69,7 +69,7 @@ class PersonalityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _personality_service_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_personality_service_pb2.ListResponse, _abc.Awaitable[_personality_service_pb2.ListResponse]]:
-        """Lists the personalities by id."""
+        """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
 
     @_abc_1.abstractmethod
     def Get(

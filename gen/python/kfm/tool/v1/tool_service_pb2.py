@@ -26,9 +26,10 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from kfm.content.v1 import content_pb2 as kfm_dot_content_dot_v1_dot_content__pb2
 from kfm.error.v1 import error_pb2 as kfm_dot_error_dot_v1_dot_error__pb2
+from kfm.turn.v1 import turn_pb2 as kfm_dot_turn_dot_v1_dot_turn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/tool/v1/tool_service.proto\x12\x0bkfm.tool.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\"\x88\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x94\x01\n\x10ListToolsRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12$\n\x12personality_digest\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"N\n\x11ListToolsResponse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.kfm.tool.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x11InvokeToolRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallB\x06\xbaH\x03\xc8\x01\x01\x12\x1e\n\nrequest_id\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12$\n\x12personality_digest\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x8a\x01\n\x12InvokeToolResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x42\x08\n\x06update2\xaa\x01\n\x0bToolService\x12J\n\tListTools\x12\x1d.kfm.tool.v1.ListToolsRequest\x1a\x1e.kfm.tool.v1.ListToolsResponse\x12O\n\nInvokeTool\x12\x1e.kfm.tool.v1.InvokeToolRequest\x1a\x1f.kfm.tool.v1.InvokeToolResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/tool/v1/tool_service.proto\x12\x0bkfm.tool.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\x1a\x16kfm/turn/v1/turn.proto\"\x88\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x94\x01\n\x10ListToolsRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12$\n\x12personality_digest\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"N\n\x11ListToolsResponse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.kfm.tool.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x11InvokeToolRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallB\x06\xbaH\x03\xc8\x01\x01\x12\x1e\n\nrequest_id\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12$\n\x12personality_digest\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\xb3\x01\n\x12InvokeToolResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x12\'\n\x05\x61gent\x18\x04 \x01(\x0b\x32\x16.kfm.turn.v1.AgentStepH\x00\x42\x08\n\x06update2\xaa\x01\n\x0bToolService\x12J\n\tListTools\x12\x1d.kfm.tool.v1.ListToolsRequest\x1a\x1e.kfm.tool.v1.ListToolsResponse\x12O\n\nInvokeTool\x12\x1e.kfm.tool.v1.InvokeToolRequest\x1a\x1f.kfm.tool.v1.InvokeToolResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,16 +54,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVOKETOOLREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\004\032\002(\001'
   _globals['_INVOKETOOLREQUEST'].fields_by_name['personality_digest']._loaded_options = None
   _globals['_INVOKETOOLREQUEST'].fields_by_name['personality_digest']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_TOOL']._serialized_start=163
-  _globals['_TOOL']._serialized_end=299
-  _globals['_LISTTOOLSREQUEST']._serialized_start=302
-  _globals['_LISTTOOLSREQUEST']._serialized_end=450
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=452
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=530
-  _globals['_INVOKETOOLREQUEST']._serialized_start=533
-  _globals['_INVOKETOOLREQUEST']._serialized_end=730
-  _globals['_INVOKETOOLRESPONSE']._serialized_start=733
-  _globals['_INVOKETOOLRESPONSE']._serialized_end=871
-  _globals['_TOOLSERVICE']._serialized_start=874
-  _globals['_TOOLSERVICE']._serialized_end=1044
+  _globals['_TOOL']._serialized_start=187
+  _globals['_TOOL']._serialized_end=323
+  _globals['_LISTTOOLSREQUEST']._serialized_start=326
+  _globals['_LISTTOOLSREQUEST']._serialized_end=474
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=476
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=554
+  _globals['_INVOKETOOLREQUEST']._serialized_start=557
+  _globals['_INVOKETOOLREQUEST']._serialized_end=754
+  _globals['_INVOKETOOLRESPONSE']._serialized_start=757
+  _globals['_INVOKETOOLRESPONSE']._serialized_end=936
+  _globals['_TOOLSERVICE']._serialized_start=939
+  _globals['_TOOLSERVICE']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)

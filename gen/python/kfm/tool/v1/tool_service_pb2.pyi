@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from kfm.content.v1 import content_pb2 as _content_pb2
 from kfm.error.v1 import error_pb2 as _error_pb2
+from kfm.turn.v1 import turn_pb2 as _turn_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -170,6 +171,7 @@ class InvokeToolResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     progress: _builtins.str
     """What the tool says on its way, for people."""
     @_builtins.property
@@ -180,18 +182,25 @@ class InvokeToolResponse(_message.Message):
     def failure(self) -> _error_pb2.Failure:
         """Why there is none, where whoever asked for the tool can mend the call; the last response. Else the RPC fails."""
 
+    @_builtins.property
+    def agent(self) -> _turn_pb2.AgentStep:
+        """Whom to ask what, where the tool is another personality: the caller has it answer, in a turn of its own; the last
+        response.
+        """
+
     def __init__(
         self,
         *,
         progress: _builtins.str = ...,
         result: _content_pb2.ToolResult | None = ...,
         failure: _error_pb2.Failure | None = ...,
+        agent: _turn_pb2.AgentStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "failure", b"failure", "progress", b"progress", "result", b"result", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "failure", b"failure", "progress", b"progress", "result", b"result", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["progress", "result", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["progress", "result", "failure", "agent"]  # noqa: Y015
     _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
 

@@ -1018,7 +1018,7 @@ class AgentStep(_message.Message):
     PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     personality_id: _builtins.str
-    """Which one."""
+    """Which one: an id, or `id@version`."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """What it is asked; empty: the turn's input."""

@@ -39,7 +39,7 @@ class TurnSpec(_message.Message):
     session_id: _builtins.str
     """The conversation; empty: a new one."""
     personality_id: _builtins.str
-    """Who is to answer; empty: the configuration's default."""
+    """Who is to answer: an id, or `id@version`; empty: the tenant's default."""
     strategy: _turn_pb2.PlanStrategy.ValueType
     """How the shell plans."""
     priority: _turn_pb2.Priority.ValueType

@@ -1,0 +1,30 @@
+"""The embedder `lexical`: hashed words and pieces of words, and no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from agentshell.memory import lexical
+from agentshell.memory.embedders.embedder import Role, unit
+from agentshell.memory.stores.store import Embedding
+
+# A chunk costs 0.3 ms; between two slices others have their turn.
+_SLICE = 8
+
+
+class LexicalEmbedder:
+    """Compares words and spelling. Always there."""
+
+    name = lexical.NAME
+    dimension = lexical.DIMENSIONS
+
+    async def embed(self, texts: Sequence[str], role: Role) -> list[Embedding | None]:
+        """See `Embedder.embed`. Never fails; what is searched for is a text as any other."""
+        vectors: list[Embedding | None] = []
+        for index, text in enumerate(texts):
+            if index and index % _SLICE == 0:
+                await asyncio.sleep(0)
+            vector = lexical.embed(text)
+            vectors.append(None if vector is None else unit(vector))
+        return vectors

@@ -1,0 +1,75 @@
+"""Answers a search: asks what the places' vectors are of, looks, and ends before the answer is too large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from agentshell.memory import checks, recall
+from agentshell.memory.cache.read_through import ReadThrough
+from agentshell.memory.embedding import Embeddings
+from agentshell.memory.stores.store import Place, Query, Store
+from kfm.memory.v1 import memory_service_pb2 as pb
+
+_Item = TypeVar("_Item", bound=Message)
+
+
+class Searching:
+    """Searches in a store, through a cache."""
+
+    def __init__(self, store: Store, embeddings: Embeddings, reads: ReadThrough) -> None:
+        self._store = store
+        self._embeddings = embeddings
+        self._reads = reads
+
+    async def search(self, request: pb.SearchRequest, limit_bytes: int) -> pb.SearchResponse:
+        """Returns what fits best; as many hits as `limit_bytes` hold."""
+        places = [place for namespace in dict.fromkeys(request.namespaces) for place in checks.readable(namespace)]
+
+        async def attempt() -> pb.SearchResponse:
+            return await self._attempt(request, places, limit_bytes)
+
+        async def search() -> pb.SearchResponse:
+            return await self._embeddings.settled(places, attempt)
+
+        if request.HasField("recency_half_life"):
+            return await search()  # As time goes by it answers otherwise.
+        return await self._reads.read(places, request, pb.SearchResponse, search)
+
+    async def _attempt(self, request: pb.SearchRequest, places: Sequence[Place], limit_bytes: int) -> pb.SearchResponse:
+        weights = recall.weights(request.mode)
+        probes = await self._embeddings.probes(places, request.query) if weights.vector else []
+        embedders = list(dict.fromkeys(probe.space.embedder for probe in probes))
+        half_life = request.recency_half_life.ToNanoseconds() / 1e9 if request.HasField("recency_half_life") else None
+        query = Query(
+            places=places,
+            text=request.query if weights.text else None,
+            probes=probes,
+            weights=recall.weights(request.mode, embedders),
+            containing=checks.filter_of(request),
+            limit=request.limit or recall.DEFAULT_LIMIT,
+            kinds=request.kinds,
+            min_score=request.min_score if request.HasField("min_score") else None,
+            diversity=request.diversity,
+            half_life_seconds=half_life,
+            neighbours=request.neighbours,
+        )
+        found = await self._store.search(query)
+        return pb.SearchResponse(
+            hits=fitting(found.hits, limit_bytes),
+            embedder=", ".join(embedders),
+            plan=found.plan,
+            candidate_count=found.candidate_count,
+        )
+
+
+def fitting(items: Sequence[_Item], limit_bytes: int) -> Sequence[_Item]:
+    """Returns the first items, as many as the limit holds."""
+    total_bytes = 0
+    for index, item in enumerate(items):
+        total_bytes += item.ByteSize()
+        if total_bytes > limit_bytes:
+            return items[:index]
+    return items

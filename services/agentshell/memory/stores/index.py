@@ -1,0 +1,95 @@
+"""The port of an index of vectors beside Postgres, one file an index, and which one is configured."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from agentshell.memory.stores.abilities import Abilities
+from agentshell.memory.stores.store import Embedding
+from agentshell.mesh.config import MemoryConfig
+from agentshell.mesh.errors import AgentShellError
+from kfm.error.v1 import error_pb2
+
+
+class Point(NamedTuple):
+    """A vector of a place, and its name."""
+
+    point_id: uuid.UUID
+    place: str
+    embedding: Embedding
+
+
+class VectorIndex(Protocol):
+    """Finds near vectors. Its methods raise DATABASE_UNAVAILABLE; what they have done is so when they return."""
+
+    abilities: Abilities
+
+    async def prepare(self, dimension: int) -> None:
+        """Makes ready for vectors of this length."""
+        ...
+
+    async def put(self, dimension: int, points: Sequence[Point]) -> None:
+        """Takes vectors in."""
+        ...
+
+    async def nearest(self, place: str, embedding: Embedding, limit: int) -> Sequence[uuid.UUID]:
+        """Returns the names of about the nearest vectors of a place, by cosine."""
+        ...
+
+    async def remove(self, dimension: int, point_ids: Sequence[uuid.UUID]) -> None:
+        """Lets vectors go; those that are not there are no error."""
+        ...
+
+    async def drop(self, dimension: int) -> None:
+        """Lets all vectors of this length go."""
+        ...
+
+    async def count(self, dimension: int) -> int:
+        """Returns how many vectors there are."""
+        ...
+
+    async def close(self) -> None:
+        """Ends."""
+        ...
+
+
+def of(config: MemoryConfig, environment: Mapping[str, str]) -> VectorIndex | None:
+    """Returns the configured index; None: vectors are looked through in Postgres. Raises CONFIG_INVALID."""
+    key = environment.get(config.index_key_env) if config.index_key_env else None
+    if config.index_key_env and not key:
+        raise _invalid("memory.index_key_env", f"names {config.index_key_env!r}, which is not set", "set the variable")
+    try:
+        match config.store:
+            case "pgvector":
+                return None
+            case "qdrant":
+                from agentshell.memory.stores.qdrant import QdrantIndex  # Its client is an extra.
+
+                return QdrantIndex.at(config.qdrant_url, key)
+            case "weaviate":
+                from agentshell.memory.stores.weaviate import WeaviateIndex  # Its client is an extra.
+
+                return WeaviateIndex.at(config.weaviate_url, config.weaviate_grpc_port, key)
+    except ImportError:
+        fix = f"pip install 'agentshell[{config.store}]'"
+        raise _invalid("memory.store", f"is {config.store!r} and its client is not installed", fix) from None
+
+
+def unavailable(name: str, url: str, error: Exception) -> AgentShellError:
+    """Returns the error of an index that does not answer, or refuses."""
+    return AgentShellError(
+        error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
+        f"{name} at {url}: {' '.join(str(error).split())[:500]}; check that it runs, and memory.{name}_url",
+        metadata={"store": name},
+        cause=error,
+    )
+
+
+def _invalid(key: str, what: str, fix: str) -> AgentShellError:
+    return AgentShellError(
+        error_pb2.ERROR_REASON_CONFIG_INVALID,
+        f"configuration key {key!r} {what}; {fix}",
+        metadata={"key": key, "fix": fix},
+    )

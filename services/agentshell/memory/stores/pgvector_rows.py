@@ -1,0 +1,129 @@
+"""What a record is as a row, and a row as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakSet
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from pgvector import HalfVector
+from pgvector.psycopg.halfvec import register_halfvec_info
+from psycopg.types import TypeInfo
+from psycopg.types.json import Jsonb
+
+from agentshell.db.database import Connection
+from agentshell.memory.stores.store import Embedding, Entry, Place
+from kfm.memory.v1.memory_service_pb2 import Record
+
+READ_COLUMNS = (
+    "record_id, kind, text, metadata, source_uri, source_title, source_chunk_index, source_record_ids, user_id,"
+    " create_time, update_time, expire_time, version"
+)
+WRITE_COLUMNS = (
+    "tenant_id, namespace, record_id, kind, text, metadata, source_uri, source_title, source_chunk_index,"
+    " source_record_ids, user_id, expire_time, embedding, embedding_2"
+)
+WRITE_TYPES = (
+    *("text", "text", "text", "int2", "text", "jsonb", "text", "text", "int4"),
+    *("text[]", "text", "timestamptz", "halfvec", "halfvec"),
+)
+PLACEHOLDERS = "%s" + ", %s" * 13
+# All that a write replaces, in an INSERT ... ON CONFLICT DO UPDATE SET.
+REPLACE = (
+    "kind = excluded.kind, text = excluded.text, metadata = excluded.metadata, source_uri = excluded.source_uri,"
+    " source_title = excluded.source_title, source_chunk_index = excluded.source_chunk_index,"
+    " source_record_ids = excluded.source_record_ids, user_id = excluded.user_id,"
+    " expire_time = excluded.expire_time, embedding = excluded.embedding,"
+    " embedding_2 = excluded.embedding_2"
+)
+
+ALIVE = "(expire_time IS NULL OR expire_time > now())"
+FITS_FILTER = "(%(filter)s::jsonb IS NULL OR metadata @> %(filter)s::jsonb)"
+IN_PLACE = "place = %(place)s"
+
+
+# Which connections know the type: to tell one costs as much as a small search.
+_adapted: WeakSet[Connection] = WeakSet()
+
+
+def adapt(connection: Connection, halfvec: TypeInfo) -> None:
+    """Lets a connection take and give vectors."""
+    if connection not in _adapted:
+        register_halfvec_info(connection, halfvec)
+        _adapted.add(connection)
+
+
+def at(place: Place, **more: object) -> dict[str, Any]:
+    """Returns the parameters of a statement about a place."""
+    return {"place": place.key, **more}
+
+
+def within(places: Sequence[Place], **more: object) -> dict[str, Any]:
+    """Returns the parameters of a statement about places."""
+    return {"places": [place.key for place in places], **more}
+
+
+def json(struct: Struct | None) -> Jsonb | None:
+    """Returns what a filter or metadata is as a parameter."""
+    return None if struct is None else Jsonb(MessageToDict(struct))
+
+
+def vector(embedding: Embedding | None) -> HalfVector | None:
+    """Returns what a vector is as a parameter."""
+    return None if embedding is None else HalfVector(embedding)
+
+
+def row(place: Place, entry: Entry) -> tuple[object, ...]:
+    """Returns a record as WRITE_COLUMNS has it."""
+    record, source = entry.record, entry.record.source
+    has_source = record.HasField("source")
+    return (
+        place.tenant_id,
+        place.namespace,
+        record.record_id,
+        record.kind,
+        record.text,
+        json(record.metadata) if record.HasField("metadata") else None,
+        source.uri if has_source else None,
+        source.title if has_source else None,
+        source.chunk_index if has_source else None,
+        list(source.record_ids) or None,
+        record.user_id,
+        record.expire_time.ToDatetime(UTC) if record.HasField("expire_time") else None,
+        vector(entry.embedding),
+        vector(entry.embedding_2),
+    )
+
+
+def record(*columns: Any) -> Record:
+    """Returns the record that READ_COLUMNS holds."""
+    record_id, kind, text, metadata, uri, title, chunk_index, source_ids, user_id, *times, version = columns
+    made = Record(record_id=record_id, kind=kind, text=text, user_id=user_id, version=version)
+    if metadata is not None:
+        made.metadata.update(metadata)  # A third of the time that json_format takes.
+        made.metadata.SetInParent()
+    if uri is not None:
+        made.source.uri, made.source.title, made.source.chunk_index = uri, title, chunk_index
+        made.source.record_ids.extend(source_ids or ())
+        made.source.SetInParent()
+    _set_times(made, *times)
+    return made
+
+
+def receipt(
+    record_id: str, create_time: datetime, update_time: datetime, expire_time: datetime | None, version: int
+) -> Record:
+    """Returns what a write tells of a record beyond what it was given."""
+    made = Record(record_id=record_id, version=version)
+    _set_times(made, create_time, update_time, expire_time)
+    return made
+
+
+def _set_times(made: Record, create_time: datetime, update_time: datetime, expire_time: datetime | None) -> None:
+    made.create_time.FromDatetime(create_time)
+    made.update_time.FromDatetime(update_time)
+    if expire_time is not None:
+        made.expire_time.FromDatetime(expire_time)

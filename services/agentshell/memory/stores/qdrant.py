@@ -1,0 +1,148 @@
+"""The index of vectors in Qdrant."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+from qdrant_client import AsyncQdrantClient
+from qdrant_client.http.exceptions import ApiException
+from qdrant_client.models import (
+    Datatype,
+    Distance,
+    FieldCondition,
+    Filter,
+    HnswConfigDiff,
+    KeywordIndexParams,
+    KeywordIndexType,
+    MatchValue,
+    PointIdsList,
+    PointStruct,
+    SearchParams,
+    VectorParams,
+)
+
+from agentshell.memory.stores import abilities
+from agentshell.memory.stores.index import Point, unavailable
+from agentshell.memory.stores.store import Embedding
+from agentshell.mesh.errors import AgentShellError
+
+# Shorter than Postgres lets a transaction do nothing, for that waits for it.
+_TIMEOUT_SECONDS: Final = 4
+_LINKS = 16
+_EFFORT = 128
+_PLACE = "place"
+_FAILURES = (ApiException, grpc.RpcError, OSError, ValueError)
+
+
+class QdrantIndex:
+    """A collection for each length of vectors; each place has a graph of its own in it."""
+
+    abilities = abilities.QDRANT
+
+    def __init__(self, client: AsyncQdrantClient, url: str, *, is_local: bool = False) -> None:
+        """`is_local`: the client is one without a server, which has no indexes."""
+        self._client = client
+        self._url = url
+        self._is_local = is_local
+        self._prepared: set[int] = set()
+
+    @classmethod
+    def at(cls, url: str, api_key: str | None) -> QdrantIndex:
+        """Returns the index of a server. Connects when it is first used."""
+        client = AsyncQdrantClient(url=url, api_key=api_key, timeout=_TIMEOUT_SECONDS, check_compatibility=False)
+        return cls(client, url)
+
+    async def prepare(self, dimension: int) -> None:
+        """See `VectorIndex.prepare`."""
+        if dimension in self._prepared:
+            return
+        try:
+            await self._make(dimension)
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+        self._prepared.add(dimension)
+
+    async def put(self, dimension: int, points: Sequence[Point]) -> None:
+        """See `VectorIndex.put`."""
+        await self.prepare(dimension)
+        structs = [
+            PointStruct(id=str(point.point_id), vector=point.embedding.tolist(), payload={_PLACE: point.place})
+            for point in points
+        ]
+        try:
+            await self._client.upsert(_collection(dimension), structs, wait=True)
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+
+    async def nearest(self, place: str, embedding: Embedding, limit: int) -> Sequence[uuid.UUID]:
+        """See `VectorIndex.nearest`."""
+        dimension = len(embedding)
+        await self.prepare(dimension)
+        try:
+            found = await self._client.query_points(
+                _collection(dimension),
+                embedding.tolist(),
+                query_filter=Filter(must=[FieldCondition(key=_PLACE, match=MatchValue(value=place))]),
+                search_params=None if self._is_local else SearchParams(hnsw_ef=max(_EFFORT, limit)),
+                limit=limit,
+                with_payload=False,
+            )
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+        return [uuid.UUID(str(point.id)) for point in found.points]
+
+    async def remove(self, dimension: int, point_ids: Sequence[uuid.UUID]) -> None:
+        """See `VectorIndex.remove`."""
+        await self.prepare(dimension)
+        try:
+            names = PointIdsList(points=[str(point_id) for point_id in point_ids])
+            await self._client.delete(_collection(dimension), names, wait=True)
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+
+    async def drop(self, dimension: int) -> None:
+        """See `VectorIndex.drop`."""
+        try:
+            await self._client.delete_collection(_collection(dimension))
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+        self._prepared.discard(dimension)
+
+    async def count(self, dimension: int) -> int:
+        """See `VectorIndex.count`."""
+        await self.prepare(dimension)
+        try:
+            return (await self._client.count(_collection(dimension), exact=True)).count
+        except _FAILURES as error:
+            raise self._unavailable(error) from error
+
+    async def close(self) -> None:
+        """See `VectorIndex.close`."""
+        await self._client.close()
+
+    async def _make(self, dimension: int) -> None:
+        name = _collection(dimension)
+        if not await self._client.collection_exists(name):
+            try:
+                await self._client.create_collection(
+                    name,
+                    vectors_config=VectorParams(size=dimension, distance=Distance.COSINE, datatype=Datatype.FLOAT16),
+                    # No graph of all places: nobody searches all of them.
+                    hnsw_config=HnswConfigDiff(m=0, payload_m=_LINKS),
+                )
+            except _FAILURES:  # Another process may have been faster.
+                if not await self._client.collection_exists(name):
+                    raise
+        if not self._is_local:
+            schema = KeywordIndexParams(type=KeywordIndexType.KEYWORD, is_tenant=True)
+            await self._client.create_payload_index(name, _PLACE, schema, wait=True)
+
+    def _unavailable(self, error: Exception) -> AgentShellError:
+        return unavailable("qdrant", self._url, error)
+
+
+def _collection(dimension: int) -> str:
+    return f"agentshell_{dimension}"

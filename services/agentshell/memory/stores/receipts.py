@@ -1,0 +1,56 @@
+"""Receipts: what is left of what was forgotten. They hold no text of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from agentshell.db.database import Connection
+from agentshell.mesh import ids
+from agentshell.mesh.call import Principal
+from kfm.memory.v1.memory_service_pb2 import Receipt
+
+_COLUMNS = "receipt_id, namespace, user_id, what, record_count, message_count, principal_id"
+_ADD = f"""
+    INSERT INTO memory.receipts (tenant_id, {_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+    RETURNING create_time"""  # noqa: S608 - literals of this file
+_READ = f"""
+    SELECT {_COLUMNS}, create_time FROM memory.receipts
+    WHERE tenant_id = %(tenant)s AND (%(before)s::text IS NULL OR receipt_id < %(before)s)
+        AND (%(user)s = '' OR user_id = %(user)s)
+    ORDER BY receipt_id DESC LIMIT %(limit)s"""  # noqa: S608 - literals of this file
+
+
+async def add(connection: Connection, principal: Principal, receipt: Receipt) -> Receipt:
+    """Keeps a receipt, in the transaction of what it tells, and returns it with its id and time."""
+    receipt.receipt_id, receipt.principal_id = ids.ulid(), principal.principal_id
+    counts = (receipt.record_count, receipt.message_count)
+    columns = (receipt.receipt_id, receipt.namespace, receipt.user_id, receipt.what, *counts, receipt.principal_id)
+    cursor = await connection.execute(_ADD, (principal.tenant_id, *columns))
+    [(create_time,)] = await cursor.fetchall()
+    receipt.create_time.FromDatetime(create_time)
+    return receipt
+
+
+async def read(connection: Connection, tenant_id: str, user_id: str, before: str | None, limit: int) -> list[Receipt]:
+    """Returns receipts before one, newest first; where the user is named, those of the user alone."""
+    parameters = {"tenant": tenant_id, "user": user_id, "before": before, "limit": limit}
+    cursor = await connection.execute(_READ, parameters)
+    return [_receipt(*row) for row in await cursor.fetchall()]
+
+
+def _receipt(
+    receipt_id: str,
+    namespace: str,
+    user_id: str,
+    what: str,
+    record_count: int,
+    message_count: int,
+    principal_id: str,
+    create_time: datetime,
+) -> Receipt:
+    """Returns the receipt that _COLUMNS and a time hold."""
+    receipt = Receipt(receipt_id=receipt_id, namespace=namespace, user_id=user_id, what=what)
+    receipt.record_count, receipt.message_count = record_count, message_count
+    receipt.principal_id = principal_id
+    receipt.create_time.FromDatetime(create_time)
+    return receipt

@@ -1,0 +1,61 @@
+"""Takes records away that have expired. No read waits for it: what has expired is not there for any of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from prometheus_client import Counter
+
+from agentshell.db.database import Database
+from agentshell.memory.stores import change
+from agentshell.memory.stores.store import Store
+from agentshell.mesh.errors import AgentShellError
+
+SWEPT_RECORDS: Final = Counter("agentshell_memory_swept_records_total", "Expired records taken away.")
+# One transaction each, so that nobody waits for it long.
+BATCH_RECORDS = 1000
+
+_log = structlog.get_logger("agentshell.memory")
+
+
+class Sweeper:
+    """Sweeps every so often. Any number of processes may: none waits for what another one takes away."""
+
+    def __init__(self, database: Database, store: Store, interval_seconds: float) -> None:
+        self._database = database
+        self._store = store
+        self._interval_seconds = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins."""
+        self._task = asyncio.create_task(self._run(), name="memory sweeper")
+
+    async def stop(self) -> None:
+        """Ends."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def sweep(self) -> int:
+        """Takes away all that has expired by now, and returns how many records that were."""
+        total = 0
+        while True:
+            swept = await self._store.sweep(BATCH_RECORDS)
+            SWEPT_RECORDS.inc(swept)
+            total += swept
+            if swept < BATCH_RECORDS:
+                break
+        async with self._database.connection() as connection:
+            await change.sweep(connection)
+        return total
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except AgentShellError as error:
+                _log.warning("expired records stay for now", reason=error.name, detail=error.message)
+            await asyncio.sleep(self._interval_seconds)

@@ -1,0 +1,1 @@
+"""The schema `memory_vectors`, which a store with an index of vectors beside Postgres has."""

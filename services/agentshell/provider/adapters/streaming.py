@@ -1,0 +1,112 @@
+"""An answer that is streamed, asked for and read without its vendor's SDK.
+
+The SDK's client says where the vendor is, as whom it is asked, and who asks. Its objects for each request and each
+event would cost more than all else in a call, and refuse what a vendor's imitators leave out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentshell.provider.adapters import failure
+from agentshell.provider.adapters.adapter import Deltas
+from agentshell.provider.adapters.events import Events
+from agentshell.provider.adapters.failure import Failure, Refused
+from agentshell.provider.adapters.sdk import Sdk
+from kfm.provider.v1 import provider_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+    from agentshell.provider.adapters.http import Headers, Http
+
+MAX_ERROR_BYTES = 64 * 1024
+
+
+class Growth(Protocol):
+    """How an API's events become an answer. `failed`: what the vendor says went wrong within the stream."""
+
+    failed: Failure | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its end has come."""
+        ...
+
+    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+        """Yields what an event adds."""
+        ...
+
+    def finish(self) -> pb.GenerateResponse:
+        """Returns the whole answer."""
+        ...
+
+
+async def ask(http: Http, url: str, headers: Headers, body: Mapping[str, Any]) -> ClientResponse:
+    """Returns an answer whose events are to be read; the caller releases it.
+
+    Raises Refused for the status of an error, ValueError for what is no stream of events, and aiohttp's errors.
+    """
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    response = await http.request("POST", url, headers, text.encode())
+    try:
+        if not response.ok:
+            raise await _refused(response)
+        kind = response.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):  # Such as a proxy's page.
+            raise ValueError(f"content-type {kind!r} instead of text/event-stream")
+    except BaseException:
+        response.release()
+        raise
+    return response
+
+
+async def converse(
+    sdk: Sdk[Any], ask: Callable[[], Awaitable[ClientResponse]], growth: Growth, model: str
+) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
+    """Yields what the answer to `ask` grows by, together what came together, and, last, the whole."""
+    events = Events()
+    with sdk.failing(model):
+        response = await ask()
+        try:
+            async for data in response.content.iter_any():
+                grown, problem = _grow(growth, events, data)
+                if grown:
+                    yield grown
+                if problem:
+                    raise problem
+                if growth.failed:
+                    raise sdk.error(growth.failed, model)
+        finally:
+            response.release()  # To be used again if it was read to its end, and closed otherwise.
+        if not growth.is_whole:
+            raise sdk.cut(model)
+        yield growth.finish()
+
+
+def _grow(growth: Growth, events: Events, data: bytes) -> tuple[Deltas, Exception | None]:
+    """Returns what the next bytes add, and what is wrong with what comes after that."""
+    grown: Deltas = []
+    try:
+        for event in events.feed(data):
+            grown += growth.read(event)
+    except Exception as problem:
+        return grown, problem
+    return grown, None
+
+
+async def _refused(response: ClientResponse) -> Refused:
+    content = b""
+    async for data in response.content.iter_any():
+        content += data
+        if len(content) > MAX_ERROR_BYTES:
+            break
+    text = content[:MAX_ERROR_BYTES].decode(errors="replace")
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = text
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Refused(failure.answered(response.status, headers, body), text)
