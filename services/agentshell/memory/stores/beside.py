@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import psycopg
 import structlog
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
@@ -25,8 +24,8 @@ from agentshell.memory.stores import pgvector_rows as rows
 from agentshell.memory.stores import wall
 from agentshell.memory.stores.index import Point, VectorIndex
 from agentshell.memory.stores.pgvector import PgvectorStore
-from agentshell.memory.stores.pgvector_search import SPACE_CHANGED, Nearest, PgvectorSearch
-from agentshell.memory.stores.store import Entry, Place, Probe, Query, Space, SpaceChanged
+from agentshell.memory.stores.pgvector_search import Nearest, PgvectorSearch
+from agentshell.memory.stores.store import Entry, Place, Probe, Query, Space
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2 import SEARCH_PLAN_INDEX, BatchWriteResponse
@@ -58,10 +57,6 @@ _VERSIONS = "SELECT record_id, version FROM memory.records WHERE place = %(place
 _PASSING = (
     "SELECT memory_vectors.passing(%(places)s, %(dimension)s, %(filter)s::jsonb, %(kinds)s::smallint[], %(most)s)"
 )
-_COMPARE = """
-    SELECT * FROM memory.nearest(%(places)s, %(vector)s, %(embedder)s, %(slot)s::integer, %(filter)s::jsonb,
-        %(kinds)s::smallint[], %(wanted)s::integer, %(exact_least)s::integer, %(exact_factor)s::float8,
-        %(effort)s::integer)"""
 _FOUND = f"""
     SELECT place, record_id, embedding <=> %(vector)s AS distance
     FROM memory_vectors.vectors JOIN memory.records USING (place, record_id)
@@ -176,8 +171,8 @@ class BesideStore(PgvectorStore):
         await connection.execute(_MAP, parameters)
         await connection.execute(_LIVE, [names])
 
-    async def _nearest(self, query: Query, probe: Probe, wanted: int) -> Nearest:
-        """See `pgvector_search.Look`. Compares all that pass the filters where they are few, or the index fails."""
+    async def _nearest(self, query: Query, probe: Probe, wanted: int) -> Nearest | None:
+        """See `pgvector_search.Look`. Postgres looks where few pass the filters, or the index fails."""
         parameters: dict[str, Any] = rows.within(
             probe.places,
             dimension=probe.space.dimension,
@@ -186,36 +181,18 @@ class BesideStore(PgvectorStore):
             kinds=list(query.kinds),
             wanted=wanted,
             most=self._exact_records,
-            embedder=probe.space.embedder,
-            slot=probe.space.slot,
-            exact_least=recall.EXACT_LEAST,
-            exact_factor=recall.EXACT_FACTOR,
-            effort=recall.effort(probe.space.embedder),
         )
         async with self._database.connection() as connection:
             (passed,) = await (await connection.execute(_PASSING, parameters)).fetchone() or (0,)
         # The other slot is of a namespace that changed its embedder while its store was another one.
-        if passed > self._exact_records and probe.space.slot == 1:
-            try:
-                found = await self._by_index(probe, wanted, passed, parameters)
-            except AgentShellError as error:
-                _log.warning("searched without the index of vectors", store=self.abilities.name, detail=error.message)
-            else:
-                if found is not None:
-                    return Nearest(SEARCH_PLAN_INDEX, passed, *found)
-        return await self._compare(parameters)
-
-    async def _compare(self, parameters: Mapping[str, Any]) -> Nearest:
+        if passed <= self._exact_records or probe.space.slot != 1:
+            return None
         try:
-            async with self._database.connection() as connection:
-                register_halfvec_info(connection, self._halfvec)
-                found = await (await connection.execute(_COMPARE, parameters)).fetchone()
-        except psycopg.Error as error:
-            if error.sqlstate == SPACE_CHANGED:
-                raise SpaceChanged from error
-            raise
-        plan, passed, *near = found or (0, 0)
-        return Nearest(plan, passed, *(column or [] for column in near))
+            found = await self._by_index(probe, wanted, passed, parameters)
+        except AgentShellError as error:
+            _log.warning("searched without the index of vectors", store=self.abilities.name, detail=error.message)
+            return None
+        return None if found is None else Nearest(SEARCH_PLAN_INDEX, passed, *found)
 
     async def _by_index(
         self, probe: Probe, wanted: int, passed: int, parameters: Mapping[str, Any]

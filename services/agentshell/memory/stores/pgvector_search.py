@@ -31,11 +31,11 @@ from kfm.memory.v1.memory_service_pb2 import RECORD_KIND_CHUNK, Hit
 # Of an index of halfvec.
 MAX_DIMENSION = 4_000
 
-SPACE_CHANGED = "KFM01"
+_SPACE_CHANGED = "KFM01"
 
 _NEAREST = """SELECT * FROM memory.nearest(%(places_{0})s, %(vector_{0})s, %(embedder_{0})s, %(slot_{0})s,
         %(filter)s::jsonb, %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort_{0})s)"""
-_FOUND = """SELECT %(plan_{0})s AS plan, %(passed_{0})s::bigint AS passed, %(places_{0})s::text[] AS places,
+_FOUND = """SELECT %(plan_{0})s::integer AS plan, %(passed_{0})s::bigint AS passed, %(places_{0})s::text[] AS places,
         %(record_ids_{0})s::text[] AS record_ids, %(distances_{0})s::float8[] AS distances"""
 _NOT_LOOKED = (
     "SELECT 0 AS plan, 0::bigint AS passed, NULL::text[] places, NULL::text[] record_ids, NULL::float8[] distances"
@@ -99,8 +99,8 @@ class Nearest(NamedTuple):
     distances: Sequence[float]
 
 
-# Finds so many records by a probe, for a query.
-Look: TypeAlias = Callable[[Query, Probe, int], Awaitable[Nearest]]
+# Finds so many records by a probe, for a query; None: Postgres is to look.
+Look: TypeAlias = Callable[[Query, Probe, int], Awaitable[Nearest | None]]
 
 
 class _Row(NamedTuple):
@@ -112,7 +112,7 @@ class _Row(NamedTuple):
 
 
 class PgvectorSearch:
-    """Searches the records of a database, whose vectors are there too, or else found by `look`."""
+    """Searches the records of a database, by vectors that are there, or as `look` finds them."""
 
     def __init__(self, database: Database, halfvec: TypeInfo, look: Look | None = None) -> None:
         self._database = database
@@ -136,18 +136,22 @@ class PgvectorSearch:
 
     async def search(self, query: Query) -> Found:
         """See `Store.search`."""
-        parameters = await self._parameters(query)
-        statement = _statement(len(query.probes), is_found=self._look is not None)
+        near = [await self._look(query, probe, _wanted(query)) if self._look else None for probe in query.probes]
+        parameters = _shared(query)
+        for number, (probe, found) in enumerate(zip(query.probes, near, strict=True)):
+            values = _to_look(probe) if found is None else found._asdict()
+            parameters |= {f"{name}_{number}": value for name, value in values.items()}
+        statement = _statement(tuple(found is not None for found in near))
         try:
             async with self._database.connection() as connection:
                 rows.adapt(connection, self._halfvec)
-                found = await (await connection.execute(statement, parameters)).fetchall()
+                answer = await (await connection.execute(statement, parameters)).fetchall()
         except psycopg.Error as error:
-            if error.sqlstate == SPACE_CHANGED:
+            if error.sqlstate == _SPACE_CHANGED:
                 raise SpaceChanged from error
             raise
-        plan, passed, *_ = found[0]
-        hits = [_row(*columns) for _, _, *columns in found if columns[0] is not None]
+        plan, passed, *_ = answer[0]
+        hits = [_row(*columns) for _, _, *columns in answer if columns[0] is not None]
         if query.diversity:
             chosen = recall.diversified(
                 [row.hit.score for row in hits], [row.vector for row in hits], query.diversity, query.limit
@@ -156,13 +160,6 @@ class PgvectorSearch:
         if query.neighbours:
             await self._add_neighbours(hits, query.neighbours)
         return Found([row.hit for row in hits], plan, passed)
-
-    async def _parameters(self, query: Query) -> dict[str, Any]:
-        parameters = _shared(query)
-        for number, probe in enumerate(query.probes):
-            found = (await self._look(query, probe, _wanted(query)))._asdict() if self._look else _to_look(probe)
-            parameters |= {f"{name}_{number}": value for name, value in found.items()}
-        return parameters
 
     async def _add_neighbours(self, hits: Sequence[_Row], reach: int) -> None:
         chunks = [row for row in hits if row.hit.record.kind == RECORD_KIND_CHUNK and row.hit.record.source.uri]
@@ -182,10 +179,10 @@ class PgvectorSearch:
 
 
 @cache
-def _statement(probes: int, *, is_found: bool) -> bytes:
-    """Returns the search by so many probes."""
-    look = _FOUND if is_found else _NEAREST
-    looked = " UNION ALL ".join(look.format(number) for number in range(probes)) or _NOT_LOOKED
+def _statement(are_found: tuple[bool, ...]) -> bytes:
+    """Returns the search by so many probes: by what each has found, or is to find."""
+    looks = (_FOUND if is_found else _NEAREST for is_found in are_found)
+    looked = " UNION ALL ".join(look.format(number) for number, look in enumerate(looks)) or _NOT_LOOKED
     return _SEARCH.replace("{looked}", looked).encode()
 
 
