@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from agentshell.memory.stores.abilities import Abilities
@@ -75,6 +76,15 @@ def of(config: MemoryConfig, environment: Mapping[str, str]) -> VectorIndex | No
     except ImportError:
         fix = f"pip install 'agentshell[{config.store}]'"
         raise _invalid("memory.store", f"is {config.store!r} and its client is not installed", fix) from None
+
+
+@contextmanager
+def reaching(name: str, url: str, failures: tuple[type[Exception], ...]) -> Generator[None]:
+    """Turns an index's own failures into DATABASE_UNAVAILABLE."""
+    try:
+        yield
+    except failures as error:
+        raise unavailable(name, url, error) from error
 
 
 def unavailable(name: str, url: str, error: Exception) -> AgentShellError:

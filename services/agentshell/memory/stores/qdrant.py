@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 import grpc
@@ -25,9 +26,8 @@ from qdrant_client.models import (
 )
 
 from agentshell.memory.stores import abilities
-from agentshell.memory.stores.index import Point, unavailable
+from agentshell.memory.stores.index import Point, reaching
 from agentshell.memory.stores.store import Embedding
-from agentshell.mesh.errors import AgentShellError
 
 # Shorter than Postgres lets a transaction do nothing, for that waits for it.
 _TIMEOUT_SECONDS: Final = 4
@@ -59,10 +59,8 @@ class QdrantIndex:
         """See `VectorIndex.prepare`."""
         if dimension in self._prepared:
             return
-        try:
+        with self._reaching():
             await self._make(dimension)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         self._prepared.add(dimension)
 
     async def put(self, dimension: int, points: Sequence[Point]) -> None:
@@ -72,16 +70,14 @@ class QdrantIndex:
             PointStruct(id=str(point.point_id), vector=point.embedding.tolist(), payload={_PLACE: point.place})
             for point in points
         ]
-        try:
+        with self._reaching():
             await self._client.upsert(_collection(dimension), structs, wait=True)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
 
     async def nearest(self, place: str, embedding: Embedding, limit: int) -> Sequence[uuid.UUID]:
         """See `VectorIndex.nearest`."""
         dimension = len(embedding)
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             found = await self._client.query_points(
                 _collection(dimension),
                 embedding.tolist(),
@@ -90,34 +86,26 @@ class QdrantIndex:
                 limit=limit,
                 with_payload=False,
             )
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         return [uuid.UUID(str(point.id)) for point in found.points]
 
     async def remove(self, dimension: int, point_ids: Sequence[uuid.UUID]) -> None:
         """See `VectorIndex.remove`."""
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             names = PointIdsList(points=[str(point_id) for point_id in point_ids])
             await self._client.delete(_collection(dimension), names, wait=True)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
 
     async def drop(self, dimension: int) -> None:
         """See `VectorIndex.drop`."""
-        try:
+        with self._reaching():
             await self._client.delete_collection(_collection(dimension))
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         self._prepared.discard(dimension)
 
     async def count(self, dimension: int) -> int:
         """See `VectorIndex.count`."""
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             return (await self._client.count(_collection(dimension), exact=True)).count
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
 
     async def close(self) -> None:
         """See `VectorIndex.close`."""
@@ -140,8 +128,8 @@ class QdrantIndex:
             schema = KeywordIndexParams(type=KeywordIndexType.KEYWORD, is_tenant=True)
             await self._client.create_payload_index(name, _PLACE, schema, wait=True)
 
-    def _unavailable(self, error: Exception) -> AgentShellError:
-        return unavailable("qdrant", self._url, error)
+    def _reaching(self) -> AbstractContextManager[None]:
+        return reaching("qdrant", self._url, _FAILURES)
 
 
 def _collection(dimension: int) -> str:

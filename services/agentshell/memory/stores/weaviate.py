@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 from weaviate import WeaviateAsyncClient
@@ -17,9 +18,8 @@ from weaviate.connect import ConnectionParams
 from weaviate.exceptions import WeaviateBaseError
 
 from agentshell.memory.stores import abilities
-from agentshell.memory.stores.index import Point, unavailable
+from agentshell.memory.stores.index import Point, reaching, unavailable
 from agentshell.memory.stores.store import Embedding
-from agentshell.mesh.errors import AgentShellError
 
 # Shorter than Postgres lets a transaction do nothing, for that waits for it.
 _TIMEOUT_SECONDS = 4
@@ -55,12 +55,10 @@ class WeaviateIndex:
         """See `VectorIndex.prepare`."""
         if dimension in self._prepared and self._client.is_connected():
             return
-        try:
+        with self._reaching():
             if not self._client.is_connected():
                 await self._client.connect()
             await self._make(dimension)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         self._prepared.add(dimension)
 
     async def put(self, dimension: int, points: Sequence[Point]) -> None:
@@ -70,48 +68,38 @@ class WeaviateIndex:
             DataObject(properties={_PLACE: point.place}, uuid=point.point_id, vector=point.embedding.tolist())
             for point in points
         ]
-        try:
+        with self._reaching():
             put = await self._collection(dimension).data.insert_many(objects)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         if put.has_errors:
-            raise self._unavailable(ValueError(next(iter(put.errors.values())).message))
+            raise unavailable("weaviate", self._url, ValueError(next(iter(put.errors.values())).message))
 
     async def nearest(self, place: str, embedding: Embedding, limit: int) -> Sequence[uuid.UUID]:
         """See `VectorIndex.nearest`."""
         await self.prepare(len(embedding))
-        try:
+        with self._reaching():
             at_place = Filter.by_property(_PLACE).equal(place)
             query = self._collection(len(embedding)).query
             found = await query.near_vector(embedding.tolist(), limit=limit, filters=at_place, return_properties=False)
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         return [found_object.uuid for found_object in found.objects]
 
     async def remove(self, dimension: int, point_ids: Sequence[uuid.UUID]) -> None:
         """See `VectorIndex.remove`."""
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             await self._collection(dimension).data.delete_many(where=Filter.by_id().contains_any(list(point_ids)))
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
 
     async def drop(self, dimension: int) -> None:
         """See `VectorIndex.drop`."""
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             await self._client.collections.delete(_name(dimension))
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
         self._prepared.discard(dimension)
 
     async def count(self, dimension: int) -> int:
         """See `VectorIndex.count`."""
         await self.prepare(dimension)
-        try:
+        with self._reaching():
             return (await self._collection(dimension).aggregate.over_all(total_count=True)).total_count or 0
-        except _FAILURES as error:
-            raise self._unavailable(error) from error
 
     async def close(self) -> None:
         """See `VectorIndex.close`."""
@@ -134,8 +122,8 @@ class WeaviateIndex:
             if not await self._client.collections.exists(_name(dimension)):
                 raise
 
-    def _unavailable(self, error: Exception) -> AgentShellError:
-        return unavailable("weaviate", self._url, error)
+    def _reaching(self) -> AbstractContextManager[None]:
+        return reaching("weaviate", self._url, _FAILURES)
 
 
 def _name(dimension: int) -> str:
