@@ -9,10 +9,9 @@ import asyncio
 import json
 import os
 import sys
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Value
 from mcp.server.mcpserver import MCPServer
 from tests.conftest import create_database
+from tests.contract.http_site import http_site
 from tests.contract.test_tool import BOUND_SECONDS, Mesh, serve
 
 from agentshell.content import plain
@@ -120,13 +120,8 @@ class Site(BaseHTTPRequestHandler):
 def site() -> Generator[str]:
     """The host of a site on this machine."""
     Site.seen = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_site(Site) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

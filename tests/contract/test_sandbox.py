@@ -6,15 +6,15 @@ import asyncio
 import os
 import shutil
 import sys
-import threading
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, Generator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contract.http_site import http_site
 
 from agentshell.content import plain
 from agentshell.mesh.config import TenantPolicyConfig, ToolConfig, ToolSecretConfig
@@ -94,13 +94,8 @@ class Site(BaseHTTPRequestHandler):
 def site() -> Generator[str]:
     """The host of a site on this machine."""
     Site.seen = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_site(Site) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
