@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
-.PHONY: demo test check lint types contracts gen gen-check diagram unit image bench crash simulate clean
+.PHONY: demo test check lint types contracts gen gen-check diagram unit properties image bench crash simulate clean
 
 demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
 	$(BIN)/agentshell demo
@@ -54,6 +54,9 @@ diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the
 
 unit: .venv/installed image
 	$(BIN)/pytest
+
+properties: .venv/installed  ## Hold what is said of all inputs against other examples than those of each test run (SEED=).
+	$(BIN)/pytest -q -m hypothesis --hypothesis-profile=others $(if $(SEED),--hypothesis-seed=$(SEED))
 
 image: .venv/installed  ## Build the interpreter of the tools' sandbox, once on a machine.
 	$(BIN)/python -m agentshell.tool.sandbox.image

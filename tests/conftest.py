@@ -8,11 +8,17 @@ from collections.abc import AsyncGenerator
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from agentshell.db.database import Database
 from agentshell.db.server import PostgresServer
+
+# Each run tries the same examples, however slow the machine: who changes nothing breaks nothing. See `make properties`.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("others", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 _MAX_CONNECTIONS = 8
 # Of all services. A copy of a database that has them is made in a third of the time that it takes to make them.

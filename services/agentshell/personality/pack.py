@@ -24,7 +24,7 @@ MAX_PROMPT_BYTES = 64 * 1024
 _MEDIA_TYPES = {".md": "text/markdown", ".txt": "text/plain"}
 _MEDIA_TYPE_BY_LOADER = {"markdown": "text/markdown", "text": "text/plain"}
 _TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-_VARIABLE = re.compile(r"\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
+_VARIABLE = re.compile(r"(?<!\{)\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
 _MARK = re.compile(r"\{[{%#]")
 _NEWLINE = re.compile(r"\r\n?")
 # What Jinja2 takes for something else than a variable, declared or not.

@@ -251,7 +251,6 @@ _messages = st.lists(_text.map(said), min_size=1, max_size=3)
 @settings(
     max_examples=8,
     phases=[Phase.generate],  # To make a failure smaller would take longer than to read it.
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

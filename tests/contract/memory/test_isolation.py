@@ -26,7 +26,7 @@ PLACES = [Place(tenant, namespace) for tenant in TENANTS for namespace in NAMESP
 SPACE = Space(lexical.NAME, lexical.DIMENSIONS)
 VECTOR = np.ones(lexical.DIMENSIONS, dtype=np.float16)
 SOME_PLACES = st.lists(st.sampled_from(PLACES), min_size=1, max_size=6, unique=True)
-SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def allowed(asker: str, place: Place) -> bool:

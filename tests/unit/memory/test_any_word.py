@@ -21,7 +21,7 @@ async def test_any_text_is_a_query_that_matches_the_text_itself(database: Databa
     with psycopg.connect(database.url, autocommit=True) as connection:
 
         @given(TEXTS)
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=300)
         def check(text: str) -> None:
             row = connection.execute(
                 "SELECT to_tsvector('english', %(text)s) @@ memory.any_word(%(text)s),"

@@ -93,7 +93,7 @@ LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 
 @given(LINES, st.integers(1, 300), st.integers(0, 400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_chunks_keep_their_bounds_and_lose_no_character(text: str, limit: int, overlap: int) -> None:
     chunks = list(chunking.chunks(plain.blocks(text), limit, overlap))
     assert all(len(chunk.text) <= limit and chunk.text.strip() for chunk in chunks)
@@ -122,7 +122,7 @@ MARKS = [
 
 
 @given(st.lists(st.tuples(st.sampled_from(MARKS), st.integers(0, 40)), max_size=40), st.integers(60, 300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_markdown_chunks_keep_their_bounds_and_lose_no_word(lines: list[tuple[str, int]], limit: int) -> None:
     words = (f"w{number:05}" for number in itertools.count())
     text = "\n".join(mark + " ".join(itertools.islice(words, count)) for mark, count in lines)

@@ -145,7 +145,7 @@ BYTES = st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(PARTS)), max_
 
 
 @given(st.sampled_from(sorted(MEDIA_TYPES)), BYTES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_arbitrary_bytes_become_texts_that_can_be_kept_or_are_refused(media_type: str, content: bytes) -> None:
     try:
         found = chunks(media_type, content)
@@ -159,7 +159,7 @@ def test_arbitrary_bytes_become_texts_that_can_be_kept_or_are_refused(media_type
 
 
 @given(st.integers(0, 400), st.integers(0, 255), st.sampled_from(["pdf", "docx"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_document_is_read_or_refused(at: int, value: int, kind: str) -> None:
     """A byte of a good one changed, and its end cut off."""
     good = pdf(["# Tea", "Hot."]) if kind == "pdf" else docx(paragraph("Tea", "Titre1") + paragraph("Hot."))
@@ -176,7 +176,7 @@ WORDS = st.lists(st.from_regex(r"[a-z]{1,12}", fullmatch=True), min_size=1, max_
 
 
 @given(WORDS, st.integers(100, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_word_of_rows_json_html_or_code_is_lost(words: Sequence[str], limit: int) -> None:
     for media_type, content in [
         ("text/csv", "c\n" + "\n".join(words)),

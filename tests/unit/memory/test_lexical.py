@@ -39,7 +39,7 @@ def test_case_and_compatibility_forms_do_not_count() -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_vector_has_length_1_and_there_is_none_without_letters_and_digits(text: str) -> None:
     vector = lexical.embed(text)
     if vector is None:

@@ -19,7 +19,7 @@ CANDIDATES = st.lists(st.tuples(st.floats(0, 1), VECTORS), max_size=12)
 
 
 @given(CANDIDATES, st.floats(0, 1), st.integers(1, 15))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_chosen_are_as_many_as_asked_for_and_each_of_them_once(
     candidates: list[tuple[float, Vector | None]], diversity: float, limit: int
 ) -> None:
@@ -32,7 +32,7 @@ def test_the_chosen_are_as_many_as_asked_for_and_each_of_them_once(
 
 
 @given(CANDIDATES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_without_diversity_the_order_is_by_score(candidates: list[tuple[float, Vector | None]]) -> None:
     scores = [score for score, _ in candidates]
     chosen = recall.diversified(scores, [vector for _, vector in candidates], 0.0, len(candidates))

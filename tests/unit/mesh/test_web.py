@@ -52,7 +52,7 @@ def test_what_everybody_can_reach_is_public(address: str) -> None:
     assert is_public(address)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.ip_addresses(v=4))
 def test_an_address_is_as_public_as_what_wraps_it(address: IPv4Address) -> None:
     assert is_public(f"::ffff:{address}") == is_public(str(address))

@@ -103,7 +103,7 @@ def test_any_damage_to_an_archive_leaves_files_or_a_pack_error() -> None:
 
 def _check_any(strategy: st.SearchStrategy[bytes], examples: int) -> None:
     check: Callable[[bytes], None] = _parse
-    settings(max_examples=examples, deadline=None)(given(strategy)(check))()
+    settings(max_examples=examples)(given(strategy)(check))()
 
 
 def _parse(content: bytes) -> None:

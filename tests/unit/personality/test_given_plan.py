@@ -70,7 +70,7 @@ _steps = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(_steps, max_size=3))
 def test_any_steps_are_a_plan_or_a_pack_error(steps: list[dict[str, object]]) -> None:
     with contextlib.suppress(PackError):

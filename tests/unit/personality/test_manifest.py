@@ -184,14 +184,14 @@ _scraps = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(_lines | _scraps | st.text(max_size=20), max_size=40).map("\n".join))
 def test_any_text_is_a_manifest_or_a_pack_error(text: str) -> None:
     with contextlib.suppress(PackError):
         manifest.parse(text.encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, len(WHOLE)))
 def test_any_bytes_within_a_manifest_leave_a_manifest_or_a_pack_error(scrap: bytes, at: int) -> None:
     content = WHOLE.encode()

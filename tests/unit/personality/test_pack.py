@@ -7,7 +7,7 @@ import json
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -102,7 +102,7 @@ def test_the_digest_is_that_of_paths_lengths_and_contents_in_order() -> None:
 _files = st.dictionaries(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1), st.binary())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_files, _files)
 def test_two_sets_of_files_have_one_digest_only_if_they_are_the_same(
     one: dict[str, bytes], other: dict[str, bytes]
@@ -115,11 +115,12 @@ _names = st.sampled_from(["tone", "x", "self", "true", "loop", "not", "range"])
 _pieces = st.sampled_from(["{{", "}}", "{%", "%}", "{#", "#}", "{{-", "{", " ", "\n", "\r\n", "\r", "a", "#"]) | _names
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(_pieces | _names.map("{{{{ {} }}}}".format) | st.just("{{tone}}"), max_size=12).map("".join),
     st.dictionaries(_names, st.text("ab {}%#\n", max_size=5), min_size=1),
 )
+@example("{{{ tone }}", {"tone": ""})  # Jinja2 takes the first two braces, not the last.
 def test_a_template_renders_to_what_jinja_makes_of_it(source: str, variables: dict[str, str]) -> None:
     try:
         rendered = (
@@ -139,7 +140,7 @@ def test_a_template_renders_to_what_jinja_makes_of_it(source: str, variables: di
     assert prompt == rendered
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=60), st.sampled_from(["{{ %s }}", "{%% %s %%}", "{%% for x in %s %%}{%% endfor %%}", "%s"]))
 def test_any_template_renders_or_is_a_pack_error(text: str, around: str) -> None:
     with contextlib.suppress(PackError):

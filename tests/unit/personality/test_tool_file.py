@@ -131,7 +131,7 @@ def test_a_name_is_one_tools_alone() -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text(max_size=200)
     | st.lists(st.sampled_from(["def f", "(", ")", ":", "\n", " ", "x", "list[", "]", "'"])).map("".join)

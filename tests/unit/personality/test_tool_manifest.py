@@ -143,7 +143,7 @@ def test_a_host_is_named_with_its_port_or_by_its_schemes(url: str, host: str) ->
     assert parse(url=url, host=host).http_hosts == [host]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(sorted(GIVEN)), st.text(max_size=12)))
 def test_whatever_is_written_is_a_pack_or_is_refused(changes: dict[str, str]) -> None:
     try:

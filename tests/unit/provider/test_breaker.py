@@ -98,7 +98,7 @@ MOVES = st.lists(st.tuples(st.sampled_from(["ask", "report", "wait"]), REPORTS, 
 
 
 @given(MOVES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_calls_find_it_closed_or_wait_or_are_the_only_one_to_try(moves: list[tuple[str, str, int]]) -> None:
     breaker, now = Breaker(FAILURES, OPEN_SECONDS), 0.0
     under_way: list[tuple[int, State]] = []

@@ -116,7 +116,7 @@ FAILURES = st.lists(st.tuples(REASONS, st.none() | st.floats(0, 120)), min_size=
 
 
 @given(COUNTS, FAILURES, st.floats(0, 1, exclude_max=True), st.floats(0, 9))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_however_attempts_fail_they_are_bounded_in_order_and_in_time(
     counts: list[int], failures: list[tuple[str, float | None]], chance: float, seconds: float
 ) -> None:

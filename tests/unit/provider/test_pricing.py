@@ -66,7 +66,7 @@ def usage(input_tokens: int, output_tokens: int, **kinds: int) -> content_pb2.Us
     return used
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(*[counts] * 8))
 def test_a_cost_is_the_exact_sum_over_all_kinds_rounded_up_once(tokens: tuple[int, ...]) -> None:
     rates = (7, 3, 11, 13, 17, 19, 23, 29)  # Micro-USD for a million tokens: each token is a tiny fraction.
@@ -97,7 +97,7 @@ def test_a_cost_is_the_exact_sum_over_all_kinds_rounded_up_once(tokens: tuple[in
     assert model.cost("acme", "m", used) == content_pb2.Money(amount_micros=ceil(exact), currency_code="USD")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(bands, min_size=1, max_size=3), st.lists(counts, min_size=2, max_size=2, unique=True), usages, st.data()
 )

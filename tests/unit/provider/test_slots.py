@@ -82,7 +82,7 @@ MOVES = st.lists(st.tuples(st.sampled_from(["take", "give_back", "cancel", "sett
 
 
 @given(MOVES, st.integers(1, 3), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_calls_are_served_in_order_and_lose_no_slot(
     moves: list[tuple[str, int]], size: int, queue_size: int
 ) -> None:

@@ -148,7 +148,7 @@ def transcripts(draw: st.DrawFn) -> list[Message]:
     return messages
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories, passages, transcripts(), st.integers(0, 6000))
 def test_whatever_is_said_it_fits_every_call_is_closed_and_the_order_is_kept(
     history: list[Message], found: list[Part], transcript: list[Message], budget: int

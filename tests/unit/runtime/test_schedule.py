@@ -67,7 +67,7 @@ def test_a_turn_that_goes_on_needs_no_room() -> None:
     assert schedule.active_count == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=30), st.integers(1, 3), st.data())
 def test_every_turn_begins_in_the_end_in_its_sessions_order(
     turns: list[tuple[int, int]], most: int, data: st.DataObject

@@ -40,7 +40,7 @@ def within_limits(value: Any) -> bool:
 
 
 @given(st.recursive(NUMBERS, combine, max_leaves=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_comes_to_what_python_says_or_refuses(expression: str) -> None:
     expected = by_python(expression)
     try:
@@ -53,7 +53,7 @@ def test_it_comes_to_what_python_says_or_refuses(expression: str) -> None:
 
 
 @given(st.text(alphabet="0123456789.+-*/%()e,_ aijnpo'[]{}:=<>^\0\n", max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_comes_to_a_number_or_is_refused(text: str) -> None:
     try:
         value = evaluate(text)

@@ -35,7 +35,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(max_size=8), JSON, max_size=4))
 def test_a_frame_says_what_was_put_into_it(value: dict[str, Any]) -> None:
     framed = frame.encode(value)
@@ -44,7 +44,7 @@ def test_a_frame_says_what_was_put_into_it(value: dict[str, Any]) -> None:
     assert frame.decode(framed[frame.HEADER_BYTES :]) == value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=64) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_whatever_comes_is_a_frame_or_is_refused(content: bytes) -> None:
     try:
@@ -62,7 +62,7 @@ def test_a_frame_that_is_too_large_is_refused_before_it_is_read() -> None:
         frame.decode(b'{"x":' + b"[" * 100_000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.sampled_from(["said", "failed", "message", "other"]), JSON, max_size=3)
     | JSON.map(lambda value: {"said": json.dumps(value)})
@@ -108,7 +108,7 @@ def test_the_signal_that_ended_a_process_says_why(number: int, name: str) -> Non
     assert outcome.died("tool", number).name == f"TOOL_{name}"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=12) | st.sampled_from(["progress", "http_get"]), st.text(max_size=40) | JSON.map(json.dumps))
 async def test_whatever_a_tool_asks_of_the_host_it_gains_nothing(name: str, arguments: str) -> None:
     told: list[str] = []
@@ -146,7 +146,7 @@ URLS = st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(URLS | st.text(max_size=30))
 def test_whatever_a_url_says_it_leads_to_a_host_that_is_granted_or_nowhere(text: str) -> None:
     config = ToolConfig(http_hosts=("api.example.com", "api.example.com:8080", "127.0.0.1", "evil.org"))
@@ -189,7 +189,7 @@ FRAMES = st.fixed_dictionaries(
 ).map(frame.encode)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(FRAMES | st.binary(max_size=12), max_size=6))
 async def test_whatever_a_worker_sends_the_call_ends_and_nothing_is_gained(pieces: list[bytes]) -> None:
     said, told = asyncio.StreamReader(), list[str]()

@@ -75,7 +75,7 @@ def test_an_event_is_seen_once_and_the_last_one_ends_the_turn() -> None:
     assert not merge.sees_event(event(turn_failed=e.TurnFailed()))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(["R1", "R2", "R3"]), st.integers(0, 4)), max_size=40))
 def test_whatever_arrives_each_run_reads_without_hole_or_repetition(arrivals: list[tuple[str, int]]) -> None:
     merge = reading()

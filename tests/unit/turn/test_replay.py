@@ -107,7 +107,7 @@ def test_what_changed_nothing_is_passed_over() -> None:
     assert divergences([]) == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.randoms(use_true_random=False))
 def test_whatever_happens_to_one_owner_after_another_is_decided_again_the_same(random: Random) -> None:
     world = World(random, one_owner=True)
