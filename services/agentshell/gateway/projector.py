@@ -106,6 +106,7 @@ class Projector:
                     if records:
                         await self._project(records)
                         await self._log.commit(self._lease, self._saved_ends())
+                    if 0 < len(records) < _POLL_RECORDS:  # Else there is more already.
                         await asyncio.sleep(_LINGER_SECONDS)
             except AgentShellError as error:
                 if error.reason == error_pb2.ERROR_REASON_FENCED:
