@@ -6,9 +6,10 @@ import gc
 import os
 from collections.abc import Sequence
 
+import grpc.aio
 import structlog
 
-from agentshell.mesh import data_directory, telemetry
+from agentshell.mesh import channel, data_directory, telemetry
 from agentshell.mesh.config import Config
 from agentshell.mesh.data_directory import Endpoints
 from agentshell.mesh.errors import AgentShellError
@@ -43,9 +44,9 @@ class Process:
         mesh_address = config.server.mesh_address or data_directory.socket(data, "-".join(self.names))
         # Services of one data directory find one another by the sockets in it, unless `peers` says otherwise.
         elsewhere = {name: data_directory.socket(data, name) for name in SERVICES if name not in self.names}
-        addresses = dict.fromkeys(self.names, mesh_address) | elsewhere
-        self._parts = Parts(config, self.keyring, addresses | config.peers)
+        self._addresses = dict.fromkeys(self.names, mesh_address) | elsewhere | config.peers
         self._server = Server(config.server, mesh_address, self.keyring)
+        self._parts = Parts(config, self._connect)
         self._members: list[Member] = []
         self._http: HttpServer | None = None
 
@@ -97,6 +98,12 @@ class Process:
         gc.freeze()  # What there is now stays, and what comes is mostly freed without a search for cycles.
         gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
+
+    def _connect(self, service: str) -> grpc.aio.Channel:
+        address = self._addresses[service]
+        if service in self.names and service not in self.config.peers:
+            return channel.within(self._server.loopback, address, self.keyring)
+        return channel.connect(address, self.keyring)
 
     def _leave_word(self) -> None:
         """Makes the default tenant's key where there is none, and says where this process is."""

@@ -29,9 +29,7 @@ from agentshell.memory.stores import index as indexes
 from agentshell.memory.stores.beside import BesideStore
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.memory.sweeper import Sweeper
-from agentshell.mesh import channel
 from agentshell.mesh.config import Config, LogConfig
-from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality.service import PersonalityService
 from agentshell.provider.service import ProviderService
@@ -70,6 +68,8 @@ from kfm.tool.v1.tool_service_pb2_grpc import add_ToolServiceServicer_to_server
 from kfm.turn.v1.turn_service_pb2_grpc import add_TurnServiceServicer_to_server
 
 Register = Callable[[grpc.aio.Server], None]
+Connect = Callable[[str], grpc.aio.Channel]
+"""Returns a new channel to the service of that name."""
 Start = Callable[[], Awaitable[None]]
 Stop = Callable[[float], Awaitable[None]]
 
@@ -114,10 +114,9 @@ class Member:
 class Parts:
     """What the services of a process share. Each part is made when it is first asked for, and closed at the end."""
 
-    def __init__(self, config: Config, keyring: Keyring, addresses: Mapping[str, str]) -> None:
+    def __init__(self, config: Config, connect: Connect) -> None:
         self.config = config
-        self._keyring = keyring
-        self._addresses = addresses
+        self._connect = connect
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._database: Database | None = None
         self._log: Log | None = None
@@ -125,11 +124,10 @@ class Parts:
 
     def channel(self, service: str) -> grpc.aio.Channel:
         """Returns the channel to a service, wherever it is."""
-        address = self._addresses[service]
-        if address not in self._channels:
-            self._channels[address] = channel.connect(address, self._keyring)
-            self._open.push_async_callback(self._channels[address].close)
-        return self._channels[address]
+        if service not in self._channels:
+            self._channels[service] = self._connect(service)
+            self._open.push_async_callback(self._channels[service].close)
+        return self._channels[service]
 
     async def database(self) -> Database:
         """Returns the database: the configured one, else the bundled one, started."""

@@ -90,14 +90,18 @@ class Mesh:
     peer: Any  # What one service has of another.
 
 
-@pytest.fixture
-async def mesh() -> AsyncGenerator[Mesh]:
+@pytest.fixture(params=["over the socket", "within the process"])
+async def mesh(request: pytest.FixtureRequest) -> AsyncGenerator[Mesh]:
     probe = Probe()  # pyright: ignore[reportAbstractUsage] - List and Reload are missing on purpose
-    async with member() as served, channel.connect(served.mesh_address, served.keyring) as peer:
+    async with member() as served:
+        way = (served.mesh_address, served.keyring)
+        is_within = request.param == "within the process"
+        peer = channel.within(served.server.loopback, *way) if is_within else channel.connect(*way)
         probe.peer = peer
         served.server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
         async with await served.start() as to_service:
             yield Mesh(served, probe, PersonalityServiceStub(to_service), PersonalityServiceStub(peer))
+        await peer.close()
 
 
 @pytest.fixture

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 
 from agentshell.mesh import call
 from agentshell.mesh.credentials import Keyring
+from agentshell.mesh.loopback import MAX_MESSAGE_BYTES, Loopback, LoopbackCall
 from agentshell.mesh.telemetry import PROPAGATOR
 
 # For a call on behalf of a caller without a deadline of its own: inside the mesh every call has one.
 DEFAULT_TIMEOUT_SECONDS = 30.0
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 # No `timeout` here, ever: grpc fires it early (facts/grpc.md section 4). Only UNAVAILABLE is tried again (AIP-194).
 _SERVICE_CONFIG: dict[str, Any] = {
@@ -50,19 +50,29 @@ def connect(address: str, keyring: Keyring) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
 
 
+def within(loopback: Loopback, address: str, keyring: Keyring) -> grpc.aio.Channel:
+    """Returns a channel to the services of this process, whose address is for requests that stream."""
+    return cast("grpc.aio.Channel", _Within(loopback, connect(address, keyring), keyring))
+
+
 class _Carrier:
     """Puts the call being served into the call being made."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
+    def timeout(self, asked: float | None) -> float:
+        limits = [limit for limit in (asked, call.current().remaining()) if limit is not None]
+        return min(limits, default=DEFAULT_TIMEOUT_SECONDS)
+
+    def metadata(self) -> dict[str, str]:
+        carried = {"authorization": f"Bearer {self._keyring.mint(call.current().principal)}"}
+        PROPAGATOR.inject(carried)
+        return carried
+
     def carry(self, details: _Details) -> _Details:
-        current = call.current()
-        limits = [limit for limit in (details.timeout, current.remaining()) if limit is not None]
-        timeout = min(limits, default=DEFAULT_TIMEOUT_SECONDS)
-        carrier = {"authorization": f"Bearer {self._keyring.mint(current.principal)}"}
-        PROPAGATOR.inject(carrier)
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), *carrier.items())
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *self.metadata().items())
+        timeout = self.timeout(details.timeout)
         return _Details(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
 
 
@@ -86,3 +96,25 @@ class _StreamUnary(_Carrier, grpc.aio.StreamUnaryClientInterceptor):
         self, continuation: Callable[..., Any], client_call_details: _Details, request_iterator: Any
     ) -> Any:
         return await continuation(self.carry(client_call_details), request_iterator)
+
+
+class _Within(_Carrier):
+    """A channel as stubs use it: calls of one request go by the loopback, those of a stream of them to the address."""
+
+    def __init__(self, loopback: Loopback, remote: grpc.aio.Channel, keyring: Keyring) -> None:
+        super().__init__(keyring)
+        self._loopback = loopback
+        self.stream_unary = remote.stream_unary
+        self.stream_stream = remote.stream_stream
+        self.close = remote.close
+
+    def unary_unary(
+        self, method: str, request_serializer: Any, response_deserializer: Any, **_options: Any
+    ) -> Callable[..., LoopbackCall]:
+        def begin(request: Any, *, timeout: float | None = None) -> LoopbackCall:
+            content, metadata = request_serializer(request), tuple(self.metadata().items())
+            return self._loopback.call(method, content, response_deserializer, self.timeout(timeout), metadata)
+
+        return begin
+
+    unary_stream = unary_unary

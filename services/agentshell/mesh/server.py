@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -15,6 +16,7 @@ from agentshell.mesh import reflection
 from agentshell.mesh.config import ServerConfig
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
+from agentshell.mesh.loopback import Loopback
 from agentshell.mesh.server_interceptor import ServerInterceptor
 from kfm.error.v1 import error_pb2
 
@@ -40,10 +42,13 @@ class Server:
         ]
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=options)
         self.address = config.address
+        self.loopback = Loopback(self._interceptor.wrap, config.max_message_bytes)
+        """For the process' own services."""
 
     def add(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
         """Adds a service by its full Protobuf name, before `start`."""
         register(self._server)
+        register(cast("grpc.aio.Server", self.loopback))
         self._services.append(service)
 
     async def start(self) -> None:
@@ -56,6 +61,7 @@ class Server:
         self.address = f"{host}:{self._listen(self._config.address, 'server.address')}"
         self._listen(self._mesh_address, "server.mesh_address")
         await self._server.start()
+        self.loopback.open()
         if self._mesh_address.startswith("unix:"):
             os.chmod(self._mesh_address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)  # noqa: PTH101 - not blocking
 
@@ -71,7 +77,7 @@ class Server:
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no more calls, gives those under way `grace_seconds`, and cancels the rest."""
-        await self._server.stop(grace_seconds)
+        await asyncio.gather(self._server.stop(grace_seconds), self.loopback.close(grace_seconds))
 
     def _listen(self, address: str, key: str) -> int:
         try:

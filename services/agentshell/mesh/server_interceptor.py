@@ -67,7 +67,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # gRPC itself answers UNIMPLEMENTED; a stranger's words must not fill our memory.
                 return None
-            self._wrapped[method] = self._wrap(method, handler)
+            self._wrapped[method] = self.wrap(method, handler)
         return self._wrapped[method]
 
     def drain(self) -> None:
@@ -76,7 +76,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         for task in self._watches:
             task.cancel()
 
-    def _wrap(self, method: str, handler: Any) -> Any:
+    def wrap(self, method: str, handler: Any) -> Any:
+        """Returns the handler of a method with all that each call goes through around it."""
         is_open = method.startswith(_OPEN_SERVICES)
         deserialize = handler.request_deserializer
         codec = (deserialize if is_open else _reading(deserialize), handler.response_serializer)
