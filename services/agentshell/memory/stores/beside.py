@@ -180,7 +180,7 @@ class BesideStore(PgvectorStore):
             filter=rows.json(query.containing),
             kinds=list(query.kinds),
             wanted=wanted,
-            most=self._exact_records,
+            most=max(self._exact_records, wanted),  # Up to here it is counted, above it is estimated.
         )
         async with self._database.connection() as connection:
             (passed,) = await (await connection.execute(_PASSING, parameters)).fetchone() or (0,)

@@ -1,7 +1,8 @@
-"""The index of vectors in Weaviate. Written by its client's documentation; see README for what was run on a server."""
+"""The index of vectors in Weaviate."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -38,6 +39,7 @@ class WeaviateIndex:
         self._client = client
         self._url = url
         self._prepared: set[int] = set()
+        self._preparing = asyncio.Lock()  # Two connections at once leave one of them open.
 
     @classmethod
     def at(cls, url: str, grpc_port: int, api_key: str | None) -> WeaviateIndex:
@@ -48,18 +50,20 @@ class WeaviateIndex:
             additional_config=AdditionalConfig(
                 timeout=Timeout(init=_TIMEOUT_SECONDS, query=_TIMEOUT_SECONDS, insert=_TIMEOUT_SECONDS)
             ),
+            skip_init_checks=True,  # They ask the package index for the client's newest version, and warn of ours.
         )
         return cls(client, url)
 
     async def prepare(self, dimension: int) -> None:
         """See `VectorIndex.prepare`."""
-        if dimension in self._prepared and self._client.is_connected():
-            return
-        with self._reaching():
-            if not self._client.is_connected():
-                await self._client.connect()
-            await self._make(dimension)
-        self._prepared.add(dimension)
+        async with self._preparing:
+            if dimension in self._prepared and self._client.is_connected():
+                return
+            with self._reaching():
+                if not self._client.is_connected():
+                    await self._client.connect()
+                await self._make(dimension)
+            self._prepared.add(dimension)
 
     async def put(self, dimension: int, points: Sequence[Point]) -> None:
         """See `VectorIndex.put`."""
