@@ -27,6 +27,7 @@ from tests.vendors.vendor_server import Fault, Reply, VendorServer
 
 from agentshell.db.database import Database
 from agentshell.mesh.config import ProviderConfig
+from agentshell.provider import runs
 from agentshell.provider.service import ProviderService
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
@@ -129,12 +130,23 @@ async def test_a_streamed_answer_grows_to_the_one_that_generate_returns(provider
     assert responses[-1].finish == whole
     assert [response.HasField("finish") for response in responses[:-1]] == [False] * (len(responses) - 1)
     deltas = [delta for response in responses for delta in response.deltas]
-    assert len(deltas) > 2
     assert "".join(delta.text for delta in deltas) == text_of(whole) != ""
     assert (whole.provider, whole.finish_reason) == (provider.name, pb.FINISH_REASON_STOP)
     assert whole.usage.input_tokens > 0
     assert whole.usage.output_tokens > 0
     assert whole.usage.HasField("cost") == (provider.name != "openai_compatible")  # Whose models nobody has priced.
+
+
+async def test_words_that_follow_on_each_other_come_together_and_in_order(
+    provider: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PACE_SECONDS", 3600.0)
+
+    *begun, end = await provider.stream(question())
+
+    assert sum(any(delta.text for delta in response.deltas) for response in begun) <= 1
+    texts = [delta.text for response in (*begun, end) for delta in response.deltas]
+    assert "".join(texts) == text_of(end.finish) != ""
 
 
 async def test_what_a_request_leaves_out_is_the_configurations_default(provider: Served) -> None:

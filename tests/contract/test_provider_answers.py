@@ -27,7 +27,6 @@ async def test_a_streamed_answer_grows_to_the_whole_one(subject: Subject) -> Non
 
     assert isinstance(answer, pb.GenerateResponse)
     texts = [delta.text for delta in deltas if isinstance(delta, pb.GenerationDelta) and delta.text]
-    assert len(texts) > 2
     assert "".join(texts) == text_of(answer) != ""
     assert (answer.provider, answer.finish_reason) == (subject.name, pb.FINISH_REASON_STOP)
     assert answer.model.startswith(subject.adapter.default_model)
@@ -148,8 +147,9 @@ async def test_a_response_that_failed_has_told_its_usage() -> None:
         error = await refusal(read())
 
         usage = content_pb2.Usage(input_tokens=1200, cached_input_tokens=200, output_tokens=300)
-        texts = [pb.GenerationDelta(text=text) for text in openai.vendor.reply.texts]
-        assert seen == [*texts, pb.GenerationDelta(usage=usage)]
+        *texts, used = seen
+        assert "".join(delta.text for delta in texts) == "".join(openai.vendor.reply.texts)
+        assert used == pb.GenerationDelta(usage=usage)
         assert error.reason == error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE
 
 

@@ -16,6 +16,7 @@ from agentshell.db.database import Database
 from agentshell.mesh.call import Principal
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
+from agentshell.provider import spending
 from agentshell.provider.budget import Budgets, Reservation
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
@@ -164,6 +165,14 @@ async def test_concurrent_calls_of_a_process_travel_together(database: Database)
 
 
 # --- reserving and settling
+
+
+async def test_who_calls_alone_waits_for_nobody(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spending, "GATHERING_SECONDS", 3600.0)
+    async with opened(database, {"cost_usd": 1, "period": "day"}) as budgets:
+        for _ in range(3):
+            await budgets.settle(await reserve(budgets, ANN, NO_PURPOSE, 10, 100), 3, 40)
+    assert await spent(database) == {DAY: 120}
 
 
 async def test_what_is_reserved_is_spent_until_it_is_settled_and_a_crash_frees_nothing(database: Database) -> None:

@@ -64,7 +64,7 @@ async def test_a_model_is_offered_the_personalitys_tools_and_its_calls_are_its_a
     result = await ask(services, answering(), said)
 
     assert offered(services) == list(TOOLS)
-    assert (said, result.provider) == (["Let me ", "see."], "openai")
+    assert ("".join(said), result.provider) == ("Let me see.", "openai")
     assert MessageToDict(result.output.parts[-1]) == {
         "toolCall": {"callId": "c1", "name": "calculator", "arguments": {"expression": "2 + 2"}}
     }

@@ -15,7 +15,7 @@ from google.protobuf.message import Message as AnyMessage
 from agentshell.mesh import errors
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import backoff
-from agentshell.provider.adapters.adapter import Adapter, Deltas
+from agentshell.provider.adapters.adapter import Adapter, Deltas, Tell
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.endpoint import Endpoint
 from agentshell.provider.metering import Meter, Spent
@@ -51,7 +51,7 @@ class Work(Generic[T]):
 
 
 class Attempt(Generic[T]):
-    """`async with` it, then `read` until there is more than deltas. Closing it ends the call to the vendor at once."""
+    """`async with` it, then wait for its `answer`. Leaving it ends the call to the vendor at once."""
 
     def __init__(
         self, work: Work[T], candidate: Candidate, prices_name: str, endpoint: Endpoint, subject: Subject
@@ -90,20 +90,19 @@ class Attempt(Generic[T]):
         self._items = self._work.start(self._endpoint.adapter, self._candidate.model)
         return self
 
-    async def read(self) -> Deltas | T:
-        """Returns the next deltas, or the answer. Raises the vendor's failure, and TimeoutError at the deadline."""
-        try:
-            with self._work.alarm:
-                item = await anext(self._items)
-        except StopAsyncIteration:
-            raise RuntimeError(f"the adapter of {self._endpoint.label} ended without an answer") from None
-        if isinstance(item, AnyMessage):
-            self._finish(item)
-        elif self._meter.add(item) and not self.has_content:
-            self.has_content = True
-            self._measurement.first_delta()
-            self._endpoint.breaker.answers(self._permit)
-        return item
+    async def answer(self, tell: Tell) -> T:
+        """Returns the answer, whose growth it tells. Raises the vendor's failure, and TimeoutError at the deadline."""
+        with self._work.alarm:
+            async for item in self._items:
+                if not isinstance(item, list):
+                    self._finish(item)
+                    return item
+                if self._meter.add(item) and not self.has_content:
+                    self.has_content = True
+                    self._measurement.first_delta()
+                    self._endpoint.breaker.answers(self._permit)
+                tell(item)
+        raise RuntimeError(f"the adapter of {self._endpoint.label} ended without an answer")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -198,7 +197,7 @@ def failure_of(error: BaseException, provider: str) -> AgentShellError:
                 metadata={"provider": provider},
                 cause=error,
             )
-        case asyncio.CancelledError() | GeneratorExit():  # Whoever reads no further has cancelled it.
+        case asyncio.CancelledError():
             return AgentShellError(error_pb2.ERROR_REASON_CANCELLED, "the call was cancelled")
         case _:
             return errors.of(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +13,7 @@ from agentshell.mesh import call
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import metrics, output_schema, response_cache, token_bound, tokens
 from agentshell.provider.adapters import answer
+from agentshell.provider.adapters.adapter import Tell
 from agentshell.provider.answers import Answers
 from agentshell.provider.budget import Limit, Reservation
 from agentshell.provider.ledger import Ledger, Most, total
@@ -20,7 +21,7 @@ from agentshell.provider.metering import Spent
 from agentshell.provider.output_schema import OutputSchema
 from agentshell.provider.response_cache import ResponseCache
 from agentshell.provider.routing import Candidate
-from agentshell.provider.runs import Request, Tell
+from agentshell.provider.runs import Request
 from agentshell.provider.vendors import Vendors
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
@@ -123,32 +124,22 @@ class Generations:
         spent: list[Spent],
     ) -> pb.GenerateResponse:
         if schema is None:
-            return await self._stream(candidates, generation, tell, spent)
+            return await self._vendors.generate(candidates, generation, deadline(), spent, tell)
         # What was told cannot be taken back: it is told when it is known to be valid.
         grown: list[pb.GenerationDelta] = []
-        response = await self._stream(candidates, generation, grown.extend, spent)
+        response = await self._vendors.generate(candidates, generation, deadline(), spent, grown.extend)
         problem = schema.problem(response)
         if problem and response.finish_reason == pb.FINISH_REASON_STOP:
             metrics.REPAIRS.inc()
             grown.clear()
             answered = (Candidate(spent[-1].provider, spent[-1].model),)
             again = output_schema.repaired(generation, response, problem)
-            response = await self._stream(answered, again, grown.extend, spent)
+            response = await self._vendors.generate(answered, again, deadline(), spent, grown.extend)
             problem = schema.problem(response)
         if problem:
             raise _invalid(response, problem)
         tell(grown)
         return response
-
-    async def _stream(
-        self, candidates: Sequence[Candidate], generation: pb.Generation, tell: Tell, spent: list[Spent]
-    ) -> pb.GenerateResponse:
-        async with aclosing(self._vendors.stream(candidates, generation, deadline(), spent)) as items:
-            async for item in items:
-                if isinstance(item, pb.GenerateResponse):
-                    return item
-                tell(item)
-        raise RuntimeError("the vendors ended their stream without an answer")
 
 
 def deadline() -> float:

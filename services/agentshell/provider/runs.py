@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from agentshell.mesh.errors import request_id_reused
-from kfm.provider.v1.provider_service_pb2 import GenerateResponse, GenerationDelta
+from agentshell.provider.adapters.adapter import Deltas, Tell, tell_nobody
+from kfm.provider.v1.provider_service_pb2 import GenerateResponse
 
-Tell: TypeAlias = Callable[[list[GenerationDelta]], None]
+# How long what follows on what was just read waits for more, to be read together: a message costs more than its words.
+# It is less than an eye sees, and a model that takes longer from word to word is not held back at all.
+PACE_SECONDS = 0.005
+
 Work: TypeAlias = Callable[[Tell], Coroutine[Any, Any, GenerateResponse]]
 
 
@@ -29,16 +33,65 @@ class _Run:
     request: Request
     task: asyncio.Task[GenerateResponse] = field(init=False)
     # All of them, for those who join later: an answer is bounded, and so is this.
-    deltas: list[GenerationDelta] = field(default_factory=list[GenerationDelta])
-    followers: set[asyncio.Event] = field(default_factory=set[asyncio.Event])
+    deltas: Deltas = field(default_factory=Deltas)
+    followers: set[Follower] = field(default_factory=set["Follower"])
 
-    def tell(self, deltas: list[GenerationDelta]) -> None:
+    def tell(self, deltas: Deltas) -> None:
         self.deltas += deltas
-        self.wake()
+        for follower in self.followers:
+            follower.grown()
 
-    def wake(self) -> None:
-        for grown in self.followers:
-            grown.set()
+
+class Follower:
+    """Who hears of a run, from its beginning to its end."""
+
+    __slots__ = ("_news", "_read", "_rest", "_run")
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._read = 0
+        self._news = asyncio.Event()
+        self._rest: asyncio.TimerHandle | None = None
+        self.grown()
+
+    async def read(self) -> tuple[Deltas, GenerateResponse | None]:
+        """Returns what the run has said since the last time and, at its end, the answer. Raises what it fails with.
+
+        Returns as soon as there is something, but not within PACE_SECONDS of the last content unless the run ends.
+        """
+        await self._news.wait()
+        task, deltas = self._run.task, self._run.deltas[self._read :]
+        self._read += len(deltas)
+        if not task.done():
+            self._news.clear()
+            if not all(delta.HasField("usage") for delta in deltas):
+                self._rest = asyncio.get_running_loop().call_later(PACE_SECONDS, self._rested)
+        elif not deltas or not _has_failed(task):
+            return deltas, task.result()
+        return deltas, None
+
+    async def answer(self) -> GenerateResponse:
+        """Returns the run's answer, without reading how it grows. Raises what it fails with."""
+        await asyncio.wait([self._run.task])
+        return self._run.task.result()
+
+    def grown(self) -> None:
+        """Is told when the run has grown."""
+        if self._rest is None and self._read < len(self._run.deltas):
+            self._news.set()
+
+    def ended(self) -> None:
+        """Is told when the run has ended."""
+        self._news.set()
+
+    def leave(self) -> None:
+        """Hears no more."""
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def _rested(self) -> None:
+        self._rest = None
+        self.grown()
 
 
 class Runs:
@@ -48,34 +101,31 @@ class Runs:
         self._runs: dict[tuple[str, str], _Run] = {}  # By tenant and request id.
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def follow(self, request: Request, work: Work) -> AsyncGenerator[list[GenerationDelta] | GenerateResponse]:
-        """Yields what the request's run says, what has gathered at a time, and its answer; begins one if there is none.
-
-        Raises REQUEST_ID_REUSED, and what `work` raises.
-        """
-        sent = 0
-        with self._following(request, work) as (run, grown):
-            while not run.task.done():
-                await grown.wait()
-                grown.clear()
-                if deltas := run.deltas[sent:]:
-                    sent += len(deltas)
-                    yield deltas
-            if deltas := run.deltas[sent:]:
-                yield deltas
-            yield run.task.result()
+    @contextmanager
+    def follow(self, request: Request, work: Work) -> Generator[Follower]:
+        """Follows the request's run within the block, and begins one if there is none. Raises REQUEST_ID_REUSED."""
+        run = self._join(request, work)
+        follower = Follower(run)
+        run.followers.add(follower)
+        try:
+            yield follower
+        finally:
+            follower.leave()
+            run.followers.discard(follower)
+            if not run.followers:
+                run.task.cancel()
+                self._forget(run)
 
     async def answer(self, request: Request, work: Work) -> GenerateResponse:
-        """Returns the answer of the request's run, as `follow` has it, and hears nothing of its growth."""
+        """Returns the answer of the request's run, and hears nothing of its growth. Raises what `work` raises."""
         if request.request_id:
-            with self._following(request, work) as (run, _):
-                await asyncio.wait([run.task])
-                return run.task.result()
+            with self.follow(request, work) as follower:
+                return await follower.answer()
         # Nobody can join it: it needs no task of its own.
         own = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(own)
         try:
-            return await work(_tell_nobody)
+            return await work(tell_nobody)
         finally:
             self._tasks.discard(own)
 
@@ -85,22 +135,6 @@ class Runs:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-    @contextmanager
-    def _following(self, request: Request, work: Work) -> Generator[tuple[_Run, asyncio.Event]]:
-        """Gives the run, and what is set whenever it has grown or ended."""
-        run = self._join(request, work)
-        grown = asyncio.Event()
-        run.followers.add(grown)
-        if run.deltas:
-            grown.set()
-        try:
-            yield run, grown
-        finally:
-            run.followers.discard(grown)
-            if not run.followers:
-                run.task.cancel()
-                self._forget(run)
 
     def _join(self, request: Request, work: Work) -> _Run:
         run = self._runs.get((request.tenant_id, request.request_id))
@@ -120,7 +154,8 @@ class Runs:
         self._forget(run)
         if not task.cancelled():
             task.exception()  # Whoever still follows raises it; nobody may.
-        run.wake()
+        for follower in run.followers:
+            follower.ended()
 
     def _forget(self, run: _Run) -> None:
         key = (run.request.tenant_id, run.request.request_id)
@@ -128,5 +163,5 @@ class Runs:
             del self._runs[key]
 
 
-def _tell_nobody(_deltas: list[GenerationDelta]) -> None:
-    pass
+def _has_failed(task: asyncio.Task[GenerateResponse]) -> bool:
+    return task.cancelled() or task.exception() is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -92,15 +92,12 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse]:
-        """Streams deltas; those that came since the last response was sent go together."""
-        ask = self._asked(request)
-        with _in_time():
-            async with aclosing(self._runs.follow(ask.request, partial(self._generations.answer, ask))) as said:
-                async for item in said:
-                    if isinstance(item, pb.GenerateResponse):
-                        yield pb.StreamGenerateResponse(finish=item)
-                    else:
-                        yield pb.StreamGenerateResponse(deltas=item)
+        """Streams deltas; those that came since the last response was sent, or just after it, go together."""
+        ask, finish = self._asked(request), None
+        with _in_time(), self._runs.follow(ask.request, partial(self._generations.answer, ask)) as run:
+            while finish is None:
+                deltas, finish = await run.read()
+                yield pb.StreamGenerateResponse(deltas=deltas, finish=finish)
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         """Returns a vector a text."""

@@ -1,7 +1,9 @@
 """What was spent, by account: claims and changes of a process go together, in one round trip and one commit.
 
-There is no timer: what arrives while a batch is under way is the next one. Each batch counts once: one whose answer was
-lost is sent again under its number until Postgres says what became of it.
+What arrives while a batch is under way is the next one. Where several calls began together more are to come, and the
+next batch waits GATHERING_SECONDS for them: a statement costs more than all that is in it. One who calls alone never
+waits. Each batch counts once: one whose answer was lost is sent again under its number until Postgres says what became
+of it.
 
 Nothing waits for Postgres' disk (synchronous_commit is off): a vendor is asked a round trip after the call, not a flush
 after it. What a crash of Postgres takes back this process still knows, and writes again before anything else. So only a
@@ -31,6 +33,7 @@ from kfm.error.v1 import error_pb2
 
 MAX_BATCH_CLAIMS = 256
 MAX_WAITING_CLAIMS = 10_000
+GATHERING_SECONDS = 0.004
 STATEMENT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 # So many batches later one waits for the disk, and with it all before it. Older ones are there by themselves: Postgres
@@ -169,6 +172,8 @@ class Spending:
                     _logger.error("provider.spending.lost", changes=len(batch.changes) + len(self._changes))
                     return
                 await self._pause()
+            elif len(batch.claims) > 1:
+                await asyncio.sleep(GATHERING_SECONDS)
 
     def _take(self) -> _Batch | None:
         """Takes what goes together: all changes, and claims in order."""

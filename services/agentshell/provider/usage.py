@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
@@ -206,18 +206,19 @@ def _text(value: str) -> str:
     return value.replace("\0", "\ufffd")
 
 
-def _counted(spent: Spent) -> Iterator[int]:
-    """Yields what a call adds, in the order of the columns. An answer from the cache is no call to a vendor."""
+def _counted(spent: Spent) -> tuple[int, ...]:
+    """Returns what a call adds, in the order of the columns. An answer from the cache is no call to a vendor."""
     usage = spent.usage
     is_call = not usage.cached_answers
-    yield is_call
-    yield is_call and spent.failure is not None
-    yield is_call and not usage.HasField("cost")
-    yield usage.estimated
-    yield usage.cached_answers
-    yield usage.cost.amount_micros
-    for name in _TOKENS:
-        yield getattr(usage, name)
+    return (
+        is_call,
+        is_call and spent.failure is not None,
+        is_call and not usage.HasField("cost"),
+        usage.estimated,
+        usage.cached_answers,
+        usage.cost.amount_micros,
+        *[getattr(usage, name) for name in _TOKENS],
+    )
 
 
 def _query(columns: Sequence[str]) -> sql.Composed:

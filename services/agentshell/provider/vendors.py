@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message as AnyMessage
@@ -14,7 +13,7 @@ from google.protobuf.message import Message as AnyMessage
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import abilities, adapters, metrics, vendor
-from agentshell.provider.adapters.adapter import Adapter, Deltas, Kind, unsupported
+from agentshell.provider.adapters.adapter import Adapter, Deltas, Kind, Tell, tell_nobody, unsupported
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.attempt import Attempt, Start, Work, failure_of
 from agentshell.provider.course import Stage, Step, course
@@ -97,21 +96,26 @@ class Vendors:
         """Returns whose rows of the price table a provider has."""
         return self.find(provider).prices_name
 
-    def stream(
-        self, candidates: Sequence[Candidate], generation: pb.Generation, deadline: float, spent: list[Spent]
-    ) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
-        """Yields what the answer grows by and, last, the whole answer with its usage and cost.
+    async def generate(
+        self,
+        candidates: Sequence[Candidate],
+        generation: pb.Generation,
+        deadline: float,
+        spent: list[Spent],
+        tell: Tell,
+    ) -> pb.GenerateResponse:
+        """Returns the whole answer with its usage and cost, after it has told all that it grew by.
 
-        Once there was content, a failure ends it, with `delivered` in its metadata: how many characters of text there
-        were. Before, only usage may have been yielded, and what a later attempt says of it takes its place. Closing
-        the stream ends the request to the vendor. A candidate that cannot do what `generation` needs is passed over;
+        Once content was told, a failure ends it, with `delivered` in its metadata: how many characters of text there
+        were. Before, only usage may have been told, and what a later attempt says of it takes its place. Cancelling
+        this ends the request to the vendor. A candidate that cannot do what `generation` needs is passed over;
         FEATURE_UNSUPPORTED where none can.
         """
 
         def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
             return adapter.stream(generation, model)
 
-        return self._ask("chat", self._able(candidates, generation), start, generation, deadline, spent)
+        return await self._ask("chat", self._able(candidates, generation), start, generation, deadline, spent, tell)
 
     async def embed(
         self, candidates: Sequence[Candidate], request: pb.EmbedRequest, deadline: float, spent: list[Spent]
@@ -124,7 +128,7 @@ class Vendors:
             yield await adapter.embed(request.texts, model, request.dimensions)
 
         able = self._with_abilities(same, needed)
-        return await _last(self._ask("embeddings", able, start, _NO_GENERATION, deadline, spent))
+        return await self._ask("embeddings", able, start, _NO_GENERATION, deadline, spent)
 
     async def moderate(
         self, candidates: Sequence[Candidate], request: pb.ModerateRequest, deadline: float
@@ -135,7 +139,7 @@ class Vendors:
             yield await adapter.moderate(request.texts, model)
 
         able = self._with_abilities(candidates, [pb.ABILITY_MODERATION])
-        return await _last(self._ask("moderation", able, start, _NO_GENERATION, deadline, []))
+        return await self._ask("moderation", able, start, _NO_GENERATION, deadline, [])
 
     async def count_tokens(
         self, candidates: Sequence[Candidate], generation: pb.Generation, deadline: float
@@ -146,7 +150,7 @@ class Vendors:
             yield await adapter.count_tokens(generation, model)
 
         able = self._able(candidates, generation)
-        return await _last(self._ask("count_tokens", able, start, generation, deadline, []))
+        return await self._ask("count_tokens", able, start, generation, deadline, [])
 
     def _able(self, candidates: Sequence[Candidate], generation: pb.Generation) -> list[Candidate]:
         """Returns the candidates that can do what is asked, each with its model. Raises FEATURE_UNSUPPORTED."""
@@ -173,7 +177,8 @@ class Vendors:
         generation: pb.Generation,
         deadline: float,
         spent: list[Spent],
-    ) -> AsyncGenerator[Deltas | T]:
+        tell: Tell = tell_nobody,
+    ) -> T:
         stages = [Stage(candidate, self.find(candidate.provider).endpoints) for candidate in candidates]
         steps = course(stages, self._config.max_attempts, deadline, time.monotonic, random.random)
         step = next(steps)
@@ -187,9 +192,7 @@ class Vendors:
                         with alarm:
                             await asyncio.sleep(step.wait_seconds)
                     async with attempt:
-                        while not isinstance(item := await attempt.read(), AnyMessage):
-                            yield item
-                    break
+                        return await attempt.answer(tell)
                 except (AgentShellError, TimeoutError) as error:
                     failure = attempt.failure or failure_of(error, step.candidate.provider)
                     following = None if attempt.has_content or alarm.rang else _following(steps, failure)
@@ -198,7 +201,6 @@ class Vendors:
                     step = following
         finally:
             alarm.stop()
-        yield item
 
     def _attempt(self, operation: str, work: Work[T], step: Step) -> Attempt[T]:
         found = self.find(step.candidate.provider)
@@ -247,11 +249,3 @@ def _following(steps: Generator[Step, AgentShellError, None], failure: AgentShel
         return steps.send(failure)
     except StopIteration:
         return None
-
-
-async def _last(items: AsyncGenerator[Deltas | T]) -> T:
-    async with aclosing(items):
-        async for item in items:
-            if isinstance(item, AnyMessage):
-                return item
-    raise RuntimeError("a call to a vendor ended without an answer")

@@ -35,7 +35,7 @@ def test_an_event_that_is_not_ended_is_none() -> None:
     assert list(Events().feed(b'data: {"a": 1}\n')) == []
 
 
-@pytest.mark.parametrize(("data", "problem"), [(b"data: {nonsense\n\n", "Expecting"), (b"data: \xff\n\n", "decode")])
+@pytest.mark.parametrize(("data", "problem"), [(b"data: {nonsense\n\n", "column 2"), (b"data: \xff\n\n", "column 1")])
 def test_data_that_is_not_json_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         list(Events().feed(data))

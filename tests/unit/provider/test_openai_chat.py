@@ -15,7 +15,7 @@ FINISH = {"choices": [{"finish_reason": "tool_calls"}]}
 def grown(*deltas: dict[str, Any]) -> pb.GenerateResponse:
     growth = ChatGrowth(pb.Generation(), "groq", "m")
     for event in (*({"choices": [{"delta": delta}]} for delta in deltas), FINISH):
-        list(growth.read(event))
+        growth.read(event)
     assert growth.is_whole
     return growth.finish()
 
@@ -75,4 +75,9 @@ def test_usage_that_repeats_is_told_once() -> None:
     growth = ChatGrowth(pb.Generation(), "vllm", "m")
     event: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
 
-    assert [len(list(growth.read(event))) for _ in range(2)] == [1, 0]
+    told: list[int] = []
+    for _ in range(2):
+        growth.read(event)
+        told.append(len(growth.answer.take()))
+
+    assert told == [1, 0]

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider import adapters
-from agentshell.provider.adapters.adapter import Access, Deltas, Kind
+from agentshell.provider.adapters.adapter import Access, Deltas, Kind, tell_nobody
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.metering import Spent
 from agentshell.provider.pricing import Band, PricedModel, Prices, PriceTable
@@ -140,12 +140,11 @@ class Stage:
         self.vendors = Vendors(ProviderConfig.model_validate({"vendors": vendors, **config}), {}, PRICES)
         self.spent: list[Spent] = []
 
-    def stream(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> AsyncGenerator[Said]:
-        return self.vendors.stream(candidates, GENERATION, time.monotonic() + seconds, self.spent)
-
     async def read(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> list[Item]:
-        async with aclosing(self.stream(*candidates, seconds=seconds)) as items:
-            return await every(items)
+        """Returns all that is told, and the answer."""
+        deadline, told = time.monotonic() + seconds, list[Item]()
+        answer = await self.vendors.generate(candidates, GENERATION, deadline, self.spent, told.extend)
+        return [*told, answer]
 
     async def fail(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> AgentShellError:
         with pytest.raises(AgentShellError) as caught:
@@ -159,14 +158,6 @@ class Stage:
     @property
     def failures(self) -> list[str]:
         return [each.failure.name if each.failure else "" for each in self.spent]
-
-
-async def every(items: AsyncGenerator[Said]) -> list[Item]:
-    """Returns all that is said, each delta for itself."""
-    seen: list[Item] = []
-    async for item in items:
-        seen += item if isinstance(item, list) else [item]
-    return seen
 
 
 def failure(name: str, seconds: float | None = 0.0) -> AgentShellError:
@@ -200,16 +191,13 @@ SAID = pb.GenerationDelta(usage=Usage(input_tokens=100, output_tokens=1))
 NOTHING = priced(Usage(), 0)
 
 
-async def test_an_answer_comes_with_its_cost_and_is_written_down_before_it_is_seen(
+async def test_an_answer_comes_with_its_cost_and_is_written_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = Stage(monkeypatch, {"a1": [GOOD]})
     cost = priced(USED, 150)
 
-    async with aclosing(stage.stream(A)) as items:
-        seen = [item async for item in items if not isinstance(item, pb.GenerateResponse) or stage.spent]
-
-    assert seen == [[text("It ")], [text("is.")], answer(usage=cost)]
+    assert await stage.read(A) == [text("It "), text("is."), answer(usage=cost)]
     assert stage.spent == [Spent("a", "m", cost)]
 
 
@@ -290,21 +278,8 @@ async def test_at_the_deadline_the_vendor_is_closed_and_its_breaker_spared(
     assert stage.vendors.find("a").endpoints[0].breaker.refused_seconds(time.monotonic()) == 0
 
 
-async def test_closing_the_stream_closes_the_vendor_and_what_came_is_paid(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(monkeypatch, {"a1": [[SAID, text("It "), text("is.")]]})
-
-    items = stage.stream(A)
-    assert [await anext(items), await anext(items)] == [[SAID], [text("It ")]]
-    await items.aclose()
-
-    assert stage.adapters["a1"].under_way == 0
-    assert stage.vendors.find("a").endpoints[0].slots.in_use == 0
-    used = priced(Usage(input_tokens=100, output_tokens=2, estimated=True), 110)
-    assert [(each.usage, each.failure and each.failure.name) for each in stage.spent] == [(used, "CANCELLED")]
-
-
-async def test_a_cancelled_caller_closes_the_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(monkeypatch, {"a1": [[text("It "), Hang()]]})
+async def test_a_cancelled_caller_closes_the_vendor_and_what_came_is_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, {"a1": [[SAID, text("It "), Hang()]]})
     task = asyncio.create_task(stage.read(A))
     await asyncio.wait_for(stage.adapters["a1"].hangs.wait(), WAIT_SECONDS)
 
@@ -312,8 +287,10 @@ async def test_a_cancelled_caller_closes_the_vendor(monkeypatch: pytest.MonkeyPa
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert (stage.failures, stage.adapters["a1"].under_way) == (["CANCELLED"], 0)
+    assert stage.adapters["a1"].under_way == 0
     assert stage.vendors.find("a").endpoints[0].slots.in_use == 0
+    used = priced(Usage(input_tokens=100, output_tokens=2, estimated=True), 110)
+    assert [(each.usage, each.failure and each.failure.name) for each in stage.spent] == [(used, "CANCELLED")]
 
 
 async def test_an_endpoint_that_fails_too_often_is_left_alone_and_the_next_model_asked(
@@ -413,10 +390,10 @@ async def test_a_model_that_cannot_do_what_is_asked_is_passed_over_or_refused_by
     deadline = time.monotonic() + WAIT_SECONDS
     local = Candidate("local", "")
 
-    async with aclosing(stage.vendors.stream([local, A], generation, deadline, stage.spent)) as items:
-        assert [item async for item in items][-1] == answer(usage=priced(USED, 150))
+    found = await stage.vendors.generate([local, A], generation, deadline, stage.spent, tell_nobody)
+    assert found == answer(usage=priced(USED, 150))
     with pytest.raises(AgentShellError) as caught:
-        stage.vendors.stream([local], generation, deadline, stage.spent)
+        await stage.vendors.generate([local], generation, deadline, stage.spent, tell_nobody)
 
     assert caught.value.reason == error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED
     assert caught.value.metadata == {"feature": "tools", "provider": "local"}
@@ -473,14 +450,10 @@ async def test_the_local_provider_answers_without_configuration() -> None:
     spent: list[Spent] = []
     deadline = time.monotonic() + WAIT_SECONDS
 
-    async with aclosing(vendors.stream([Candidate("local", "")], GENERATION, deadline, spent)) as items:
-        seen = await every(items)
+    told: Deltas = []
+    response = await vendors.generate([Candidate("local", "")], GENERATION, deadline, spent, told.extend)
 
-    response = seen[-1]
-    assert isinstance(response, pb.GenerateResponse)
-    assert response.message.parts[0].text.text == "".join(
-        item.text for item in seen if isinstance(item, pb.GenerationDelta)
-    )
+    assert response.message.parts[0].text.text == "".join(delta.text for delta in told)
     assert spent == [Spent("local", "extract", response.usage)]
     assert response.usage.cost == Money(currency_code="USD")
     await vendors.close()

@@ -14,6 +14,13 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 Deltas: TypeAlias = list[pb.GenerationDelta]
 """What an answer has grown by at once; never empty."""
 
+Tell: TypeAlias = Callable[[Deltas], None]
+"""Hears what an answer grows by, as it comes."""
+
+
+def tell_nobody(_deltas: Deltas) -> None:
+    """Is told where only the whole answer matters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:

@@ -1,4 +1,4 @@
-"""An answer as it grows: each piece goes out as a delta and stays, so that what was streamed is what is returned."""
+"""An answer as it grows: what is added is told as deltas and stays, so that what was streamed is what is returned."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.provider.adapters import part_text
+from agentshell.provider.adapters.adapter import Deltas
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
@@ -25,6 +26,19 @@ class _Piece:
     name: str = ""
     signature: bytes = b""
 
+    def delta(self, since: int) -> pb.GenerationDelta:
+        """Returns what it has grown by, after so many texts."""
+        text = "".join(self.texts[since:])
+        match self.kind:
+            case "text":
+                return pb.GenerationDelta(text=text)
+            case "reasoning":
+                return pb.GenerationDelta(reasoning=text)
+            case _:
+                call_id, name = ("", "") if since else (self.call_id, self.name)
+                call = pb.ToolCallDelta(index=self.call_index, call_id=call_id, name=name, arguments_json=text)
+                return pb.GenerationDelta(tool_call=call)
+
 
 class Answer:
     """Gathers the answer of one call to a vendor."""
@@ -33,30 +47,40 @@ class Answer:
         self._provider = provider
         self._pieces: list[_Piece] = []
         self._calls: dict[int, _Piece] = {}
+        self._growing: _Piece | None = None
+        self._told = 0  # How many texts of the piece that grows are among the deltas.
+        self._deltas: Deltas = []
 
-    def text(self, text: str) -> pb.GenerationDelta:
+    def text(self, text: str) -> None:
         """Adds words."""
-        self._grow("text").texts.append(text)
-        return pb.GenerationDelta(text=text)
+        self._grow(self._last("text"), text)
 
-    def reasoning(self, text: str) -> pb.GenerationDelta:
+    def reasoning(self, text: str) -> None:
         """Adds reasoning."""
-        self._grow("reasoning").texts.append(text)
-        return pb.GenerationDelta(reasoning=text)
+        self._grow(self._last("reasoning"), text)
 
     def sign(self, signature: bytes) -> None:
         """Ends the reasoning under way, which may be empty, with the vendor's proof of it."""
-        self._grow("reasoning").signature = signature
+        self._last("reasoning").signature = signature
 
-    def call(self, index: int, call_id: str, name: str, arguments_json: str) -> pb.GenerationDelta:
+    def call(self, index: int, call_id: str, name: str, arguments_json: str) -> None:
         """Adds a piece of the tool call `index`; its id and name come with the first."""
         piece = self._calls.get(index)
         if piece is None:
             piece = self._calls[index] = _Piece("tool_call", call_index=index, call_id=call_id, name=name)
             self._pieces.append(piece)
-        piece.texts.append(arguments_json)
-        delta = pb.ToolCallDelta(index=index, call_id=call_id, name=name, arguments_json=arguments_json)
-        return pb.GenerationDelta(tool_call=delta)
+        self._grow(piece, arguments_json)
+
+    def used(self, usage: content_pb2.Usage) -> None:
+        """Adds what was used for all until now."""
+        self._tell()
+        self._deltas.append(pb.GenerationDelta(usage=usage))
+
+    def take(self) -> Deltas:
+        """Returns what was added since the last time; what follows on its like is one delta with it."""
+        self._tell()
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
     def finish(
         self, model: str, reason: pb.FinishReason.ValueType, usage: content_pb2.Usage | None
@@ -70,10 +94,22 @@ class Answer:
             response.message.parts.add().text.SetInParent()  # A message has a part, even if nothing is said.
         return response
 
-    def _grow(self, kind: str) -> _Piece:
+    def _last(self, kind: str) -> _Piece:
         if not self._pieces or self._pieces[-1].kind != kind or self._pieces[-1].signature:
             self._pieces.append(_Piece(kind))
         return self._pieces[-1]
+
+    def _grow(self, piece: _Piece, text: str) -> None:
+        if piece is not self._growing:
+            self._tell()
+            self._growing, self._told = piece, len(piece.texts)
+        piece.texts.append(text)
+
+    def _tell(self) -> None:
+        piece = self._growing
+        if piece is not None and self._told < len(piece.texts):
+            self._deltas.append(piece.delta(self._told))
+            self._told = len(piece.texts)
 
     def _part(self, piece: _Piece, reason: pb.FinishReason.ValueType) -> content_pb2.Part:
         text = "".join(piece.texts)

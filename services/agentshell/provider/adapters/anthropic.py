@@ -126,25 +126,25 @@ class _Growth:
     def __init__(self, provider: str, model: str) -> None:
         self.is_whole = False
         self.failed: Failure | None = None
+        self.answer = Answer(provider)
         self._model = model
-        self._answer = Answer(provider)
         self._calls: dict[int, int] = {}  # Index of a block -> which call of the answer it is.
         self._stop_reason = ""
         self._counts: dict[str, int] = {}
 
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what an event adds."""
+    def read(self, event: Mapping[str, Any]) -> None:
+        """Adds an event."""
         match event["type"]:
             case "content_block_delta":
-                yield from self._grow(event["index"], event["delta"])
+                self._grow(event["index"], event["delta"])
             case "content_block_start":
-                yield from self._begin(event["index"], event["content_block"])
+                self._begin(event["index"], event["content_block"])
             case "message_start":
                 self._model = event["message"]["model"]
-                yield self._count(event["message"]["usage"])
+                self._count(event["message"]["usage"])
             case "message_delta":
                 self._stop_reason = event["delta"]["stop_reason"] or self._stop_reason
-                yield self._count(event["usage"])
+                self._count(event["usage"])
             case "message_stop":
                 self.is_whole = True
             case "error":
@@ -154,39 +154,39 @@ class _Growth:
 
     def finish(self) -> pb.GenerateResponse:
         """Returns the whole answer."""
-        return self._answer.finish(self._model, _FINISH[self._stop_reason], self._usage())
+        return self.answer.finish(self._model, _FINISH[self._stop_reason], self._usage())
 
-    def _begin(self, index: int, block: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _begin(self, index: int, block: Mapping[str, Any]) -> None:
         match block["type"]:
             case "tool_use":
                 self._calls[index] = len(self._calls)
-                yield self._answer.call(self._calls[index], block["id"], block["name"], "")
+                self.answer.call(self._calls[index], block["id"], block["name"], "")
             case "redacted_thinking":
-                self._answer.sign(_REDACTED + block["data"].encode())
+                self.answer.sign(_REDACTED + block["data"].encode())
             case "text" if block["text"]:
-                yield self._answer.text(block["text"])
+                self.answer.text(block["text"])
             case _:
                 pass
 
-    def _grow(self, index: int, delta: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _grow(self, index: int, delta: Mapping[str, Any]) -> None:
         match delta["type"]:
             case "text_delta":
-                yield self._answer.text(delta["text"])
+                self.answer.text(delta["text"])
             case "input_json_delta" if delta["partial_json"]:
-                yield self._answer.call(self._calls[index], "", "", delta["partial_json"])
+                self.answer.call(self._calls[index], "", "", delta["partial_json"])
             case "thinking_delta" if delta["thinking"]:
-                yield self._answer.reasoning(delta["thinking"])
+                self.answer.reasoning(delta["thinking"])
             case "signature_delta":
-                self._answer.sign(_THINKING + delta["signature"].encode())
+                self.answer.sign(_THINKING + delta["signature"].encode())
             case _:
                 pass
 
-    def _count(self, usage: Mapping[str, Any]) -> pb.GenerationDelta:
+    def _count(self, usage: Mapping[str, Any]) -> None:
         """Takes over counts, which are of the whole answer so far and not of the event."""
         details = (usage.get("output_tokens_details"), usage.get("cache_creation"))
         parts: list[Mapping[str, Any]] = [usage, *filter(None, details)]
         self._counts |= {name: value for part in parts for name, value in part.items() if isinstance(value, int)}
-        return pb.GenerationDelta(usage=self._usage())
+        self.answer.used(self._usage())
 
     def _usage(self) -> content_pb2.Usage:
         counts = self._counts

@@ -5,9 +5,10 @@ The SDKs' own readers pass each line through three generators, which costs more 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic_core import from_json  # In a third of the time of json's.
 
 MAX_EVENT_BYTES = 32 * 2**20
 _END = b"[DONE]"
@@ -35,6 +36,6 @@ class Events:
                 text = b"\n".join(self._data).strip()
                 self._data, self._bytes = [], 0
                 if text != _END:
-                    yield json.loads(text.decode())
+                    yield from_json(text)
         if self._bytes + len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")

@@ -169,9 +169,9 @@ class _Growth:
 
     def __init__(self, provider: str, model: str) -> None:
         self.failed: Failure | None = None
+        self.answer = Answer(provider)
         self._reason = ""
         self._model = model
-        self._answer = Answer(provider)
         self._calls = 0
         self._usage: content_pb2.Usage | None = None
 
@@ -180,12 +180,12 @@ class _Growth:
         """Whether its end has come."""
         return self._reason != ""
 
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what a chunk adds."""
+    def read(self, event: Mapping[str, Any]) -> None:
+        """Adds a chunk."""
         self._model = event.get("modelVersion") or self._model
         for candidate in event.get("candidates", ()):
             for part in candidate.get("content", {}).get("parts", ()):
-                yield from self._grow(part)
+                self._grow(part)
             if reason := candidate.get("finishReason"):
                 self._reason = reason
                 if reason not in _FINISH:
@@ -196,7 +196,7 @@ class _Growth:
             usage = _usage(counts)
             if usage != self._usage:
                 self._usage = usage
-                yield pb.GenerationDelta(usage=usage)
+                self.answer.used(usage)
         if "error" in event:
             self.failed = failure.answered(0, {}, event)
 
@@ -205,25 +205,25 @@ class _Growth:
         reason = _FINISH[self._reason]
         if reason == pb.FINISH_REASON_STOP and self._calls:
             reason = pb.FINISH_REASON_TOOL_CALLS
-        return self._answer.finish(self._model, reason, self._usage)
+        return self.answer.finish(self._model, reason, self._usage)
 
-    def _grow(self, part: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _grow(self, part: Mapping[str, Any]) -> None:
         proof = part.get("thoughtSignature", "").encode()
         if part.get("thought"):
             if part.get("text"):
-                yield self._answer.reasoning(part["text"])
+                self.answer.reasoning(part["text"])
             if proof:
-                self._answer.sign(_THOUGHT + proof)
+                self.answer.sign(_THOUGHT + proof)
             return
         if proof:
-            self._answer.sign(_PART + proof)
+            self.answer.sign(_PART + proof)
         if call := part.get("functionCall"):
             call_id = call.get("id") or f"call-{uuid.uuid4().hex}"
             arguments = json.dumps(call.get("args") or {}, ensure_ascii=False)
-            yield self._answer.call(self._calls, call_id, call["name"], arguments)
+            self.answer.call(self._calls, call_id, call["name"], arguments)
             self._calls += 1
         elif part.get("text"):
-            yield self._answer.text(part["text"])
+            self.answer.text(part["text"])
 
 
 def _usage(counts: Mapping[str, int | Any]) -> content_pb2.Usage:

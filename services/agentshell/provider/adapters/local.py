@@ -37,7 +37,8 @@ class LocalAdapter:
         text, reason = _limit(found.text, generation.parameters)
         answer = Answer(self._provider)
         for group in _WORD_GROUP.findall(text):
-            yield [answer.text(group)]
+            answer.text(group)
+            yield answer.take()
         usage = content_pb2.Usage(
             input_tokens=tokens.estimate_generation(generation), output_tokens=tokens.estimate(text)
         )

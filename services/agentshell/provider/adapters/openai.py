@@ -211,8 +211,8 @@ class _Growth:
 
     def __init__(self, provider: str, model: str) -> None:
         self.failed: Failure | None = None
+        self.answer = Answer(provider)
         self._model = model
-        self._answer = Answer(provider)
         self._calls: dict[int, int] = {}  # Index of an item -> which call of the answer it is.
         self._usage: content_pb2.Usage | None = None
         self._refused = False
@@ -223,27 +223,27 @@ class _Growth:
         """Whether its end has come."""
         return self._finish_reason != pb.FINISH_REASON_UNSPECIFIED
 
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what an event adds."""
+    def read(self, event: Mapping[str, Any]) -> None:
+        """Adds an event."""
         match event["type"]:
             case "response.output_text.delta":
-                yield self._answer.text(event["delta"])
+                self.answer.text(event["delta"])
             case "response.refusal.delta":
                 self._refused = True
-                yield self._answer.text(event["delta"])
+                self.answer.text(event["delta"])
             case "response.reasoning_summary_part.added" if event["summary_index"]:
-                yield self._answer.reasoning(_PARAGRAPH)
+                self.answer.reasoning(_PARAGRAPH)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                yield self._answer.reasoning(event["delta"])
+                self.answer.reasoning(event["delta"])
             case "response.function_call_arguments.delta":
-                yield self._answer.call(self._calls[event["output_index"]], "", "", event["delta"])
+                self.answer.call(self._calls[event["output_index"]], "", "", event["delta"])
             case "response.output_item.added" if event["item"]["type"] == "function_call":
                 index = self._calls[event["output_index"]] = len(self._calls)
-                yield self._answer.call(index, event["item"]["call_id"], event["item"]["name"], "")
+                self.answer.call(index, event["item"]["call_id"], event["item"]["name"], "")
             case "response.output_item.done" if event["item"]["type"] == "reasoning":
                 self._prove(event["item"])
             case "response.completed" | "response.incomplete" | "response.failed":
-                yield from self._end(event["response"])
+                self._end(event["response"])
             case "error":
                 self.failed = failure.answered(0, {}, event)
             case _:
@@ -251,18 +251,18 @@ class _Growth:
 
     def finish(self) -> pb.GenerateResponse:
         """Returns the whole answer."""
-        return self._answer.finish(self._model, self._finish_reason, self._usage)
+        return self.answer.finish(self._model, self._finish_reason, self._usage)
 
     def _prove(self, item: Mapping[str, Any]) -> None:
         if item.get("encrypted_content"):
             proof = {"id": item["id"], "encrypted_content": item["encrypted_content"]}
-            self._answer.sign(_PROOF + json.dumps(proof, sort_keys=True).encode())
+            self.answer.sign(_PROOF + json.dumps(proof, sort_keys=True).encode())
 
-    def _end(self, response: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _end(self, response: Mapping[str, Any]) -> None:
         self._model = response.get("model") or self._model
         if response.get("usage"):
             self._usage = _usage(response["usage"])
-            yield pb.GenerationDelta(usage=self._usage)
+            self.answer.used(self._usage)
         match response["status"]:
             case "failed":
                 self.failed = failure.answered(0, {}, response["error"])

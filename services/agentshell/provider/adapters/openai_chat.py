@@ -93,8 +93,8 @@ class ChatGrowth:
     def __init__(self, generation: pb.Generation, provider: str, model: str) -> None:
         self.failed: Failure | None = None
         self._generation = generation
+        self.answer = Answer(provider)
         self._model = model
-        self._answer = Answer(provider)
         self._usage: content_pb2.Usage | None = None
         self._refused = False
         self._ids: list[str] = []  # Of the calls.
@@ -106,17 +106,17 @@ class ChatGrowth:
         """Whether its end has come; its usage may come after it."""
         return self._finish_reason != ""
 
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what a chunk adds."""
+    def read(self, event: Mapping[str, Any]) -> None:
+        """Adds a chunk."""
         if event.get("error"):
             self.failed = failure.answered(0, {}, event)
         self._model = event.get("model") or self._model
         for choice in event.get("choices") or ():
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
-            yield from self._grow(member(choice, "delta"))
+            self._grow(member(choice, "delta"))
         if event.get("usage") and (usage := _usage(event["usage"])) != self._usage:
             self._usage = usage
-            yield pb.GenerationDelta(usage=usage)
+            self.answer.used(usage)
 
     def finish(self) -> pb.GenerateResponse:
         """Returns the whole answer. What the vendor does not say that it used is estimated."""
@@ -125,38 +125,39 @@ class ChatGrowth:
             reason = pb.FINISH_REASON_CONTENT_FILTER
         elif self._ids and reason == pb.FINISH_REASON_STOP:  # So it is where the request demanded the tool.
             reason = pb.FINISH_REASON_TOOL_CALLS
-        response = self._answer.finish(self._model, reason, self._usage)
+        response = self.answer.finish(self._model, reason, self._usage)
         if self._usage is None:
             response.usage.input_tokens = tokens.estimate_generation(self._generation)
             response.usage.output_tokens = tokens.estimate_parts(response.message.parts)
             response.usage.estimated = True
         return response
 
-    def _grow(self, delta: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _grow(self, delta: Mapping[str, Any]) -> None:
         # Two names that OpenAI's imitators have for it; OpenAI shows no reasoning here.
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
-            yield self._answer.reasoning(reasoning)
+            self.answer.reasoning(reasoning)
         match delta.get("content"):
             case str(text) if text:
-                yield self._answer.text(text)
+                self.answer.text(text)
             case [*blocks]:  # Mistral's models that reason.
                 for block in blocks:
-                    yield from self._add(block)
+                    self._add(block)
             case _:
                 pass
         if delta.get("refusal"):
             self._refused = True
-            yield self._answer.text(delta["refusal"])
+            self.answer.text(delta["refusal"])
         for call in delta.get("tool_calls") or ():
-            yield self._call(call)
+            self._call(call)
 
-    def _add(self, block: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
+    def _add(self, block: Mapping[str, Any]) -> None:
         if block["type"] == "thinking":
-            yield from (self._answer.reasoning(inner["text"]) for inner in block["thinking"])
+            for inner in block["thinking"]:
+                self.answer.reasoning(inner["text"])
         else:
-            yield self._answer.text(block["text"])
+            self.answer.text(block["text"])
 
-    def _call(self, call: Mapping[str, Any]) -> pb.GenerationDelta:
+    def _call(self, call: Mapping[str, Any]) -> None:
         """Adds a piece of a tool call. Some leave out its index, or give all calls the same one, or name none."""
         function = member(call, "function")
         name, arguments = function.get("name") or "", function.get("arguments") or ""
@@ -165,8 +166,9 @@ class ChatGrowth:
         if index < 0 or (call_id and call_id != self._ids[index]) or (at is None and name):
             index = self._indices[at] = len(self._ids)
             self._ids.append(call_id or f"call_{uuid.uuid4().hex}")
-            return self._answer.call(index, self._ids[index], name, arguments)
-        return self._answer.call(index, "", "", arguments)
+            self.answer.call(index, self._ids[index], name, arguments)
+        else:
+            self.answer.call(index, "", "", arguments)
 
 
 def _usage(usage: Mapping[str, Any]) -> content_pb2.Usage:

@@ -7,11 +7,12 @@ event would cost more than all else in a call, and refuse what a vendor's imitat
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentshell.provider.adapters import failure
 from agentshell.provider.adapters.adapter import Deltas
+from agentshell.provider.adapters.answer import Answer
 from agentshell.provider.adapters.events import Events
 from agentshell.provider.adapters.failure import Failure, Refused
 from agentshell.provider.adapters.sdk import Sdk
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from agentshell.provider.adapters.http import Headers, Http
 
 MAX_ERROR_BYTES = 64 * 1024
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class Growth(Protocol):
     """How an API's events become an answer. `failed`: what the vendor says went wrong within the stream."""
 
+    answer: Answer
     failed: Failure | None
 
     @property
@@ -35,8 +38,8 @@ class Growth(Protocol):
         """Whether its end has come."""
         ...
 
-    def read(self, event: Mapping[str, Any]) -> Iterable[pb.GenerationDelta]:
-        """Yields what an event adds."""
+    def read(self, event: Mapping[str, Any]) -> None:
+        """Adds an event."""
         ...
 
     def finish(self) -> pb.GenerateResponse:
@@ -49,8 +52,7 @@ async def ask(http: Http, url: str, headers: Headers, body: Mapping[str, Any]) -
 
     Raises Refused for the status of an error, ValueError for what is no stream of events, and aiohttp's errors.
     """
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    response = await http.request("POST", url, headers, text.encode())
+    response = await http.request("POST", url, headers, _to_json(body).encode())
     try:
         if not response.ok:
             raise await _refused(response)
@@ -72,9 +74,9 @@ async def converse(
         response = await ask()
         try:
             async for data in response.content.iter_any():
-                grown, problem = _grow(growth, events, data)
-                if grown:
-                    yield grown
+                problem = _read(growth, events, data)
+                if deltas := growth.answer.take():
+                    yield deltas
                 if problem:
                     raise problem
                 if growth.failed:
@@ -86,15 +88,14 @@ async def converse(
         yield growth.finish()
 
 
-def _grow(growth: Growth, events: Events, data: bytes) -> tuple[Deltas, Exception | None]:
-    """Returns what the next bytes add, and what is wrong with what comes after that."""
-    grown: Deltas = []
+def _read(growth: Growth, events: Events, data: bytes) -> Exception | None:
+    """Adds the next bytes. Returns what is wrong with what comes after that."""
     try:
         for event in events.feed(data):
-            grown += growth.read(event)
+            growth.read(event)
     except Exception as problem:
-        return grown, problem
-    return grown, None
+        return problem
+    return None
 
 
 async def _refused(response: ClientResponse) -> Refused:
