@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from agentshell.runtime.schedule import Schedule
-from agentshell.turn.decision import decide, end_nanoseconds, expire, expire_inputs, restart
+from agentshell.turn.decision import decide, end_nanoseconds, expire, expire_inputs, is_all, restart
 from agentshell.turn.state import Fold, is_over
 from kfm.turn.v1 import turn_pb2 as t
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
@@ -148,6 +148,8 @@ class Owner:
             if not events:
                 return
             assert self._add_all(open_turn, events, news), f"a decision changes nothing: {events}"
+            if is_all(turn, events):
+                assert not decide(turn, self._world.requested[turn_id]), f"more follows than {events}"
         raise AssertionError("deciding has no end")
 
     def _take_over(self, turn_id: str, open_turn: _OpenTurn, news: list[TurnEvent]) -> None:

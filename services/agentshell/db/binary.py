@@ -5,18 +5,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
-_HEADER = struct.Struct(">iiIii").pack  # Dimensions, whether it has nulls, element type, length, lower bound.
+_HEADER = struct.Struct(">iiIii")  # Dimensions, whether it has nulls, element type, length, lower bound.
 _INTEGER = struct.Struct(">i").pack
 _BIGINT = struct.Struct(">q")
+_FLOAT = struct.Struct(">d")
+_BIGINT_ELEMENT = struct.Struct(">4xq").iter_unpack  # Its length comes before each element.
+_BOOLEAN_ELEMENT = struct.Struct(">4x?").iter_unpack
 _NULL = _INTEGER(-1)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def smallint(value: int) -> bytes:
-    """Returns a `smallint`."""
-    return value.to_bytes(2, signed=True)
+def integer(value: int) -> bytes:
+    """Returns an `integer`."""
+    return _INTEGER(value)
 
 
 def bigint(value: int) -> bytes:
@@ -24,14 +28,45 @@ def bigint(value: int) -> bytes:
     return _BIGINT.pack(value)
 
 
-def timestamp(value: datetime) -> bytes:
-    """Returns a `timestamptz`."""
-    return _BIGINT.pack((value - _EPOCH) // _MICROSECOND)
+def float8(value: float) -> bytes:
+    """Returns a `float8`."""
+    return _FLOAT.pack(value)
 
 
-def time_of(value: bytes) -> datetime:
-    """Returns the time that a `timestamptz` is."""
-    return _EPOCH + timedelta(microseconds=_BIGINT.unpack(value)[0])
+def boolean(value: bool) -> bytes:
+    """Returns a `boolean`."""
+    return b"\x01" if value else b"\0"
+
+
+def document(value: str) -> bytes:
+    """Returns a `jsonb` of a JSON text."""
+    return b"\x01" + value.encode()
+
+
+@lru_cache(maxsize=16)
+def time_at(microseconds: int) -> datetime:
+    """Returns the time that a `timestamptz` is whose bytes are this number's. What is written together has one."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def bigints_of(value: bytes) -> list[int]:
+    """Returns the numbers that a `bigint[]` is; of a `timestamptz[]`, those that `time_at` takes."""
+    return [number for (number,) in _BIGINT_ELEMENT(value[_HEADER.size :])]
+
+
+def booleans_of(value: bytes) -> list[bool]:
+    """Returns what a `boolean[]` is."""
+    return [truth for (truth,) in _BOOLEAN_ELEMENT(value[_HEADER.size :])]
+
+
+def number_of(value: bytes) -> int:
+    """Returns the number that a `smallint`, an `integer` or a `bigint` is."""
+    return int.from_bytes(value, signed=True)
+
+
+def float_of(value: bytes) -> float:
+    """Returns the number that a `float8` is."""
+    return _FLOAT.unpack(value)[0]
 
 
 def integers(values: Sequence[int]) -> bytes:
@@ -39,9 +74,24 @@ def integers(values: Sequence[int]) -> bytes:
     return _array(23, [_INTEGER(value) for value in values])
 
 
-def bigints(values: Sequence[int]) -> bytes:
-    """Returns a `bigint[]`."""
-    return _array(20, [_BIGINT.pack(value) for value in values])
+def smallints(values: Sequence[int]) -> bytes:
+    """Returns a `smallint[]`."""
+    return _array(21, [value.to_bytes(2, signed=True) for value in values])
+
+
+def timestamps(values: Sequence[datetime]) -> bytes:
+    """Returns a `timestamptz[]`."""
+    return _array(1184, [_BIGINT.pack((value - _EPOCH) // _MICROSECOND) for value in values])
+
+
+def bigints(values: Sequence[int | None]) -> bytes:
+    """Returns a `bigint[]`; None is NULL."""
+    return _array(20, [None if value is None else _BIGINT.pack(value) for value in values])
+
+
+def floats(values: Sequence[float]) -> bytes:
+    """Returns a `float8[]`."""
+    return _array(701, [_FLOAT.pack(value) for value in values])
 
 
 def texts(values: Sequence[str]) -> bytes:
@@ -49,8 +99,8 @@ def texts(values: Sequence[str]) -> bytes:
     return _array(25, [value.encode() for value in values])
 
 
-def blobs(values: Sequence[bytes]) -> bytes:
-    """Returns a `bytea[]`."""
+def blobs(values: Sequence[bytes | None]) -> bytes:
+    """Returns a `bytea[]`; None is NULL."""
     return _array(17, values)
 
 
@@ -59,11 +109,18 @@ def documents(values: Sequence[str | None]) -> bytes:
     return _array(3802, [None if value is None else b"\x01" + value.encode() for value in values])
 
 
+def texts_of(value: bytes) -> list[str]:
+    """Returns the texts that a `text[]` without nulls is."""
+    texts: list[str] = []
+    at = _HEADER.size  # One without elements has no dimension, and ends before.
+    while at < len(value):
+        begin = at + 4
+        at = begin + int.from_bytes(value[at:begin])
+        texts.append(value[begin:at].decode())
+    return texts
+
+
 def _array(element_oid: int, elements: Sequence[bytes | None]) -> bytes:
-    parts = [_HEADER(1, 1, element_oid, len(elements), 1)]
-    for element in elements:
-        if element is None:
-            parts.append(_NULL)
-        else:
-            parts += (_INTEGER(len(element)), element)
-    return b"".join(parts)
+    header = _HEADER.pack(1, 1, element_oid, len(elements), 1)
+    parts = [_NULL if element is None else _INTEGER(len(element)) + element for element in elements]
+    return header + b"".join(parts)

@@ -14,7 +14,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from agentshell.db import migration
-from agentshell.db.statement import Statement
+from agentshell.db.statement import Statement, Statements
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
@@ -121,6 +121,10 @@ class Database:
         """Returns a statement with a connection of its own, made when it first runs."""
         self._statements.append(Statement(self.dedicated, query))
         return self._statements[-1]
+
+    def statements(self, query: str, connections: int) -> Statements:
+        """Returns a statement with so many connections of its own, each made when it is first needed."""
+        return Statements([self.statement(query) for _ in range(connections)])
 
     async def migrate(self, schema: str, package: str) -> None:
         """Applies the files `NNNN_name.sql` of the Python package `package` that `schema` does not have yet.

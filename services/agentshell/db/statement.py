@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import psycopg
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 _NAME = b"statement"
+_CANCEL_TIMEOUT_SECONDS = 1.0
 _Connection = psycopg.AsyncConnection[Any]
 
 
@@ -57,6 +59,26 @@ class Statement:
         return self._wire
 
 
+class Statements:
+    """A statement on a few connections: each run has one of its own, or waits for the first that is free.
+
+    `Database.statements` makes it.
+    """
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self._free = asyncio.LifoQueue[Statement]()  # The one that ran last first: the others need not even connect.
+        for statement in statements:
+            self._free.put_nowait(statement)
+
+    async def run(self, parameters: Sequence[bytes | None]) -> PGresult:
+        """See `Statement.run`."""
+        statement = await self._free.get()
+        try:
+            return await statement.run(parameters)
+        finally:
+            self._free.put_nowait(statement)
+
+
 class _Wire:
     """The connection as libpq has it. That the server hangs up while nothing runs is noticed at once."""
 
@@ -79,7 +101,11 @@ class _Wire:
         return await self._result()
 
     async def close(self) -> None:
+        is_left = not self.is_closed and self._wire.transaction_status == TransactionStatus.ACTIVE
         self._end()
+        if is_left:  # Or it goes on for nobody: it waits for locks, and has some.
+            with contextlib.suppress(psycopg.Error):
+                await self._connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
         await self._connection.close()
 
     async def _result(self) -> PGresult:

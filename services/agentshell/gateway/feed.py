@@ -17,7 +17,7 @@ _MAX_WAITING_BYTES = 4 * 1024 * 1024
 
 # All readers together are told of progress at most so often: a message to a client costs a third of what a step does.
 _PACE_SECONDS = 0.005
-_MAX_PACE_SECONDS = 0.1
+_MAX_PACE_SECONDS = 0.25
 # The types of what is passed on at once: text, and what ends a turn or has it wait.
 _URGENT = frozenset(
     kind.DESCRIPTOR.full_name for kind in (OutputDelta, TurnCompleted, TurnFailed, TurnCancelled, TurnWaiting)

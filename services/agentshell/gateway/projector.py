@@ -33,6 +33,9 @@ _LINGER_SECONDS = 0.2
 _MAX_UNSAVED_RECORDS = 2000
 
 
+_Event = tuple[TurnKey, StoredRecord, TurnEvent]
+
+
 @dataclass(slots=True)
 class _OpenTurn:
     """A turn that is folded here. One that grows long is saved when it has doubled: what is written stays linear."""
@@ -125,8 +128,7 @@ class Projector:
     async def _project(self, records: list[StoredRecord]) -> None:
         events = list(_decoded(records))
         await self._find(events)
-        for stored, event in events:
-            key = _key(event)
+        for key, stored, event in events:
             if self._open[key].fold(stored, event):
                 self._unsaved[key] = self._open[key]
         self._ends.update((stored.partition, stored.offset + 1) for stored in records)
@@ -136,14 +138,14 @@ class Projector:
         for key, turn in due.items():
             turn.saved()
             del self._unsaved[key]
-        for key in {_key(event) for _, event in events}:
+        for key in {key for key, _, _ in events}:
             turn = self._open[key].row.turn
             if is_over(turn) or not turn.turn_id:  # Without its beginning it is none.
                 del self._open[key]
 
-    async def _find(self, events: list[tuple[StoredRecord, TurnEvent]]) -> None:
+    async def _find(self, events: list[_Event]) -> None:
         """Opens the turns that are not open: as the index has them, as a record may be repeated after the end."""
-        unknown = {_key(event): stored for stored, event in reversed(events) if _key(event) not in self._open}
+        unknown = {key: stored for key, stored, _ in reversed(events) if key not in self._open}
         known = await self._index.find_all(list(unknown))
         for key, stored in unknown.items():
             row = known.get(key) or IndexedTurn(key[0], Turn(), stored.offset, 0)
@@ -160,11 +162,10 @@ class Projector:
         return ends
 
 
-def _key(event: TurnEvent) -> TurnKey:
-    return event.header.tenant_id, event.turn_id
-
-
-def _decoded(records: Iterable[StoredRecord]) -> Iterable[tuple[StoredRecord, TurnEvent]]:
+def _decoded(records: Iterable[StoredRecord]) -> Iterable[_Event]:
     for stored in records:
-        with contextlib.suppress(DecodeError):  # The manager sees it too, and buries it.
-            yield stored, event_of(stored.record)
+        try:
+            event = event_of(stored.record)
+        except DecodeError:  # The manager sees it too, and buries it.
+            continue
+        yield (event.header.tenant_id, event.turn_id), stored, event

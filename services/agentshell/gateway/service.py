@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import closing
 from datetime import UTC, datetime
 
 import grpc.aio
@@ -70,9 +70,8 @@ class TurnService(TurnServiceServicer):
         self, request: pb.RunTurnRequest, context: grpc.aio.ServicerContext[pb.RunTurnRequest, pb.RunTurnResponse]
     ) -> AsyncGenerator[pb.RunTurnResponse]:
         row = await self._admit(request.request_id, request.turn)
-        reader = self._reader(row, None)
-        async with aclosing(reader.batches()) as batches:  # The first has the turn's first event: it acknowledges.
-            async for updates in batches:
+        with closing(self._reader(row, None)) as reader:
+            while updates := await reader.next():  # The first have the turn's first event: it acknowledges.
                 yield pb.RunTurnResponse(
                     turn_id=row.turn.turn_id,
                     session_id=row.turn.session_id,
@@ -100,9 +99,8 @@ class TurnService(TurnServiceServicer):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CURSOR_INVALID, str(error), violations=[("cursor", str(error))]
             ) from None
-        reader = self._reader(row, resumed)
-        async with aclosing(reader.batches()) as batches:
-            async for updates in batches:
+        with closing(self._reader(row, resumed)) as reader:
+            while updates := await reader.next():
                 yield pb.WatchTurnResponse(updates=updates, cursor=reader.cursor.encode())
 
     async def GetTurn(

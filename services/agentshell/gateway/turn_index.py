@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from agentshell.db.binary import bigint, smallint, timestamp
+from agentshell.db.binary import bigints, blobs, smallints, texts, timestamps
 from agentshell.db.database import Database
 from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
@@ -18,17 +19,19 @@ _NO_WAIT = "set_config('synchronous_commit', 'off', true)"
 
 _CLAIM = f"""
 INSERT INTO gateway.turn
-    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, request_digest, turn)
-SELECT $1::text, $2::text, $3::text, $4::smallint, $5::timestamptz, $6::bigint, $7::bigint, $8::bytea, $9::bytea
-FROM {_NO_WAIT} ON CONFLICT (tenant_id, turn_id) DO NOTHING RETURNING turn_id
+    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, turn, request_digest)
+SELECT claimed.* FROM {_NO_WAIT}, unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::timestamptz[],
+    $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[]) AS claimed
+ON CONFLICT (tenant_id, turn_id) DO NOTHING RETURNING tenant_id, turn_id
 """  # noqa: S608 - a constant
+_MAX_CLAIMS = 50  # at a time: a turn that is asked for takes half a megabyte at the most
 
 # As far is written again: what is rebuilt replaces what it was folded to before.
 _SAVE = f"""
 INSERT INTO gateway.turn
-    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, folded_offset, turn)
-SELECT changed.* FROM {_NO_WAIT}, unnest(%s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[],
-    %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[]) AS changed
+    (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, turn, folded_offset)
+SELECT changed.* FROM {_NO_WAIT}, unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::timestamptz[],
+    $6::bigint[], $7::bigint[], $8::bytea[], $9::bigint[]) AS changed
 ON CONFLICT (tenant_id, turn_id) DO UPDATE
 SET state = excluded.state, create_time = excluded.create_time, turn = excluded.turn,
     folded_offset = excluded.folded_offset
@@ -77,12 +80,21 @@ class IndexedTurn:
         return self.turn.create_time.ToDatetime(UTC)
 
 
+@dataclass(slots=True, eq=False)
+class _Claim:
+    row: IndexedTurn
+    is_new: bool | None = None  # None: Postgres has not been asked.
+
+
 class TurnIndex:
     """The table `gateway.turn`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._claim = database.statement(_CLAIM)
+        self._claims: list[_Claim] = []
+        self._claiming = asyncio.Lock()
+        self._save = database.statement(_SAVE)
 
     @classmethod
     async def open(cls, database: Database) -> Self:
@@ -92,27 +104,29 @@ class TurnIndex:
 
     async def claim(self, row: IndexedTurn) -> IndexedTurn:
         """Claims the id of a turn that is about to be appended. Returns the row that has it: this one or one before."""
-        claimed = await self._claim.run(
-            (
-                *(text.encode() for text in (row.tenant_id, row.turn.turn_id, row.turn.session_id)),
-                smallint(row.turn.state),
-                timestamp(row.create_time),
-                bigint(row.turns_offset),
-                bigint(row.outputs_offset),
-                row.request_digest,
-                row.turn.SerializeToString(),
-            )
-        )
-        return row if claimed.ntuples else await self.find(*row.key) or row
+        claim = _Claim(row)
+        self._claims.append(claim)
+        try:
+            async with self._claiming:  # Whose turn it is claims for all who wait.
+                if claim.is_new is None:
+                    await self._claim_all([each for each in self._claims if each.is_new is None][:_MAX_CLAIMS])
+        finally:
+            self._claims.remove(claim)
+        return row if claim.is_new else await self.find(*row.key) or row
+
+    async def _claim_all(self, claims: Sequence[_Claim]) -> None:
+        """Makes the claims, in one order in all processes, so that no two wait for each other."""
+        rows = sorted((claim.row for claim in claims), key=_key)
+        claimed = await self._claim.run((*_shared_columns(rows), blobs([row.request_digest for row in rows])))
+        values = (claimed.get_value(at, column) or b"" for at in range(claimed.ntuples) for column in range(2))
+        new = {(tenant_id.decode(), turn_id.decode()) for tenant_id, turn_id in zip(values, values, strict=True)}
+        for claim in claims:
+            claim.is_new = claim.row.key in new
+            new.discard(claim.row.key)  # One of those who claim the same has it.
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:
         """Writes what turns have come to. A row that is further already stays."""
-        parameters = _columns(
-            (*_identity(row), row.turns_offset, row.outputs_offset, row.folded_offset, row.turn.SerializeToString())
-            for row in rows
-        )
-        async with self._database.connection() as connection:
-            await connection.execute(_SAVE, parameters)
+        await self._save.run((*_shared_columns(rows), bigints([row.folded_offset for row in rows])))
 
     async def find(self, tenant_id: str, turn_id: str) -> IndexedTurn | None:
         """Returns the tenant's turn, or None."""
@@ -153,8 +167,23 @@ def _indexed(row: tuple[Any, ...]) -> IndexedTurn:
     return IndexedTurn(tenant_id, Turn.FromString(turn), *places)
 
 
-def _identity(row: IndexedTurn) -> tuple[object, ...]:
-    return (*row.key, row.turn.session_id, row.turn.state, row.create_time)
+def _key(row: IndexedTurn) -> TurnKey:
+    return row.key
+
+
+def _shared_columns(rows: Sequence[IndexedTurn]) -> list[bytes]:
+    """Returns the columns that claims and what is saved share."""
+    turns = [row.turn for row in rows]
+    return [
+        texts([row.tenant_id for row in rows]),
+        texts([turn.turn_id for turn in turns]),
+        texts([turn.session_id for turn in turns]),
+        smallints([turn.state for turn in turns]),
+        timestamps([row.create_time for row in rows]),
+        bigints([row.turns_offset for row in rows]),
+        bigints([row.outputs_offset for row in rows]),
+        blobs([turn.SerializeToString() for turn in turns]),
+    ]
 
 
 def _columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -43,12 +44,13 @@ class TurnReader:
         self._turns_offset = row.turns_offset
         self._outputs_offset = row.outputs_offset
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
+        self._events: deque[StoredRecord] = deque()
         self._outputs: deque[StoredRecord] = deque()
         self._follower: Follower | None = None
         self._updates: list[TurnUpdate] = []
         self._bytes = 0
         self._is_urgent = False
-        self._pace_until = 0.0
+        self._shown_time = -math.inf
 
     @property
     def cursor(self) -> Cursor:
@@ -60,30 +62,25 @@ class TurnReader:
             max(outputs_offset, self._seen.outputs_offset),
         )
 
-    async def batches(self) -> AsyncGenerator[list[TurnUpdate]]:
-        """Yields what happens, in order, whatever has come since the last time together; ends with the turn."""
-        try:
-            while not self._merge.is_over:
-                events = await self._next_events()
-                for stored in events:
-                    update = self._event(stored)
-                    if self._may_have_outputs and update and not update.event.HasField("step_scheduled"):
-                        async for full in self._feed_outputs():  # What an attempt said comes before its end.
-                            yield full
-                    self._turns_offset = stored.offset + 1
-                    if update and self._merge.sees_event(update.event) and stored.offset >= self._seen.turns_offset:
-                        self._add(update, stored)
-                    if self._is_full:
-                        yield self._take()
-                if self._may_have_outputs:
-                    async for full in self._feed_outputs():
-                        yield full
-                if self._updates and (self._is_due or self._merge.is_over):
-                    yield self._take()
-                elif self._follower or not events:
-                    await self._wait()
-        finally:
-            self._unfollow()
+    async def next(self) -> list[TurnUpdate]:
+        """Returns what happens, in order, whatever has come since the last time together; nothing: the turn is over."""
+        while not self._merge.is_over:
+            if not self._events:
+                self._events.extend(await self._next_events())
+            found = bool(self._events)
+            if await self._feed_events() or (self._may_have_outputs and await self._feed_outputs()):
+                return self._take()
+            if self._updates and (self._is_due or self._merge.is_over):
+                return self._take()
+            if self._follower or not found:
+                await self._wait()
+        return []
+
+    def close(self) -> None:
+        """Ends the reading."""
+        if self._follower is not None:
+            self._feeds.unfollow(self._follower)
+            self._follower = None
 
     async def _next_events(self) -> list[StoredRecord]:
         """Returns more of the session's events, or of the partition's while it reads the log itself."""
@@ -92,7 +89,7 @@ class TurnReader:
             self._hold(outputs)
             if events or not self._follower.cut:
                 return [stored for stored in events if stored.offset >= self._turns_offset]
-            self._unfollow()
+            self.close()
         try:
             return await self._log.read(envelope.TURNS, self._partition, self._turns_offset, _READ_RECORDS, 0.0)
         except AgentShellError as error:
@@ -110,22 +107,39 @@ class TurnReader:
         """Whether there is text to feed, as far as can be seen without reading. The feed brings it, if there is one."""
         return bool(self._outputs) or self._follower is None
 
-    async def _feed_outputs(self) -> AsyncGenerator[list[TurnUpdate]]:
+    async def _feed_events(self) -> bool:
+        """Feeds the events that are there; returns True as soon as what is to be shown is enough for one response."""
+        while self._events:
+            stored = self._events[0]
+            update = self._event(stored)
+            may_end = self._may_have_outputs and update and not update.event.HasField("step_scheduled")
+            if may_end and await self._feed_outputs():  # What an attempt said comes before its end.
+                return True
+            self._events.popleft()
+            self._turns_offset = stored.offset + 1
+            if update and self._merge.sees_event(update.event) and stored.offset >= self._seen.turns_offset:
+                self._add(update, stored)
+            if self._is_full:
+                return True
+        return False
+
+    async def _feed_outputs(self) -> bool:
         """Feeds the text that is there, in the log's order, up to what an event still to be read must announce.
 
-        Yields what is to be shown whenever that is enough for one response.
+        Returns True as soon as what is to be shown is enough for one response.
         """
         while self._outputs or await self._has_more_outputs():
             while self._outputs:
                 stored = self._outputs[0]
                 update = self._delta(stored)
                 if update is not None and self._merge.awaits(update.delta):
-                    return
+                    return False
                 self._outputs.popleft()
                 if update and self._merge.sees_delta(update.delta) and stored.offset >= self._seen.outputs_offset:
                     self._add(update, stored)
                 if self._is_full:
-                    yield self._take()
+                    return True
+        return False
 
     async def _has_more_outputs(self) -> bool:
         """Holds more of what the log has, unless the feed brings that."""
@@ -170,7 +184,12 @@ class TurnReader:
 
     @property
     def _is_due(self) -> bool:
-        return self._is_urgent or time.monotonic() >= self._pace_until
+        return self._is_urgent or self._paced_seconds <= 0
+
+    @property
+    def _paced_seconds(self) -> float:
+        """How long progress is not to be shown yet."""
+        return self._shown_time + self._feeds.pace_seconds - time.monotonic()
 
     @property
     def _is_full(self) -> bool:
@@ -183,7 +202,7 @@ class TurnReader:
 
     def _take(self) -> list[TurnUpdate]:
         updates, self._updates, self._bytes, self._is_urgent = self._updates, [], 0, False
-        self._pace_until = time.monotonic() + self._feeds.pace_seconds
+        self._shown_time = time.monotonic()
         return updates
 
     async def _wait(self) -> None:
@@ -194,14 +213,9 @@ class TurnReader:
             if self._follower is None:  # The log went on while we read.
                 await self._has_more_outputs()
         else:
-            pace_seconds = self._pace_until - time.monotonic()
-            is_paced = pace_seconds > 0
-            await self._follower.wait(pace_seconds if is_paced else _WAIT_SECONDS, patient=is_paced)
-
-    def _unfollow(self) -> None:
-        if self._follower is not None:
-            self._feeds.unfollow(self._follower)
-            self._follower = None
+            paced_seconds = self._paced_seconds
+            is_paced = paced_seconds > 0
+            await self._follower.wait(paced_seconds if is_paced else _WAIT_SECONDS, patient=is_paced)
 
 
 def _is_gone(error: AgentShellError) -> bool:

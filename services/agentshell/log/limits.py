@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from agentshell.log.log import (
     MAX_APPEND_BYTES,
@@ -23,7 +24,7 @@ def check(batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
     count = total_bytes = 0
     for topic, records in batches:
         for index, record in enumerate(records):
-            _check_record(f"{topic}[{index}]", record)
+            _check_record(topic, index, record)
             count += 1
             total_bytes += len(record.payload)
     if count > MAX_APPEND_RECORDS:
@@ -32,31 +33,35 @@ def check(batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
         raise _too_large("an append", total_bytes, MAX_APPEND_BYTES)
 
 
-def _check_record(where: str, record: Record) -> None:
-    if not record.payload:
-        raise invalid(f"{where}.payload", "is empty; give at least one byte")
-    if len(record.payload) > MAX_PAYLOAD_BYTES:
-        raise _too_large(f"{where}.payload", len(record.payload), MAX_PAYLOAD_BYTES)
-    if len(record.record_id) != RECORD_ID_BYTES:
-        raise invalid(f"{where}.record_id", f"has {len(record.record_id)} bytes; give {RECORD_ID_BYTES}")
-    _check_text(f"{where}.key", record.key, MAX_KEY_BYTES)
-    if record.headers:
-        if len(record.headers) > MAX_HEADERS:
-            raise invalid(f"{where}.headers", f"are {len(record.headers)}; give at most {MAX_HEADERS}")
-        for name, value in record.headers.items():
-            _check_text(f"{where}.headers[{name!r}], its name,", name, MAX_HEADER_BYTES)
-            _check_text(f"{where}.headers[{name!r}]", value, MAX_HEADER_BYTES)
+def _check_record(topic: str, index: int, record: Record) -> None:
+    key, record_id, payload, headers = record
+    if not payload:
+        raise invalid(f"{topic}[{index}].payload", "is empty; give at least one byte")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise _too_large(f"{topic}[{index}].payload", len(payload), MAX_PAYLOAD_BYTES)
+    if len(record_id) != RECORD_ID_BYTES:
+        raise invalid(f"{topic}[{index}].record_id", f"has {len(record_id)} bytes; give {RECORD_ID_BYTES}")
+    if problem := _problem(key, MAX_KEY_BYTES):
+        raise invalid(f"{topic}[{index}].key", problem)
+    if len(headers) > MAX_HEADERS:
+        raise invalid(f"{topic}[{index}].headers", f"are {len(headers)}; give at most {MAX_HEADERS}")
+    for name, value in headers.items():
+        if problem := _problem(name, MAX_HEADER_BYTES):
+            raise invalid(f"{topic}[{index}].headers[{name!r}], its name,", problem)
+        if problem := _problem(value, MAX_HEADER_BYTES):
+            raise invalid(f"{topic}[{index}].headers[{name!r}]", problem)
 
 
-def _check_text(where: str, text: str, max_bytes: int) -> None:
+@lru_cache(maxsize=1024)  # Of keys and headers nearly all have been seen before.
+def _problem(text: str, max_bytes: int) -> str:
+    """Returns what is wrong with a text; empty: nothing."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise invalid(where, "is not Unicode text (it has a lone surrogate)") from None
+        return "is not Unicode text (it has a lone surrogate)"
     if not 1 <= size <= max_bytes:
-        raise invalid(where, f"has {size} bytes; give 1 to {max_bytes}")
-    if "\0" in text:
-        raise invalid(where, "has a NUL character; remove it")
+        return f"has {size} bytes; give 1 to {max_bytes}"
+    return "has a NUL character; remove it" if "\0" in text else ""
 
 
 def _too_large(where: str, size: int, limit: int) -> AgentShellError:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_HEADERS = 32
@@ -35,18 +36,17 @@ class Topic:
     durability: Literal["durable", "relaxed"] = "durable"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+# Of these there is one a record, and a tuple is made in a third of the time of a frozen dataclass.
+class Record(NamedTuple):
     """What is appended. `record_id` is 16 bytes, unique within the topic; `key` decides the partition."""
 
     key: str
     record_id: bytes
     payload: bytes
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """Where an appended record is. `duplicate`: it was there before, and nothing was written."""
 
     partition: int
@@ -54,8 +54,7 @@ class Ack:
     duplicate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(NamedTuple):
     """A record with its place in the log and the time the log took it."""
 
     partition: int

@@ -22,6 +22,7 @@ MAX_RECONNECT_SECONDS = 2.0
 
 _CHANNEL = "agentshell_log"
 _LOCK_CLASS = 7564  # As in the view log.processes.
+_NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1::text, $2::text)"
 _ENDS_A_MESSAGE = 250  # Postgres takes fewer than 8000 bytes.
 
 _FAILURES = (psycopg.Error, OSError, TimeoutError, AgentShellError)
@@ -57,6 +58,7 @@ class Peers:
     def __init__(self, database: Database, listener: Listener, pulse_seconds: float) -> None:
         self._database = database
         self._listener = listener
+        self._notify = database.statement(_NOTIFY)
         self._pulse_seconds = min(pulse_seconds, MAX_PULSE_SECONDS)
         self.process = 0  # The number under which the others see this process live.
         self._connected = asyncio.Event()
@@ -78,6 +80,7 @@ class Peers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._notify.close()
 
     @property
     def hears(self) -> bool:
@@ -171,13 +174,10 @@ class Peers:
             # Who is not told finds out at the next pulse. After the commit and not in it: commits that notify
             # wait for each other's disk.
             with contextlib.suppress(*_FAILURES):
-                async with reach("tell other processes"), self._database.connection() as connection:
+                async with reach("tell other processes"):
                     for first in range(0, len(ends), _ENDS_A_MESSAGE):
                         message = " ".join(f"{key}:{end}" for key, end in ends[first : first + _ENDS_A_MESSAGE])
-                        await connection.execute(
-                            "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)",
-                            (_CHANNEL, f"ends {message}"),
-                        )
+                        await self._notify.run((_CHANNEL.encode(), f"ends {message}".encode()))
 
 
 async def _count_processes(connection: Connection) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from agentshell.db.binary import bigint, integer, number_of, time_at
 from agentshell.db.database import Connection, Database
 from agentshell.log import limits
 from agentshell.log.log import Ack, Lease, Record, StoredRecord, Topic, partition_of
@@ -22,6 +24,8 @@ from kfm.error.v1 import error_pb2
 
 MAX_READ_BYTES = 4 * 1024 * 1024
 RETENTION_SECONDS = 60.0
+_READ = "SELECT * FROM log.read($1::integer, $2::bigint, $3::integer, $4::bigint)"
+_READS_AT_ONCE = 2
 _TRIM_RECORDS = 1000
 
 
@@ -37,6 +41,7 @@ class PostgresLog:
         self._topics = PostgresTopics(database)
         self._peers = Peers(database, self, pulse_seconds=lease_seconds / 3)
         self._groups = PostgresGroups(database, self._peers, lease_seconds)
+        self._reads = database.statements(_READ, _READS_AT_ONCE)
         self._durable = PostgresWriter(database, self._stored, relaxed=False)
         self._relaxed = PostgresWriter(database, self._stored, relaxed=True)
         self._retention: asyncio.Task[None] | None = None
@@ -122,7 +127,7 @@ class PostgresLog:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             records = await self._take(tail, offset, limit)
-            if records or not await self._rung([tail.bell], deadline):
+            if records or (wait <= 0 and not self._closed) or not await self._rung([tail.bell], deadline):
                 return records
 
     async def end_offsets(self, topic: str) -> list[int]:
@@ -153,15 +158,19 @@ class PostgresLog:
             return records
 
     async def _fetch(self, tail: Tail, offset: int, limit: int) -> list[StoredRecord]:
-        async with reach("read records"), self._database.connection() as connection:
-            cursor = await connection.execute(
-                "SELECT * FROM log.read(%s::integer, %s::bigint, %s::integer, %s::bigint)",
-                (tail.partition_id, offset, limit, MAX_READ_BYTES),
+        parameters = (integer(tail.partition_id), bigint(offset), integer(limit), bigint(MAX_READ_BYTES))
+        async with reach("read records"):
+            found = await self._reads.run(parameters)
+        rows = ([found.get_value(row, column) or b"" for column in range(6)] for row in range(found.ntuples))
+        return [
+            StoredRecord(
+                tail.partition,
+                number_of(at),
+                time_at(number_of(append_time)),
+                Record(key.decode(), record_id, payload, json.loads(headers[1:]) if headers else {}),
             )
-            return [
-                StoredRecord(tail.partition, at, append_time, Record(key, record_id, payload, headers or {}))
-                for at, append_time, key, record_id, headers, payload in await cursor.fetchall()
-            ]
+            for at, append_time, key, record_id, headers, payload in rows
+        ]
 
     async def _observe(self, tails: Sequence[Tail]) -> None:
         async with reach("see where partitions end"), self._database.connection() as connection:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
-from agentshell.db.binary import blobs, documents, integers, texts, time_of
+from agentshell.db.binary import bigints_of, blobs, booleans_of, documents, integers, texts, time_at
 from agentshell.db.database import Database
 from agentshell.log.log import Record
 from agentshell.log.reach import reach, unavailable
@@ -24,8 +25,12 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 APPEND_SECONDS = 10.0
 
 _APPEND = (
-    "SELECT * FROM log.append_fresh($1::boolean, $2::integer[], $3::text[], $4::bytea[], $5::jsonb[], $6::bytea[])"
+    "SELECT array_agg(record_offset), array_agg(append_time), array_agg(duplicate)"
+    " FROM log.append_fresh($1::boolean, $2::integer[], $3::text[], $4::bytea[], $5::jsonb[], $6::bytea[])"
 )
+
+
+_Identity = tuple[int, bytes]  # The partition's and the record's.
 
 
 class Row(NamedTuple):
@@ -122,11 +127,10 @@ class PostgresWriter:
         return batch
 
     async def _write(self, batch: Sequence[_Append]) -> None:
-        found: dict[tuple[int, bytes], Row] = {}
-        for append in batch:
-            for row in append.rows:
-                found.setdefault(_identity(row), row)
-        rows = dict(sorted(found.items(), key=_partition_of))
+        arrived = [((row.tail.partition_id, row.record.record_id), row) for append in batch for row in append.rows]
+        rows: dict[_Identity, Row] = {}
+        for identity, row in sorted(arrived, key=_partition_of):
+            rows.setdefault(identity, row)
         try:
             async with reach("confirm an append", APPEND_SECONDS):
                 stored = await self._send(list(rows.values()))
@@ -136,13 +140,16 @@ class PostgresWriter:
                     append.done.set_exception(error)
             return
         places = dict(zip(rows, stored, strict=True))
+        answers = [places[identity] for identity, _ in arrived]
+        if len(rows) < len(arrived):  # The same id again, in this batch, is a duplicate.
+            seen: set[_Identity] = set()
+            for at, (identity, _) in enumerate(arrived):
+                if identity in seen:
+                    answers[at] = answers[at]._replace(duplicate=True)
+                seen.add(identity)
+        following = iter(answers)
         for append in batch:
-            answer: list[Place] = []
-            for row in append.rows:
-                place = places[_identity(row)]
-                answer.append(place)
-                if not place.duplicate:  # The same id again, in this batch, is a duplicate.
-                    places[_identity(row)] = Place(place.offset, place.append_time, duplicate=True)
+            answer = list(islice(following, len(append.rows)))
             if not append.done.done():
                 append.done.set_result(answer)
         self._stored(list(rows.values()), stored)  # Who appended goes on first, and already finds the records.
@@ -158,7 +165,8 @@ class PostgresWriter:
                 blobs([record.payload for _, record in rows]),
             )
         )
-        return [_place(*(result.get_value(row, column) or b"" for column in range(3))) for row in range(result.ntuples)]
+        offsets, times, duplicates = (result.get_value(0, column) or b"" for column in range(3))
+        return list(map(Place, bigints_of(offsets), map(time_at, bigints_of(times)), booleans_of(duplicates)))
 
 
 @lru_cache(maxsize=1024)
@@ -166,13 +174,5 @@ def _document(headers: tuple[tuple[str, str], ...]) -> str | None:
     return json.dumps(dict(headers)) if headers else None
 
 
-def _place(offset: bytes, append_time: bytes, duplicate: bytes) -> Place:
-    return Place(int.from_bytes(offset), time_of(append_time), bool(duplicate[0]))
-
-
-def _partition_of(item: tuple[tuple[int, bytes], Row]) -> int:
+def _partition_of(item: tuple[_Identity, Row]) -> int:
     return item[0][0]
-
-
-def _identity(row: Row) -> tuple[int, bytes]:
-    return row.tail.partition_id, row.record.record_id

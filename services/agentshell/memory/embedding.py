@@ -37,7 +37,7 @@ class Embeddings:
         self._database = database
         self._store = store
         self._choice = choice
-        self._known: dict[Place, Spaces] = {}
+        self._known: dict[Place, Spaces | None] = {}
 
     async def settled(self, places: Sequence[Place], attempt: Callable[[], Awaitable[Done]]) -> Done:
         """Returns what the attempt returns, once no place's spaces have changed meanwhile.
@@ -58,14 +58,16 @@ class Embeddings:
 
     async def spaces(self, place: Place) -> Spaces:
         """Returns what a place's vectors are of; a new place's are of what the configuration says, from now on."""
-        if found := (await self._of([place])).get(place):
+        if found := self._known.get(place) or (await self._read([place]))[place]:
             return found
         embedder = self._choice.wanted(place.namespace)
         space = Space(embedder.name, embedder.dimension)
         await self._store.prepare(space)
         async with self._database.connection() as connection:
             await namespaces.begin(connection, place, space)
-        return (await self._of([place]))[place]
+        begun = (await self._read([place]))[place]
+        assert begun is not None  # noqa: S101 - no place loses its space
+        return begun
 
     async def entries(self, place: Place, records: Sequence[Record]) -> tuple[Spaces, list[Entry]]:
         """Returns the records with their vectors, and what these are of."""
@@ -76,17 +78,24 @@ class Embeddings:
         first, second = (current, other) if spaces.current.slot == 1 else (other, current)
         return spaces, [Entry(*each) for each in zip(records, first, second, strict=True)]
 
-    async def probes(self, places: Sequence[Place], query: str) -> list[Probe]:
-        """Returns what to compare the places' vectors with; nothing for places that never had any."""
+    async def probes(self, places: Sequence[Place], query: str) -> tuple[list[Probe], list[Place]]:
+        """Returns what to compare the places' vectors with, and the places that never had any."""
+        known = {place: self._known[place] for place in places if place in self._known}
+        if unknown := [place for place in places if place not in known]:
+            known |= await self._read(unknown)
         by_space: dict[Space, list[Place]] = {}
-        for place, found in (await self._of(places)).items():
-            by_space.setdefault(found.current, []).append(place)
+        bare: list[Place] = []
+        for place, spaces in known.items():
+            if spaces:
+                by_space.setdefault(spaces.current, []).append(place)
+            else:
+                bare.append(place)
         made: dict[Embedder, Embedding | None] = {}
         for embedder in map(self._embedder, by_space):
             if embedder not in made:
                 [made[embedder]] = await embedder.embed([query], "query")
         vectors = {space: made[self._embedder(space)] for space in by_space}
-        return [Probe(by_space[space], space, vector) for space, vector in vectors.items() if vector is not None]
+        return [Probe(by_space[space], space, vector) for space, vector in vectors.items() if vector is not None], bare
 
     def _embedder(self, space: Space) -> Embedder:
         return self._choice.named(space.embedder, space.dimension)
@@ -99,17 +108,15 @@ class Embeddings:
             _log.warning("next embedder failed", embedder=space.embedder, error=error.message)
             return [None] * len(texts)
 
-    async def _of(self, places: Sequence[Place]) -> Mapping[Place, Spaces]:
-        """Returns the spaces of the places that have any; that one has none is not kept in mind."""
-        known = {place: self._known[place] for place in places if place in self._known}
-        if unknown := [place for place in places if place not in known]:
-            async with self._database.connection() as connection:
-                found = await namespaces.read(connection, unknown)
-            if len(self._known) + len(found) > _KNOWN_PLACES:
-                self._known.clear()
-            self._known |= found
-            known |= found
-        return {place: known[place] for place in places if place in known}
+    async def _read(self, places: Sequence[Place]) -> Mapping[Place, Spaces | None]:
+        """Returns the places' spaces, and keeps them in mind; None for one that has none yet."""
+        async with self._database.connection() as connection:
+            found = await namespaces.read(connection, places)
+        read = {place: found.get(place) for place in places}
+        if len(self._known) + len(read) > _KNOWN_PLACES:
+            self._known.clear()
+        self._known |= read
+        return read
 
 
 def text(title: str, of_record: str) -> str:

@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 from agentshell.memory import checks, recall
 from agentshell.memory.cache.read_through import ReadThrough
 from agentshell.memory.embedding import Embeddings
-from agentshell.memory.stores.store import Place, Query, Store
+from agentshell.memory.stores.generations import State
+from agentshell.memory.stores.store import Found, Place, Query, Store
 from kfm.memory.v1 import memory_service_pb2 as pb
 
 _Item = TypeVar("_Item", bound=Message)
@@ -28,19 +29,19 @@ class Searching:
         """Returns what fits best; as many hits as `limit_bytes` hold."""
         places = [place for namespace in dict.fromkeys(request.namespaces) for place in checks.readable(namespace)]
 
-        async def attempt() -> pb.SearchResponse:
+        async def attempt() -> Found:
             return await self._attempt(request, places, limit_bytes)
 
-        async def search() -> pb.SearchResponse:
+        async def search(_known: State | None = None) -> Found:
             return await self._embeddings.settled(places, attempt)
 
         if request.HasField("recency_half_life"):
-            return await search()  # As time goes by it answers otherwise.
-        return await self._reads.read(places, request, pb.SearchResponse, search)
+            return (await search()).response  # As time goes by it answers otherwise.
+        return await self._reads.read_stated(places, request, pb.SearchResponse, search)
 
-    async def _attempt(self, request: pb.SearchRequest, places: Sequence[Place], limit_bytes: int) -> pb.SearchResponse:
+    async def _attempt(self, request: pb.SearchRequest, places: Sequence[Place], limit_bytes: int) -> Found:
         weights = recall.weights(request.mode)
-        probes = await self._embeddings.probes(places, request.query) if weights.vector else []
+        probes, bare = await self._embeddings.probes(places, request.query) if weights.vector else ([], [])
         embedders = list(dict.fromkeys(probe.space.embedder for probe in probes))
         half_life = request.recency_half_life.ToNanoseconds() / 1e9 if request.HasField("recency_half_life") else None
         query = Query(
@@ -55,14 +56,14 @@ class Searching:
             diversity=request.diversity,
             half_life_seconds=half_life,
             neighbours=request.neighbours,
+            bare_places=bare,
         )
         found = await self._store.search(query)
-        return pb.SearchResponse(
-            hits=fitting(found.hits, limit_bytes),
-            embedder=", ".join(embedders),
-            plan=found.plan,
-            candidate_count=found.candidate_count,
-        )
+        response = found.response
+        response.embedder = ", ".join(embedders)
+        if response.ByteSize() > limit_bytes:
+            del response.hits[len(fitting(response.hits, limit_bytes)) :]
+        return found
 
 
 def fitting(items: Sequence[_Item], limit_bytes: int) -> Sequence[_Item]:

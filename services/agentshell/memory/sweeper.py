@@ -1,4 +1,4 @@
-"""Takes records away that have expired. No read waits for it: what has expired is not there for any of them."""
+"""Takes away what has expired: records, and answers to requests. No read waits for it: to none of them is it there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import Counter
 
 from agentshell.db.database import Database
-from agentshell.memory.stores import change
+from agentshell.memory.stores import change, once
 from agentshell.memory.stores.store import Store
 from agentshell.mesh.errors import AgentShellError
 
@@ -50,6 +50,7 @@ class Sweeper:
                 break
         async with self._database.connection() as connection:
             await change.sweep(connection)
+        await once.sweep(self._database)
         return total
 
     async def _run(self) -> None:

@@ -20,8 +20,8 @@ def digest(*parts: str | int) -> str:
 
     A decision named so and written twice is one decision.
     """
-    packed = b"\x00".join(str(part).encode() for part in parts)
-    return _encode(int.from_bytes(hashlib.sha256(packed).digest()[:16]))
+    packed = "\0".join(map(str, parts))
+    return _encode(int.from_bytes(hashlib.sha256(packed.encode()).digest()[:16]))
 
 
 def record_id(text: str) -> bytes:

@@ -32,7 +32,7 @@ from agentshell.runtime.progress import Progress
 from agentshell.runtime.request import step_request
 from agentshell.runtime.schedule import Schedule
 from agentshell.turn import envelope
-from agentshell.turn.decision import decide, expire, expire_inputs, restart
+from agentshell.turn.decision import decide, expire, expire_inputs, is_all, restart
 from agentshell.turn.records import event_of, record_of, stamp
 from agentshell.turn.state import Fold, is_over
 from kfm.error.v1 import error_pb2
@@ -164,13 +164,13 @@ class Owner:
                 case _Parked():
                     self._leave(item)
         while self._touched or self._begin():
-            _, open_turn = self._touched.popitem()
-            self._guarded(open_turn, news)
-        if news or self._repeated:
-            await self._write(news)
-        while self._unsettled:
-            _, open_turn = self._unsettled.popitem()
-            self._settle(open_turn)
+            self._decide_all(news)
+            if news or self._repeated:
+                await self._write(news)
+                news = []
+            while self._unsettled:  # What is over makes room for others.
+                _, open_turn = self._unsettled.popitem()
+                self._settle(open_turn)
         TURNS_ACTIVE.set(self._schedule.active_count)
 
     # What the log says.
@@ -274,6 +274,11 @@ class Owner:
             self._touch(turn_id)
         return bool(self._touched)
 
+    def _decide_all(self, news: _News) -> None:
+        while self._touched or self._begin():
+            _, open_turn = self._touched.popitem()
+            self._guarded(open_turn, news)
+
     def _guarded(self, open_turn: OpenTurn, news: _News) -> None:
         """Decides about a turn. One that cannot be decided about, for the third time, fails; the others go on."""
         turn_id = open_turn.turn.turn_id
@@ -309,7 +314,10 @@ class Owner:
         elif open_turn.is_late(time.time()):
             self._add_all(open_turn, [expire(turn)], news)
         elif self._schedule.has_begun(turn.turn_id):
-            self._add_all(open_turn, decide(turn, open_turn.requested), news)
+            decided = decide(turn, open_turn.requested)
+            self._add_all(open_turn, decided, news)
+            if is_all(turn, decided):
+                self._touched.pop(turn.turn_id, None)
 
     def _take_over(self, open_turn: OpenTurn, news: _News) -> None:
         """Goes on with a turn that another owner began."""
@@ -397,7 +405,7 @@ class Owner:
             if means.conclusion.is_needed(open_turn, was_parked=was_parked):
                 self._spawn(self._conclude(open_turn, was_parked=was_parked))
             else:
-                self._inbox.put_nowait(_Concluded(turn.turn_id))
+                self._release(turn.turn_id)
 
     async def _conclude(self, open_turn: OpenTurn, *, was_parked: bool) -> None:
         await self._means.conclusion.run(open_turn, was_parked=was_parked)

@@ -20,7 +20,7 @@ from agentshell.runtime.request import has_turn
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
 from kfm.error.v1 import error_pb2
-from kfm.turn.v1.turn_event_pb2 import StepFailed, StepRequest, StepSucceeded, TurnEvent
+from kfm.turn.v1.turn_event_pb2 import StepFailed, StepRequest, TurnEvent
 from kfm.turn.v1.turn_pb2 import StepResult
 
 _log = structlog.get_logger("agentshell.worker")
@@ -72,13 +72,13 @@ class Worker:
 
     async def _attempt(self, request: StepRequest) -> TurnEvent:
         kind = request.step.WhichOneof("kind") or ""
-        event = TurnEvent()
-        with telemetry.span(f"step {kind}", request.header.traceparent) as span, _seconds(kind).time():
+        event, began = TurnEvent(), time.perf_counter()
+        with telemetry.span(f"step {kind}", request.header.traceparent) as span:
             try:
                 result = await self._within_deadline(request, kind)
-                event.step_succeeded.CopyFrom(
-                    StepSucceeded(step_id=request.step.step_id, attempt=request.attempt, result=result)
-                )
+                succeeded = event.step_succeeded
+                succeeded.step_id, succeeded.attempt = request.step.step_id, request.attempt
+                succeeded.result.CopyFrom(result)
                 _ended(kind, "succeeded").inc()
             except Exception as exception:
                 error = errors.of(exception)
@@ -90,17 +90,19 @@ class Worker:
                     StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
                 )
                 _ended(kind, error.name.lower()).inc()
+            finally:
+                _seconds(kind).observe(time.perf_counter() - began)
         return stamp(event, request.turn_id, request.header)
 
     async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:
         outputs = Outputs(self._log, request)
         seconds = request.deadline.ToNanoseconds() / 1e9 - time.time()
         principal = call.Principal(request.header.tenant_id, request.principal_id)
+        call.enter(principal, seconds)  # For as long as the task lasts, and that is the attempt's.
         try:
-            with call.scope(principal, seconds):
-                async with asyncio.timeout(seconds):
-                    result = await self._runners[kind].run(request, outputs.emit)
-                    await outputs.flush()
+            async with asyncio.timeout(seconds):
+                result = await self._runners[kind].run(request, outputs.emit)
+                await outputs.flush()
         except TimeoutError:
             raise _step_timeout(request) from None
         except Exception as exception:

@@ -14,20 +14,21 @@ _SETTLE = f"""
 WITH swept AS (
     DELETE FROM tool.results WHERE (tenant_id, request_id) IN (
         SELECT tenant_id, request_id FROM tool.results
-        WHERE use_time <= now() - {_KEPT} AND (tenant_id, request_id) <> (%(tenant)s, %(request)s)
+        WHERE use_time <= now() - {_KEPT} AND (tenant_id, request_id) <> ($1::text, $2::text)
         ORDER BY use_time LIMIT 8 FOR UPDATE SKIP LOCKED
     )
 )
 INSERT INTO tool.results AS r (tenant_id, request_id, request_digest, attempt, result)
-VALUES (%(tenant)s, %(request)s, %(digest)s, %(attempt)s, %(result)s)
+VALUES ($1::text, $2::text, $3::bytea, $4::integer, $5::bytea)
 ON CONFLICT (tenant_id, request_id) DO UPDATE
 SET request_digest = excluded.request_digest, attempt = excluded.attempt, use_time = now(),
     result = coalesce(CASE WHEN r.use_time > now() - {_KEPT} THEN r.result END, excluded.result)
 WHERE r.use_time <= now() - {_KEPT} OR (r.request_digest = excluded.request_digest AND r.attempt <= excluded.attempt)
 RETURNING result
 """  # noqa: S608 - a constant
+_CONNECTIONS = 4  # Each result waits for the disk.
 
-_FIND = "SELECT request_digest FROM tool.results WHERE tenant_id = %(tenant)s AND request_id = %(request)s"
+_FIND = "SELECT request_digest FROM tool.results WHERE tenant_id = %s AND request_id = %s"
 
 
 class Results:
@@ -35,6 +36,7 @@ class Results:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._settling = database.statements(_SETTLE, _CONNECTIONS)
 
     async def open(self) -> None:
         """Makes the schema, or brings it up to date."""
@@ -55,16 +57,13 @@ class Results:
         return await self._settle(attempt, result) or result
 
     async def _settle(self, attempt: Attempt, result: ToolResult | None) -> ToolResult | None:
-        values = {
-            "tenant": attempt.tenant_id,
-            "request": attempt.request_id,
-            "digest": attempt.digest,
-            "attempt": attempt.number,
-            "result": None if result is None else result.SerializeToString(),
-        }
+        key = (attempt.tenant_id, attempt.request_id)
+        number = attempt.number.to_bytes(4)
+        made = None if result is None else result.SerializeToString()
+        settled = await self._settling.run([*(name.encode() for name in key), attempt.digest, number, made])
+        if settled.ntuples:
+            first = settled.get_value(0, 0)
+            return None if first is None else ToolResult.FromString(first)
         async with self._database.connection() as connection:
-            row = await (await connection.execute(_SETTLE, values)).fetchone()
-            if row is not None:
-                return None if row[0] is None else ToolResult.FromString(bytes(row[0]))
-            seen = await (await connection.execute(_FIND, values)).fetchone()
+            seen = await (await connection.execute(_FIND, key)).fetchone()
         raise attempt.reused() if seen and bytes(seen[0]) != attempt.digest else attempt.fenced()

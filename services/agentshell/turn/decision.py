@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -43,6 +43,17 @@ def decide(turn: t.Turn, requested: e.TurnRequested) -> list[e.TurnEvent]:
             return [e.TurnEvent(turn_cancelled=e.TurnCancelled(failure=failure, usage=usage_of(turn)))]
         case _:
             return []
+
+
+def is_all(turn: t.Turn, decided: Sequence[e.TurnEvent]) -> bool:
+    """Returns whether nothing follows these decisions, once they are folded, before something comes of them.
+
+    That is known of attempts that begin where nobody is asked and no race is on, which is most of what is decided: to
+    find by `decide` that nothing follows takes as long as to decide.
+    """
+    if not decided or not all(event.HasField("step_scheduled") for event in decided):
+        return False
+    return not any(step.HasField("join") or step.HasField("approval") for step in turn.plan.steps)
 
 
 def nanoseconds(value: Timestamp | Duration) -> int:
@@ -139,9 +150,12 @@ def _lost(graph: Graph) -> list[t.Step]:
 
 def _growth(graph: Graph) -> e.PlanExtended | None:
     """Returns what the newest result makes of the plan; None: nothing."""
+    succeeded = (graph.steps[name] for name, state in graph.states.items() if state == t.STEP_STATE_SUCCEEDED)
+    fertile = [step for step in succeeded if step.HasField("model") or step.HasField("plan")]
+    if not fertile:
+        return None
     grown = {step.grown_from for step in graph.steps.values()}
-    succeeded = [name for name, state in graph.states.items() if state == t.STEP_STATE_SUCCEEDED and name not in grown]
-    return next(filter(None, (growth.by_result(graph.steps[name]) for name in succeeded)), None)
+    return next(filter(None, (growth.by_result(step) for step in fertile if step.step_id not in grown)), None)
 
 
 def _about(turn: t.Turn, graph: Graph, name: str) -> e.TurnEvent | None:

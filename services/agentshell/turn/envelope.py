@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -16,6 +17,12 @@ STEPS = "agent.steps"
 
 SPEC_VERSION = "1.0.0"
 
+_TYPES: Mapping[str, str] = {
+    field.name: field.message_type.full_name
+    for field in TurnEvent.DESCRIPTOR.oneofs_by_name["event"].fields
+    if field.message_type
+}
+
 
 def event_key(event: TurnEvent) -> tuple[str | int, ...]:
     """Returns what names an event of a turn: its kind, and where there are several of a kind, its step and attempt."""
@@ -28,7 +35,7 @@ def event_key(event: TurnEvent) -> tuple[str | int, ...]:
 
 def type_of(event: TurnEvent) -> str:
     """Returns the full Protobuf name of what happened."""
-    return getattr(event, event.WhichOneof("event") or "").DESCRIPTOR.full_name
+    return _TYPES[event.WhichOneof("event") or ""]
 
 
 def begin(header: EventHeader, event_id: str, type_name: str) -> None:
@@ -45,11 +52,8 @@ def set_time(timestamp: Timestamp, nanoseconds: int) -> None:
 
 
 def follow(header: EventHeader, before: EventHeader) -> None:
-    """Says that an event follows another of its turn: same tenant, session, trace and beginning."""
-    header.traceparent = before.traceparent
-    header.tenant_id = before.tenant_id
-    header.session_id = before.session_id
-    header.correlation_id = before.correlation_id
+    """Says that an event follows another of its turn: same tenant, session, trace and beginning. `begin` names it."""
+    header.CopyFrom(before)
     header.causation_id = before.event_id
 
 

@@ -129,7 +129,10 @@ def _compensation_problems(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _in_cycles(plan: Plan) -> list[str]:
     waiting = {step.step_id: set(step.depends_on) for step in plan.steps}
-    while ready := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
-        for name in ready:
-            del waiting[name]
+    count = -1
+    while len(waiting) != count:  # Once, where each comes after those that it depends on.
+        count = len(waiting)
+        for name, needs in list(waiting.items()):
+            if not needs & waiting.keys():
+                del waiting[name]
     return sorted(waiting)

@@ -86,8 +86,9 @@ class Fold:
     def apply(self, event: TurnEvent) -> bool:
         """Folds an event, and returns whether that changed anything."""
         turn, kind = self.turn, event.WhichOneof("event") or ""
-        state = TURN_MOVES.get((turn.state, kind))
-        if state is None or (turn.turn_id and turn.turn_id != event.turn_id):
+        before = turn.state
+        state = TURN_MOVES.get((before, kind))
+        if state is None or turn.turn_id not in ("", event.turn_id):
             return False
         if kind in _STEP_EVENTS:
             if not self._apply_to_step(kind, event):
@@ -104,7 +105,8 @@ class Fold:
             _begin(turn, event)
         elif state in OVER:
             _end(turn, kind, event)
-        _keep_time(turn, state, event)
+        if t.TURN_STATE_WAITING in (before, state):
+            _keep_time(turn, state, event)
         turn.state = state
         return True
 

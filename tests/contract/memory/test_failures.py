@@ -117,7 +117,7 @@ async def test_where_all_connections_are_in_use_the_error_says_so_and_later_it_w
         acme = caller("acme")
         await acme.write(r="tea")
         async with database.connection():
-            refused = await acme.refused(pb.SearchRequest(namespaces=[USER], query="tea"))
+            refused = await acme.refused(pb.GetRequest(namespace=USER, record_id="r"))
             assert refused.reason == UNAVAILABLE
             assert "all are in use" in refused.message
         assert await acme.search("tea") == ["r"]

@@ -8,7 +8,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.contract.memory.caller import Caller, pages_of, said, texts
 
+from agentshell.db.database import Database
 from agentshell.memory import service
+from agentshell.memory.stores.history import History
+from agentshell.memory.stores.store import Once, Store
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Image, Message, Part, Text
 from kfm.memory.v1 import memory_service_pb2 as pb
 
@@ -60,3 +63,14 @@ async def test_a_conversation_is_of_the_first_user_that_is_named(acme: Caller) -
         )
     forgotten = [(await acme(pb.ForgetUserRequest(user_id=user))).receipt.message_count for user in ("bob", "ann")]
     assert forgotten == [0, 3]
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 16_383, 16_384, 2**31, 2**63 - 1])
+async def test_an_answer_is_what_protobuf_makes_of_it_however_many_messages_there_are(
+    database: Database, store: Store, count: int
+) -> None:
+    async with database.transaction() as connection:
+        await connection.execute("INSERT INTO memory.sessions VALUES ('acme', 's', %s, '')", [count - 1])
+    answer = await History(database).append("acme", "s", [Message()], "", Once("1", b""))
+    assert answer == pb.AppendMessagesResponse(message_count=count)
+    assert await History(database).append("acme", "s", [Message()], "", Once("1", b"")) == answer

@@ -14,10 +14,12 @@ from agentshell.db.database import Database
 from agentshell.memory import lexical, recall
 from agentshell.memory.stores import namespaces, wall
 from agentshell.memory.stores.change import change
+from agentshell.memory.stores.history import History
 from agentshell.memory.stores.pgvector import PgvectorStore
-from agentshell.memory.stores.store import Entry, Listing, Place, Probe, Query, Scope, Space
+from agentshell.memory.stores.store import Entry, Listing, Once, Place, Probe, Query, Scope, Space
 from agentshell.mesh import call
 from agentshell.mesh.call import Principal
+from kfm.content.v1.content_pb2 import Message
 from kfm.memory.v1 import memory_service_pb2 as pb
 
 TENANTS = ["acme", "globex", "acme globex", call.SHARED_TENANT]
@@ -63,7 +65,7 @@ async def test_no_read_finds_what_is_anothers_even_where_it_names_the_others_pla
         found = await store.search(
             Query(places, "tea" if weights.text else None, probes, weights, None, 100, neighbours=1)
         )
-        assert seen([hit.record for hit in found.hits]) == may_see
+        assert seen([hit.record for hit in found.response.hits]) == may_see
         assert seen(list((await store.get(places, ["r"])).values())) <= may_see
         listed = await store.list_records(Listing(places), None, 100, 1_000_000)
         assert seen(listed.records) == may_see
@@ -84,6 +86,18 @@ async def test_nobody_writes_or_forgets_what_is_anothers(database: Database, sto
             assert await store.forget(connection, others, forget) == 0
     with call.scope(Principal("globex", "ann"), None):
         assert seen(list((await store.get([others], ["r"])).values())) == {others}
+
+
+async def test_nobody_appends_to_or_reads_a_history_that_is_anothers(database: Database, store: PgvectorStore) -> None:
+    history = History(database)
+    with call.scope(Principal("globex", "ann"), None):
+        await history.append("globex", "s", [Message()], "ann", Once("1", b""))
+    with call.scope(Principal("acme", "ann"), None):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            await history.append("globex", "s", [Message()], "ann", Once("2", b""))
+        assert not (await history.list("globex", "s", None, 10, 1_000)).messages
+    with call.scope(Principal("globex", "ann"), None):
+        assert (await history.list("globex", "s", None, 10, 1_000)).messages == [Message()]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from agentshell.memory.service import MemoryService
 from agentshell.memory.stores import namespaces
 from agentshell.memory.stores.change import change
 from agentshell.memory.stores.pgvector import PgvectorStore
-from agentshell.memory.stores.store import Entry, Found, Place, Probe, Query, Space, Store
+from agentshell.memory.stores.store import Entry, Place, Probe, Query, Space, Store
 from agentshell.mesh import call
 from agentshell.mesh.call import Principal
 from agentshell.mesh.config import MemoryConfig
@@ -126,12 +126,15 @@ async def _synthetic(database: Database, vectors: NDArray[np.float16]) -> Pgvect
     return store
 
 
-async def _search(store: PgvectorStore, vector: NDArray[np.float16], share: int, limit: int = LIMIT) -> Found:
+async def _search(
+    store: PgvectorStore, vector: NDArray[np.float16], share: int, limit: int = LIMIT
+) -> pb.SearchResponse:
     containing = Struct()
     containing.update({f"every_{share}": True})
     weights = recall.weights(pb.SEARCH_MODE_VECTOR)
     with call.scope(Principal("acme", "ann"), None):
-        return await store.search(Query([PLACE], None, [Probe([PLACE], SPACE, vector)], weights, containing, limit))
+        query = Query([PLACE], None, [Probe([PLACE], SPACE, vector)], weights, containing, limit)
+        return (await store.search(query)).response
 
 
 async def test_of_the_nearest_vectors_nearly_all_are_found_however_few_pass_the_filter(

@@ -8,6 +8,8 @@ from google.protobuf.message import Message as Request
 from tests.contract.memory.caller import USER, Caller, said
 
 from agentshell.db.database import Database
+from agentshell.memory.stores.store import Store
+from agentshell.memory.sweeper import Sweeper
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1 import memory_service_pb2 as pb
 
@@ -74,3 +76,16 @@ async def test_a_request_id_is_free_again_after_a_day(acme: Caller, database: Da
     async with database.connection() as connection:
         await connection.execute("UPDATE memory.requests SET create_time = create_time - interval '25 hours'")
     assert (await acme(write("coffee"))).record.version == 2
+
+
+async def test_answers_older_than_a_day_are_taken_away_whosoever_they_are(
+    acme: Caller, globex: Caller, database: Database, store: Store
+) -> None:
+    async with database.connection() as connection:
+        await acme(pb.ForgetUserRequest(user_id="ann", request_id="old"))
+        await globex(pb.ForgetUserRequest(user_id="ann", request_id="old"))
+        await connection.execute("UPDATE memory.requests SET create_time = create_time - interval '25 hours'")
+        await acme(pb.ForgetUserRequest(user_id="ann", request_id="new"))
+        await Sweeper(database, store, interval_seconds=60).sweep()
+        rows = await (await connection.execute("SELECT tenant_id, request_id FROM memory.requests")).fetchall()
+    assert rows == [("acme", "new")]

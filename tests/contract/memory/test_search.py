@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.contract.memory.caller import GUIDE, USER, Caller, pages_of, struct
 
 from agentshell.memory import recall, service
 from agentshell.memory.stores.store import Store
+from agentshell.mesh import call
 from kfm.memory.v1 import memory_service_pb2 as pb
 
 
@@ -67,6 +70,21 @@ async def test_no_text_is_malformed_as_a_query(acme: Caller) -> None:
     assert await acme.search("?!") == []
 
 
+async def test_a_hit_is_the_whole_record_as_get_gives_it(acme: Caller) -> None:
+    source = pb.Source(uri="tea.md", title="Tea > Green", chunk_index=3, record_ids=["a", "ä b", ""])
+    whole = pb.Record(record_id="whole", text="green tea 🍵", user_id="ann", source=source, kind=pb.RECORD_KIND_SUMMARY)
+    whole.metadata.update({"tags": ["x", None, 1.5], "at": {"page": -1}})
+    whole.expire_time.FromJsonString("2999-01-02T03:04:05.000006Z")
+    bare = pb.Record(record_id="bare", text="tea", metadata=struct())
+    await acme(pb.BatchWriteRequest(namespace=USER, records=[whole, bare]))
+    hits = (await acme(pb.SearchRequest(namespaces=[USER], query="tea"))).hits
+    assert len(hits) == 2
+    for hit in hits:
+        assert hit.record == (await acme(pb.GetRequest(namespace=USER, record_id=hit.record.record_id))).record
+    [found] = [hit.record for hit in hits if hit.record.record_id == "whole"]
+    assert (found.source, found.metadata, found.expire_time) == (source, whole.metadata, whole.expire_time)
+
+
 async def test_a_filter_lets_through_what_contains_all_of_it(acme: Caller) -> None:
     metadata = {"a": struct(lang="en", tags=["x", "y"], at={"page": 1, "line": 2}), "b": struct(lang="de"), "c": None}
     for name, fields in metadata.items():
@@ -113,6 +131,42 @@ async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
             assert found.hits == exact.hits
         assert exact.plan == (pb.SEARCH_PLAN_EXACT if is_pgvector else pb.SEARCH_PLAN_INDEX)
         assert len(exact.hits) == 3
+
+
+async def test_what_passes_a_filter_may_become_many_or_few_between_two_searches(
+    acme: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How many pass is kept in mind for a moment, and what it is chosen by may be long out of date.
+    monkeypatch.setattr(recall, "EXACT_LEAST", 20)
+    monkeypatch.setattr(recall, "EXACT_FACTOR", 0.0)
+    texts = {f"r{n:03}": f"green tea of {n} leaves" for n in range(200)}
+    wanted = struct(kept=True)
+
+    async def write(*names: str, kept: bool) -> None:
+        records = [pb.Record(record_id=name, text=texts[name], metadata=struct(kept=kept)) for name in names]
+        await acme(pb.BatchWriteRequest(namespace=USER, records=records))
+
+    async def found(question: str) -> list[str]:
+        return await acme.search(question, filter=wanted, mode=pb.SEARCH_MODE_VECTOR)
+
+    first, *rest = texts
+    await write(first, kept=True)
+    assert await found("leaves") == [first]
+    await write(*rest, kept=True)
+    assert len(await found("tea of leaves")) == 10
+    await write(*rest, kept=False)
+    assert await found("green leaves") == [first]
+
+
+async def test_what_was_empty_when_it_was_first_searched_is_found_in_once_another_process_writes(
+    acme: Caller, elsewhere: Callable[[str], Caller]
+) -> None:
+    search = pb.SearchRequest(namespaces=[GUIDE, USER], query="tea", mode=pb.SEARCH_MODE_VECTOR)
+    assert not (await acme(search)).hits
+    await elsewhere("acme").write(green="green tea")
+    assert [hit.record.record_id for hit in (await acme(search)).hits] == ["green"]
+    await elsewhere(call.SHARED_TENANT).write(GUIDE, black="black tea")
+    assert {hit.record.record_id for hit in (await acme(search)).hits} == {"green", "black"}
 
 
 async def test_search_looks_into_several_namespaces_at_once(acme: Caller) -> None:

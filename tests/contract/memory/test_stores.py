@@ -71,7 +71,7 @@ async def found(store: PgvectorStore, direction: int, place: Place = PLACE, limi
     weights = recall.weights(pb.SEARCH_MODE_VECTOR)
     query = Query(places=[place], text=None, probes=[probe], weights=weights, containing=None, limit=limit)
     with call.scope(Principal(place.tenant_id, "ann"), None):
-        return [hit.record.record_id for hit in (await store.search(query)).hits]
+        return [hit.record.record_id for hit in (await store.search(query)).response.hits]
 
 
 async def test_an_index_brings_the_nearest_of_one_place_alone(database: Database, store: BesideStore) -> None:
@@ -92,6 +92,15 @@ async def test_what_is_forgotten_or_written_over_is_not_found_whatever_the_index
     assert (await index.count(DIMENSION), await found(store, 1)) == (3, ["b"])
     await store.sweep(100)
     assert (await index.count(DIMENSION), await found(store, 1)) == (1, ["b"])
+
+
+async def test_what_the_index_has_of_nobody_takes_no_hits_away(
+    database: Database, store: BesideStore, index: QdrantIndex
+) -> None:
+    await write(database, store, entry("near", 1), entry("far", 2))
+    between = embedding(1) + embedding(3)
+    await index.put(DIMENSION, [Point(uuid.uuid4(), PLACE.key, between) for _ in range(30)])
+    assert await found(store, 1) == ["near", "far"]
 
 
 async def test_what_a_transaction_put_into_the_index_and_did_not_commit_goes_again(

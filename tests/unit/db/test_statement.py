@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from agentshell.db.binary import bigint
-from agentshell.db.database import Database
+from agentshell.db.database import Connection, Database
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
@@ -36,6 +36,43 @@ async def test_a_run_that_is_given_up_leaves_no_answer_for_the_next(database: Da
         async with asyncio.timeout(0.05):
             await statement.run([bigint(20)])
     assert (await statement.run([bigint(0)])).get_value(0, 0) == bigint(0)
+
+
+async def test_a_run_that_is_given_up_waits_no_longer_on_the_server_either(database: Database) -> None:
+    statement = database.statement("SELECT pg_advisory_xact_lock($1::bigint)")
+    async with database.transaction() as holder, asyncio.timeout(20):
+        await holder.execute("SELECT pg_advisory_xact_lock(7)")
+        running = asyncio.create_task(statement.run([bigint(7)]))
+        while not await waiting(holder):
+            pass
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        while await waiting(holder):
+            pass
+
+
+async def test_of_several_connections_each_run_has_one_and_one_after_another_they_have_the_same(
+    database: Database,
+) -> None:
+    statements = database.statements("SELECT pg_backend_pid()::bigint, pg_advisory_xact_lock($1::bigint)", 2)
+    async with database.transaction() as holder, asyncio.timeout(20):
+        await holder.execute("SELECT pg_advisory_xact_lock(7)")
+        running = asyncio.create_task(statements.run([bigint(7)]))
+        while not await waiting(holder):
+            pass
+        meanwhile = [(await statements.run([bigint(number)])).get_value(0, 0) for number in (8, 9)]
+    assert meanwhile[0] == meanwhile[1] != (await running).get_value(0, 0)
+
+
+async def waiting(connection: Connection) -> int:
+    """Returns how many wait for a lock."""
+    cursor = await connection.execute(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+        " WHERE datname = current_database() AND NOT granted"
+    )
+    (count,) = await cursor.fetchone() or (0,)
+    return int(count)
 
 
 async def test_a_connection_that_is_lost_in_a_run_is_unavailable_and_one_lost_before_is_made_again(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -26,9 +26,11 @@ Batches = AsyncGenerator[list[TurnUpdate]]
 WAIT_SECONDS = 10.0
 
 
-def reader(log: Log, feeds: Feeds, turn_id: str = "T", session: str = SESSION) -> Batches:
+async def reader(log: Log, feeds: Feeds, turn_id: str = "T", session: str = SESSION) -> Batches:
     row = IndexedTurn(TENANT, Turn(turn_id=turn_id, session_id=session), 0, 0)
-    return TurnReader(log, feeds, row, 0, None).batches()
+    with closing(TurnReader(log, feeds, row, 0, None)) as turn_reader:
+        while batch := await turn_reader.next():
+            yield batch
 
 
 def told(*news: TurnEvent | OutputDelta) -> list[TurnUpdate]:

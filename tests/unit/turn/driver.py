@@ -9,7 +9,7 @@ from typing import Any
 from agentshell.content import fill
 from agentshell.mesh import ids
 from agentshell.turn import envelope, state
-from agentshell.turn.decision import decide, expire, expire_inputs, restart
+from agentshell.turn.decision import decide, expire, expire_inputs, is_all, restart
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Part, Text, ToolCall, Usage
 from kfm.error.v1.error_pb2 import ERROR_REASON_PROVIDER_UNAVAILABLE, Failure
 from kfm.turn.v1 import turn_event_pb2 as e
@@ -109,6 +109,8 @@ class Driver:
             for event in decided:
                 assert self.write(event), f"a decision always changes the turn: {event}"
                 made.append(event)
+            if is_all(self.turn, decided):
+                assert decide(self.turn, self.requested) == [], "more followed what was said to be all"
         raise AssertionError("deciding has no end")
 
     def settle(self, step_id: str, outcome: t.StepResult | Failure) -> bool:

@@ -1,25 +1,24 @@
 """Reads through a cache: what was answered before, as long as nothing has changed.
 
 Each place has a generation in Postgres, which every change of it counts in its own transaction (stores/change.py). An
-entry says of which generations it is, read before what it holds, and is good while Postgres has these: one look at an
-index a read. So nothing that was changed or forgotten comes back, whichever process changed it, and whether the cache
-was there or away at that time.
+entry says of which generations it is, read no later than what it holds, and is good while Postgres has these: one look
+at an index, where there is an entry. So nothing that was changed or forgotten comes back, whichever process changed it,
+and whether the cache was there or away at that time.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter
 
-from agentshell.db import binary
 from agentshell.db.database import Database
 from agentshell.memory.cache.cache import Cache
+from agentshell.memory.stores.generations import Generations, State
 from agentshell.memory.stores.store import Place
 from kfm.memory.v1.memory_service_pb2 import GetWindowResponse, Record, SearchResponse
 
@@ -27,25 +26,11 @@ from kfm.memory.v1.memory_service_pb2 import GetWindowResponse, Record, SearchRe
 MAX_ENTRY_BYTES = 256 * 1024
 
 _READS: Final = Counter("agentshell_memory_cache_reads_total", "Reads through the cache.", ["cache", "outcome"])
-# The time is Postgres', by whose clock records expire.
-_GENERATIONS = (
-    "SELECT coalesce(generation, 0), extract(epoch FROM now())::float8"
-    " FROM unnest($1::text[]) WITH ORDINALITY AS asked (place, number)"
-    " LEFT JOIN memory.generations USING (place) ORDER BY number"
-)
 # A digest of the generations, and when the first of its records expires, in seconds since 1970.
 _HEADER = struct.Struct(">32sd")
-_TIME = struct.Struct(">d")
 _FORMAT = 1  # Another one where what an entry holds means something else.
 
 _Answer = TypeVar("_Answer", bound=Message)
-
-
-class _State(NamedTuple):
-    """A digest of the generations that places have, and the time at which they have them."""
-
-    generations: bytes
-    time: float
 
 
 class ReadThrough:
@@ -53,7 +38,7 @@ class ReadThrough:
 
     def __init__(self, database: Database, cache: Cache | None) -> None:
         self._cache = cache
-        self._generations = database.statement(_GENERATIONS)
+        self._generations = Generations(database)
 
     async def read(
         self,
@@ -69,23 +54,43 @@ class ReadThrough:
         """
         if self._cache is None:
             return await make()
+
+        async def stated(state: State | None) -> tuple[_Answer, State]:
+            state = state or await self._generations.state(_keys(places))
+            return await make(), state
+
+        return await self.read_stated(places, request, answer, stated, is_lasting)
+
+    async def read_stated(
+        self,
+        places: Sequence[Place],
+        request: Message,
+        answer: type[_Answer],
+        make: Callable[[State | None], Awaitable[tuple[_Answer, State]]],
+        is_lasting: Callable[[_Answer], bool] = lambda _answer: True,
+    ) -> _Answer:
+        """As `read`, where `make` says itself of which state of the places its answer is.
+
+        It is told one from before, where one had to be read.
+        """
+        if self._cache is None:
+            return (await make(None))[0]
         key = _key(places[0].tenant_id, request)
-        state, kept = await asyncio.gather(self._state(places), self._cache.get(key))
-        found = None if kept is None else _opened(kept, state, answer)
+        kept = await self._cache.get(key)
+        state = None if kept is None else await self._generations.state(_keys(places))
+        found = None if kept is None or state is None else _opened(kept, state, answer)
         outcome = "hit" if found is not None else "miss" if kept is None else "stale"
         _READS.labels(self._cache.name, outcome).inc()
         if found is not None:
             return found
-        made = await make()
+        made, state = await make(state)
         if is_lasting(made) and made.ByteSize() <= MAX_ENTRY_BYTES:
-            await self._cache.put(key, _HEADER.pack(state.generations, _end(made)) + made.SerializeToString())
+            await self._cache.put(key, _HEADER.pack(state.digest, _end(made)) + made.SerializeToString())
         return made
 
-    async def _state(self, places: Sequence[Place]) -> _State:
-        result = await self._generations.run([binary.texts([place.key for place in places])])
-        generations = b"".join(result.get_value(row, 0) or b"" for row in range(result.ntuples))
-        (now,) = _TIME.unpack(result.get_value(0, 1) or b"")
-        return _State(hashlib.sha256(generations).digest(), now)
+
+def _keys(places: Sequence[Place]) -> list[str]:
+    return [place.key for place in places]
 
 
 def _key(tenant_id: str, request: Message) -> str:
@@ -93,11 +98,11 @@ def _key(tenant_id: str, request: Message) -> str:
     return f"agentshell:memory:{_FORMAT}:{tenant_id}:{hashlib.sha256(asked).hexdigest()}"
 
 
-def _opened(entry: bytes, state: _State, answer: type[_Answer]) -> _Answer | None:
+def _opened(entry: bytes, state: State, answer: type[_Answer]) -> _Answer | None:
     """Returns what an entry holds; None where it is of another generation, or a record in it has expired."""
     try:
         of, end = _HEADER.unpack_from(entry)
-        is_good = of == state.generations and state.time < end
+        is_good = of == state.digest and state.time < end
         return answer.FromString(entry[_HEADER.size :]) if is_good else None
     except (struct.error, DecodeError):  # Somebody else's.
         return None

@@ -6,39 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+from agentshell.db import binary
 from agentshell.db.database import Connection, Database
 from agentshell.memory.stores import once as effects
 from agentshell.memory.stores import wall
-from agentshell.memory.stores.store import MessagePage, Once, Place
+from agentshell.memory.stores.store import MessagePage, Once
 from kfm.content.v1.content_pb2 import Message
 from kfm.memory.v1.memory_service_pb2 import AppendMessagesResponse
 
-# Locks the session's row until the transaction ends: one appends at a time.
-_COUNT = """
-    INSERT INTO memory.sessions AS session (tenant_id, session_id, message_count, user_id)
-    VALUES (%(tenant)s, %(session)s, %(count)s, %(user)s)
-    ON CONFLICT (tenant_id, session_id) DO UPDATE SET message_count = session.message_count + excluded.message_count,
-        user_id = CASE session.user_id WHEN '' THEN excluded.user_id ELSE session.user_id END
-    RETURNING message_count"""
-_APPEND = """
-    INSERT INTO memory.messages
-    SELECT %(tenant)s, %(session)s, %(last)s - %(count)s + number, message
-    FROM unnest(%(messages)s::bytea[]) WITH ORDINALITY AS appended (message, number)"""
-# Sizes are known without reading the messages, so a page of pictures costs no more than it brings.
-_LIST = """
-    SELECT message, position, older FROM (
-        SELECT message, position, row_number() OVER newest AS number,
-            sum(octet_length(message)) OVER newest AS total_bytes, lead(position) OVER newest IS NOT NULL AS older
-        FROM (
-            SELECT message, position FROM memory.messages
-            WHERE tenant_id = %(tenant)s AND session_id = %(session)s
-                AND (%(before)s::bigint IS NULL OR position < %(before)s)
-            ORDER BY position DESC LIMIT %(limit)s + 1
-        ) candidates
-        WINDOW newest AS (ORDER BY position DESC)
-    ) sized
-    WHERE number = 1 OR (number <= %(limit)s AND total_bytes <= %(limit_bytes)s)
-    ORDER BY position"""
+_APPEND = "SELECT memory.append($1::text, $2::text, $3::text, $4::bytea[], $5::text, $6::bytea, $7::text)"
+_NEWEST = """
+    SELECT message, position, older
+    FROM memory.newest($1::text, $2::text, $3::bigint, $4::bigint, $5::bigint, $6::text)"""
+_CONNECTIONS = 4  # For each of the two: an append waits for the disk and for whoever forgets, and a page may be large.
+_NO_POSITION = 2**63 - 1  # After all.
+_TRUE = b"\x01"
 _RANGE = """
     SELECT message FROM (
         SELECT message, position, sum(octet_length(message)) OVER (ORDER BY position) AS total_bytes
@@ -69,6 +51,8 @@ class History:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._append = database.statements(_APPEND, _CONNECTIONS)
+        self._newest = database.statements(_NEWEST, _CONNECTIONS)
 
     async def append(
         self, tenant_id: str, session_id: str, messages: Sequence[Message], user_id: str, once: Once
@@ -77,39 +61,28 @@ class History:
 
         It is the conversation of the first `user_id` that is not empty.
         """
-
-        async def effect(connection: Connection) -> AppendMessagesResponse:
-            parameters = {"tenant": tenant_id, "session": session_id, "count": len(messages), "user": user_id}
-            cursor = await connection.execute(_COUNT, parameters)
-            (last,) = await cursor.fetchone() or (0,)
-            serialized = [message.SerializeToString() for message in messages]
-            await connection.execute(_APPEND, {**parameters, "last": last, "messages": serialized})
-            return AppendMessagesResponse(message_count=last)
-
-        return await effects.run(
-            self._database, Place(tenant_id, f"session/{session_id}"), once, AppendMessagesResponse, effect
+        result = await self._append.run(
+            [
+                *_texts(tenant_id, session_id, user_id),
+                binary.blobs([message.SerializeToString() for message in messages]),
+                *_texts(once.request_id),
+                once.digest,
+                *_texts(wall.caller()),
+            ]
         )
+        return effects.repeated(once, AppendMessagesResponse, result.get_value(0, 0))
 
     async def list(
         self, tenant_id: str, session_id: str, before: int | None, limit: int, limit_bytes: int
     ) -> MessagePage:
         """Returns the newest messages before a position (None: of all); at least one where there is one."""
-        async with wall.reading(self._database) as connection:
-            cursor = await connection.execute(
-                _LIST,
-                {
-                    "tenant": tenant_id,
-                    "session": session_id,
-                    "before": before,
-                    "limit": limit,
-                    "limit_bytes": limit_bytes,
-                },
-            )
-            rows = await cursor.fetchall()
-        if not rows:
+        numbers = [binary.bigint(number) for number in (before or _NO_POSITION, limit, limit_bytes)]
+        result = await self._newest.run([*_texts(tenant_id, session_id), *numbers, *_texts(wall.caller())])
+        if not result.ntuples:
             return MessagePage([], 0, has_more=False)
-        _, first_position, has_more = rows[0]
-        return MessagePage([Message.FromString(message) for message, _, _ in rows], first_position, has_more)
+        messages = [Message.FromString(result.get_value(row, 0) or b"") for row in range(result.ntuples)]
+        first_position, older = result.get_value(0, 1) or b"", result.get_value(0, 2)
+        return MessagePage(messages, int.from_bytes(first_position), has_more=older == _TRUE)
 
     async def range(
         self, tenant_id: str, session_id: str, first: int, last: int, limit_bytes: int
@@ -135,3 +108,7 @@ class History:
         """Returns whether the session is still the same, and keeps it so until the connection's transaction ends."""
         cursor = await connection.execute(_LOCK, (tenant_id, session_id, incarnation))
         return await cursor.fetchone() is not None
+
+
+def _texts(*texts: str | None) -> list[bytes | None]:
+    return [None if text is None else text.encode() for text in texts]

@@ -14,20 +14,14 @@ from agentshell.mesh.errors import request_id_reused
 
 Answer = TypeVar("Answer", bound=Message)
 
-# Whoever repeats an id while the first is under way waits here for its end.
-_CLAIM = """
-    INSERT INTO memory.requests AS request (tenant_id, request_id, digest) VALUES (%s, %s, %s)
-    ON CONFLICT (tenant_id, request_id) DO UPDATE SET digest = excluded.digest, create_time = now()
-    WHERE request.create_time < now() - interval '24 hours'
-    RETURNING true"""
-_READ = "SELECT digest, answer FROM memory.requests WHERE tenant_id = %s AND request_id = %s"
-_ANSWER = "UPDATE memory.requests SET answer = %s WHERE tenant_id = %s AND request_id = %s"
-# Each new request takes a few old ones away, so the table stays as large as a day. An hour later than they end, so that
-# none goes between a claim and its reading.
+_CLAIM = "SELECT is_first, first_answer FROM memory.claim(%s, %s, %s)"
+_KEEP = "SELECT memory.keep_answer(%s, %s, %s)"
+# An hour later than they end, so that none goes between a claim and its reading.
 _SWEEP = """
     DELETE FROM memory.requests WHERE (tenant_id, request_id) IN (
         SELECT tenant_id, request_id FROM memory.requests WHERE create_time < now() - interval '25 hours'
-        ORDER BY create_time LIMIT 4 FOR UPDATE SKIP LOCKED)"""
+        ORDER BY create_time LIMIT %s FOR UPDATE SKIP LOCKED)"""
+_SWEPT_AT_ONCE = 1_000
 
 
 async def run(
@@ -56,12 +50,24 @@ async def within(
     if once is None:
         return await effect(connection)
     key = (tenant_id, once.request_id)
-    if await (await connection.execute(_CLAIM, (*key, once.digest))).fetchone():
+    is_first, first = await (await connection.execute(_CLAIM, (*key, once.digest))).fetchone() or (False, None)
+    if is_first:
         made = await effect(connection)
-        await connection.execute(_ANSWER, (made.SerializeToString(), *key))
-        await connection.execute(_SWEEP)
+        await connection.execute(_KEEP, (*key, made.SerializeToString()))
         return made
-    row = await (await connection.execute(_READ, key)).fetchone()
-    if row is None or row[0] != once.digest:
+    return repeated(once, answer, first)
+
+
+def repeated(once: Once, answer: type[Answer], first: bytes | None) -> Answer:
+    """Returns the first answer as the schema's functions give it. Raises REQUEST_ID_REUSED for None."""
+    if first is None:
         raise request_id_reused(once.request_id)
-    return answer.FromString(row[1])
+    return answer.FromString(first)
+
+
+async def sweep(database: Database) -> None:
+    """Takes away the answers that are given no more."""
+    while True:
+        async with database.connection() as connection:
+            if (await connection.execute(_SWEEP, [_SWEPT_AT_ONCE])).rowcount < _SWEPT_AT_ONCE:
+                return

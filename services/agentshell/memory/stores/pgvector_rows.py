@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from json import JSONDecoder, dumps
 from typing import Any
 from weakref import WeakSet
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 from pgvector import HalfVector
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 from psycopg.types.json import Jsonb
 
+from agentshell.db import binary
 from agentshell.db.database import Connection
 from agentshell.memory.stores.store import Embedding, Entry, Place
 from kfm.memory.v1.memory_service_pb2 import Record
@@ -45,6 +48,26 @@ FITS_FILTER = "(%(filter)s::jsonb IS NULL OR metadata @> %(filter)s::jsonb)"
 IN_PLACE = "place = %(place)s"
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+_decode = JSONDecoder().decode
+
+
+def _time(value: bytes) -> datetime:
+    return binary.time_at(binary.number_of(value))
+
+
+def _json(value: bytes) -> Any:
+    return _decode(value[1:].decode())  # The first byte is the format's version.
+
+
+# What reads each of READ_COLUMNS in binary form.
+READERS: Sequence[Callable[[bytes], Any]] = (
+    *(bytes.decode, binary.number_of, bytes.decode, _json, bytes.decode, bytes.decode, binary.number_of),
+    *(binary.texts_of, bytes.decode, _time, _time, _time, binary.number_of),
+)
+
 # Which connections know the type: to tell one costs as much as a small search.
 _adapted: WeakSet[Connection] = WeakSet()
 
@@ -69,6 +92,11 @@ def within(places: Sequence[Place], **more: object) -> dict[str, Any]:
 def json(struct: Struct | None) -> Jsonb | None:
     """Returns what a filter or metadata is as a parameter."""
     return None if struct is None else Jsonb(MessageToDict(struct))
+
+
+def json_text(struct: Struct | None) -> str | None:
+    """Returns what a filter is as text: the same for the same."""
+    return None if struct is None else dumps(MessageToDict(struct), sort_keys=True)
 
 
 def vector(embedding: Embedding | None) -> HalfVector | None:
@@ -100,8 +128,15 @@ def row(place: Place, entry: Entry) -> tuple[object, ...]:
 
 def record(*columns: Any) -> Record:
     """Returns the record that READ_COLUMNS holds."""
-    record_id, kind, text, metadata, uri, title, chunk_index, source_ids, user_id, *times, version = columns
-    made = Record(record_id=record_id, kind=kind, text=text, user_id=user_id, version=version)
+    made = Record()
+    fill(made, *columns)
+    return made
+
+
+def fill(made: Record, *columns: Any) -> None:
+    """Makes an empty record the one that READ_COLUMNS holds."""
+    made.record_id, made.kind, made.text, metadata, uri, title, chunk_index, source_ids, *rest = columns
+    made.user_id, *times, made.version = rest
     if metadata is not None:
         made.metadata.update(metadata)  # A third of the time that json_format takes.
         made.metadata.SetInParent()
@@ -110,7 +145,6 @@ def record(*columns: Any) -> Record:
         made.source.record_ids.extend(source_ids or ())
         made.source.SetInParent()
     _set_times(made, *times)
-    return made
 
 
 def receipt(
@@ -123,7 +157,12 @@ def receipt(
 
 
 def _set_times(made: Record, create_time: datetime, update_time: datetime, expire_time: datetime | None) -> None:
-    made.create_time.FromDatetime(create_time)
-    made.update_time.FromDatetime(update_time)
+    _set_time(made.create_time, create_time)
+    _set_time(made.update_time, update_time)
     if expire_time is not None:
-        made.expire_time.FromDatetime(expire_time)
+        _set_time(made.expire_time, expire_time)
+
+
+def _set_time(made: Timestamp, time: datetime) -> None:
+    since = time - _EPOCH  # A fifth of the time that FromDatetime takes.
+    made.seconds, made.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1_000

@@ -1,82 +1,148 @@
 """Search in Postgres: one statement, which looks by vector and by words, fuses both, and reads what it has found.
 
-The functions that it calls, and how they choose between comparing all vectors and asking the index, are in
-migrations/0002_search.sql. Records are read behind the wall (wall.py).
+The functions that it calls are in migrations/0002_search.sql and 0007_plans.sql, which chooses between comparing all
+vectors and asking the index. Records are read behind the wall (wall.py).
 """
 
 # ruff: noqa: S608 - statements are put together from the literals of this file alone
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import psycopg
+from cachetools import TTLCache
 from numpy.typing import NDArray
 from pgvector import HalfVector
+from psycopg.pq.abc import PGresult
 from psycopg.types import TypeInfo
 
+from agentshell.db import binary
 from agentshell.db.database import Database
 from agentshell.memory import recall
+from agentshell.memory.stores import generations, wall
 from agentshell.memory.stores import pgvector_rows as rows
-from agentshell.memory.stores import wall
+from agentshell.memory.stores.generations import Generations
 from agentshell.memory.stores.store import Found, Probe, Query, Space, SpaceChanged
 from agentshell.mesh import call
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
-from kfm.memory.v1.memory_service_pb2 import RECORD_KIND_CHUNK, Hit
+from kfm.memory.v1.memory_service_pb2 import RECORD_KIND_CHUNK, SearchPlan, SearchResponse
 
 # Of an index of halfvec.
 MAX_DIMENSION = 4_000
 
+# Searches of one process that run side by side, each on a connection of its own.
+_CONNECTIONS = 4
+# How long it counts that so many have passed some filters. Where they have become many, or few, in between, a search is
+# slower or finds a little less; what it finds is never less than is asked for.
+_PASSED_SECONDS = 10.0
+_PASSED_KEPT = 10_000
+
 _SPACE_CHANGED = "KFM01"
 
-_NEAREST = """SELECT * FROM memory.nearest(%(places_{0})s, %(vector_{0})s, %(embedder_{0})s, %(slot_{0})s,
-        %(filter)s::jsonb, %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort_{0})s)"""
-_FOUND = """SELECT %(plan_{0})s::integer AS plan, %(passed_{0})s::bigint AS passed, %(places_{0})s::text[] AS places,
-        %(record_ids_{0})s::text[] AS record_ids, %(distances_{0})s::float8[] AS distances"""
-_NOT_LOOKED = (
-    "SELECT 0 AS plan, 0::bigint AS passed, NULL::text[] places, NULL::text[] record_ids, NULL::float8[] distances"
-)
 # The first row is there even where nothing is found, and says how it was looked.
 _SEARCH = f"""
-    WITH looked AS MATERIALIZED ({{looked}}
+    WITH looked AS MATERIALIZED (
+        SELECT near.* FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s, %(kinds)s,
+            %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s) AS near
+        WHERE %(vector)s IS NOT NULL
     ), by_vector AS (
         SELECT place, record_id, 1 - distance AS vector_score, rank
         FROM looked CROSS JOIN LATERAL unnest(looked.places, looked.record_ids, looked.distances)
-            WITH ORDINALITY AS found (place, record_id, distance, rank)
+            WITH ORDINALITY AS near (place, record_id, distance, rank)
+        UNION ALL
+        SELECT place, record_id, 1 - distance, rank
+        FROM unnest(%(near_places)s, %(near_ids)s, %(near_distances)s, %(near_ranks)s)
+            AS near (place, record_id, distance, rank)
     ), by_words AS (
         SELECT place, record_id, text_score, rank
-        FROM memory.worded(%(places)s, %(text)s, %(filter)s::jsonb, %(kinds)s::smallint[], %(wanted)s) AS worded
+        FROM memory.worded(%(places)s, %(text)s, %(filter)s, %(kinds)s, %(wanted)s) AS worded
             CROSS JOIN LATERAL unnest(worded.places, worded.record_ids, worded.scores)
             WITH ORDINALITY AS found (place, record_id, text_score, rank)
+        WHERE %(text)s IS NOT NULL
     ), fused AS MATERIALIZED (
         SELECT place, record_id, vector_score, text_score,
-            coalesce(%(vector_weight)s::float8 / (%(rank_constant)s + by_vector.rank), 0)
-                + coalesce(%(text_weight)s::float8 / (%(rank_constant)s + by_words.rank), 0) AS score
+            coalesce(%(vector_weight)s / (%(rank_constant)s + by_vector.rank), 0)
+                + coalesce(%(text_weight)s / (%(rank_constant)s + by_words.rank), 0) AS score
         FROM by_vector FULL JOIN by_words USING (place, record_id)
-        WHERE %(min_score)s::float8 IS NULL
-            OR CASE WHEN %(is_by_vector)s THEN vector_score ELSE text_score END >= %(min_score)s::float8
+        WHERE %(min_score)s IS NULL
+            OR CASE WHEN %(vector_weight)s > 0 THEN vector_score ELSE text_score END >= %(min_score)s
         ORDER BY score DESC, record_id LIMIT %(fused)s
     ), hits AS (
         SELECT place, score * coalesce(recency_score, 1) AS score, vector_score, text_score, recency_score,
-            CASE WHEN NOT %(with_vectors)s THEN NULL WHEN place = ANY (%(places_of_second)s::text[]) THEN embedding_2
+            CASE WHEN NOT %(with_vectors)s THEN NULL WHEN place = ANY (%(places_of_second)s) THEN embedding_2
                 ELSE embedding END AS vector,
             {rows.READ_COLUMNS}
         FROM fused JOIN memory.readable(%(tenant)s, (SELECT array_agg(place) FROM fused),
             (SELECT array_agg(record_id) FROM fused)) AS records USING (place, record_id)
         CROSS JOIN LATERAL (
-            SELECT CASE WHEN %(half_life)s::float8 IS NOT NULL THEN
-                exp(-least(ln(2) * greatest(extract(epoch FROM now() - update_time)::float8, 0)
-                    / %(half_life)s::float8, 600))
+            SELECT CASE WHEN %(half_life)s IS NOT NULL THEN
+                exp(-least(ln(2) * greatest(extract(epoch FROM now() - update_time)::float8, 0) / %(half_life)s, 600))
             END AS recency_score
         ) AS aged
         ORDER BY score DESC, record_id LIMIT %(kept)s
     )
-    SELECT (SELECT max(plan) FROM looked), (SELECT sum(passed)::bigint FROM looked), hits.*
-    FROM (VALUES (true)) AS always LEFT JOIN hits ON true ORDER BY score DESC, record_id"""
+    SELECT EXISTS (SELECT FROM memory.namespaces WHERE place = ANY (%(bare_places)s)),
+        {generations.columns("%(places)s")}, looked.plan, looked.passed, hits.*
+    FROM (VALUES (true)) AS always LEFT JOIN looked ON true LEFT JOIN hits ON true ORDER BY score DESC, record_id"""
+
+# What it takes, in this order, of which types.
+_PARAMETERS = {
+    "tenant": "text",
+    "places": "text[]",
+    "bare_places": "text[]",
+    "places_of_second": "text[]",
+    "text": "text",
+    "filter": "jsonb",
+    "kinds": "smallint[]",
+    "wanted": "integer",
+    "probe_places": "text[]",
+    "vector": "halfvec",
+    "embedder": "text",
+    "slot": "integer",
+    "effort": "integer",
+    "expected": "bigint",
+    "exact_least": "integer",
+    "exact_factor": "float8",
+    "near_places": "text[]",
+    "near_ids": "text[]",
+    "near_distances": "float8[]",
+    "near_ranks": "bigint[]",
+    "vector_weight": "float8",
+    "text_weight": "float8",
+    "rank_constant": "integer",
+    "min_score": "float8",
+    "half_life": "float8",
+    "fused": "integer",
+    "kept": "integer",
+    "with_vectors": "boolean",
+}
+_BINARY: Mapping[str, Callable[[Any], bytes]] = {
+    "text": str.encode,
+    "text[]": binary.texts,
+    "jsonb": binary.document,
+    "smallint[]": binary.smallints,
+    "integer": binary.integer,
+    "bigint": binary.bigint,
+    "bigint[]": binary.bigints,
+    "float8": binary.float8,
+    "float8[]": binary.floats,
+    "boolean": binary.boolean,
+    "halfvec": HalfVector.to_binary,
+}
+_NUMBERED = _SEARCH % {name: f"${number}::{kind}" for number, (name, kind) in enumerate(_PARAMETERS.items(), 1)}
+_WRITERS = [(name, _BINARY[kind]) for name, kind in _PARAMETERS.items()]
+# Its columns: whether a place has vectors that was said to be bare, the places' state, how it was looked, the hits.
+_IS_CHANGED, _GENERATIONS, _TIME, _PLAN, _PASSED, _FIRST_OF_HIT = range(6)
+_TRUE = b"\x01"
+
+# What a probe finds, where it is not the only one.
+_NEAREST = """
+    SELECT * FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s::jsonb,
+        %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s)"""
 
 # The chunks around chunks: each with the number of the hit that it is near.
 _NEIGHBOURS = f"""
@@ -103,12 +169,16 @@ class Nearest(NamedTuple):
 Look: TypeAlias = Callable[[Query, Probe, int], Awaitable[Nearest | None]]
 
 
-class _Row(NamedTuple):
-    """A hit, where it is, and its vector if that was asked for."""
+class _Hit(NamedTuple):
+    """A hit as the statement gives it."""
 
     place: str
-    hit: Hit
+    score: float
+    vector_score: float | None
+    text_score: float | None
+    recency_score: float | None
     vector: NDArray[np.floating] | None
+    record: Sequence[Any]
 
 
 class PgvectorSearch:
@@ -118,6 +188,9 @@ class PgvectorSearch:
         self._database = database
         self._halfvec = halfvec
         self._look = look
+        self._statement = database.statements(_NUMBERED, _CONNECTIONS)
+        self._generations = Generations(database)
+        self._passed = TTLCache[Hashable, int, float](_PASSED_KEPT, _PASSED_SECONDS)
 
     async def prepare(self, space: Space) -> None:
         """Makes the index of a space's vectors, where there is none. Raises CONFIG_INVALID where there can be none.
@@ -136,60 +209,99 @@ class PgvectorSearch:
 
     async def search(self, query: Query) -> Found:
         """See `Store.search`."""
-        near = [await self._look(query, probe, _wanted(query)) if self._look else None for probe in query.probes]
-        parameters = _shared(query)
-        for number, (probe, found) in enumerate(zip(query.probes, near, strict=True)):
-            values = _to_look(probe) if found is None else found._asdict()
-            parameters |= {f"{name}_{number}": value for name, value in values.items()}
-        statement = _statement(tuple(found is not None for found in near))
+        is_one = not self._look and len(query.probes) <= 1  # Then all is read by one statement, and the state with it.
+        before = None if is_one else await self._generations.state([place.key for place in query.places])
+        shared = _shared(query)
+        near, unlooked = await self._looked(query)
         try:
-            async with self._database.connection() as connection:
-                rows.adapt(connection, self._halfvec)
-                answer = await (await connection.execute(statement, parameters)).fetchall()
+            near += [await self._nearest(shared | _of_probe(query, probe)) for probe in unlooked[1:]]
+            parameters = shared | _near(near) | (_of_probe(query, unlooked[0]) if unlooked else {})
+            result = await self._statement.run(_written(parameters | self._expected(parameters)))
         except psycopg.Error as error:
             if error.sqlstate == _SPACE_CHANGED:
                 raise SpaceChanged from error
             raise
-        plan, passed, *_ = answer[0]
-        hits = [_row(*columns) for _, _, *columns in answer if columns[0] is not None]
+        if result.get_value(0, _IS_CHANGED) == _TRUE:
+            raise SpaceChanged
+        if unlooked:
+            plan, passed = (binary.number_of(result.get_value(0, column) or b"") for column in (_PLAN, _PASSED))
+            self._passed[_filters(parameters)] = passed
+            near.append(Nearest(plan, passed, [], [], []))
+        hits = _hits(result)
         if query.diversity:
             chosen = recall.diversified(
-                [row.hit.score for row in hits], [row.vector for row in hits], query.diversity, query.limit
+                [hit.score for hit in hits], [hit.vector for hit in hits], query.diversity, query.limit
             )
             hits = [hits[index] for index in chosen]
+        response = _response(near, hits)
         if query.neighbours:
-            await self._add_neighbours(hits, query.neighbours)
-        return Found([row.hit for row in hits], plan, passed)
+            await self._add_neighbours([hit.place for hit in hits], response, query.neighbours)
+        state = before or generations.state(result.get_value(0, _GENERATIONS), result.get_value(0, _TIME))
+        return Found(response, state)
 
-    async def _add_neighbours(self, hits: Sequence[_Row], reach: int) -> None:
-        chunks = [row for row in hits if row.hit.record.kind == RECORD_KIND_CHUNK and row.hit.record.source.uri]
+    async def _looked(self, query: Query) -> tuple[list[Nearest], list[Probe]]:
+        """Returns what `look` finds, and the probes for which Postgres is to look."""
+        near: list[Nearest] = []
+        unlooked: list[Probe] = []
+        for probe in query.probes:
+            found = await self._look(query, probe, _wanted(query)) if self._look else None
+            if found is None:
+                unlooked.append(probe)
+            else:
+                near.append(found)
+        return near, unlooked
+
+    async def _nearest(self, parameters: dict[str, Any]) -> Nearest:
+        """Returns what a probe finds that is not the only one."""
+        async with self._database.connection() as connection:
+            rows.adapt(connection, self._halfvec)
+            cursor = await connection.execute(_NEAREST, parameters | self._expected(parameters))
+            [(plan, passed, *found)] = await cursor.fetchall()
+        self._passed[_filters(parameters)] = passed
+        return Nearest(plan, passed, *(each or [] for each in found))
+
+    def _expected(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {"expected": self._passed.get(_filters(parameters))}
+
+    async def _add_neighbours(self, places: Sequence[str], response: SearchResponse, reach: int) -> None:
+        hits = zip(places, response.hits, strict=True)
+        chunks = [(place, hit) for place, hit in hits if hit.record.kind == RECORD_KIND_CHUNK and hit.record.source.uri]
         if not chunks:
             return
         parameters = {
-            "places": [row.place for row in chunks],
-            "uris": [row.hit.record.source.uri for row in chunks],
-            "indexes": [row.hit.record.source.chunk_index for row in chunks],
+            "places": [place for place, _ in chunks],
+            "uris": [hit.record.source.uri for _, hit in chunks],
+            "indexes": [hit.record.source.chunk_index for _, hit in chunks],
             "reach": reach,
             "kind": RECORD_KIND_CHUNK,
         }
         async with wall.reading(self._database) as connection:
             cursor = await connection.execute(_NEIGHBOURS, parameters)
             for number, *columns in await cursor.fetchall():
-                chunks[number - 1].hit.neighbours.append(rows.record(*columns))
-
-
-@cache
-def _statement(are_found: tuple[bool, ...]) -> bytes:
-    """Returns the search by so many probes: by what each has found, or is to find."""
-    looks = (_FOUND if is_found else _NEAREST for is_found in are_found)
-    looked = " UNION ALL ".join(look.format(number) for number, look in enumerate(looks)) or _NOT_LOOKED
-    return _SEARCH.replace("{looked}", looked).encode()
+                _, hit = chunks[int(number) - 1]
+                rows.fill(hit.neighbours.add(), *columns)
 
 
 def _wanted(query: Query) -> int:
     is_chosen_later = query.diversity > 0 or query.half_life_seconds is not None
     is_fused = bool(query.weights.vector and query.weights.text) or len(query.probes) > 1
     return recall.candidates(query.limit, is_fused=is_fused or is_chosen_later)
+
+
+def _filters(parameters: Mapping[str, Any]) -> Hashable:
+    """Returns what decides how many pass."""
+    return (*parameters.get("probe_places", ()), parameters["filter"], *parameters["kinds"])
+
+
+def _of_probe(query: Query, probe: Probe) -> dict[str, Any]:
+    """Returns the parameters that are of a probe."""
+    return {
+        "probe_places": [place.key for place in probe.places],
+        "vector": rows.vector(probe.embedding),
+        "embedder": probe.space.embedder,
+        "slot": probe.space.slot,
+        "effort": recall.effort(probe.space.embedder, _wanted(query)),
+    }
 
 
 def _shared(query: Query) -> dict[str, Any]:
@@ -199,8 +311,10 @@ def _shared(query: Query) -> dict[str, Any]:
     return {
         "tenant": call.tenant(),
         "places": [place.key for place in query.places],
+        "bare_places": [place.key for place in query.bare_places],
+        "places_of_second": [place.key for probe in query.probes if probe.space.slot != 1 for place in probe.places],
         "text": query.text,
-        "filter": rows.json(query.containing),
+        "filter": rows.json_text(query.containing),
         "kinds": list(query.kinds),
         "wanted": _wanted(query),
         "exact_least": recall.EXACT_LEAST,
@@ -209,41 +323,61 @@ def _shared(query: Query) -> dict[str, Any]:
         "vector_weight": query.weights.vector,
         "text_weight": query.weights.text,
         "min_score": query.min_score,
-        "is_by_vector": query.weights.vector > 0,
         "half_life": query.half_life_seconds,
         # Age and likeness are of records: all that may come to the top are read.
         "fused": most if is_chosen_later or query.half_life_seconds is not None else query.limit,
         "kept": most if is_chosen_later else query.limit,
         "with_vectors": is_chosen_later,
-        "places_of_second": [place.key for probe in query.probes if probe.space.slot != 1 for place in probe.places],
     }
 
 
-def _to_look(probe: Probe) -> dict[str, Any]:
+def _near(found: Sequence[Nearest]) -> dict[str, Any]:
+    """Returns the parameters that are what was found by then."""
     return {
-        "places": [place.key for place in probe.places],
-        "vector": rows.vector(probe.embedding),
-        "embedder": probe.space.embedder,
-        "slot": probe.space.slot,
-        "effort": recall.effort(probe.space.embedder),
+        "near_places": [place for each in found for place in each.places],
+        "near_ids": [record_id for each in found for record_id in each.record_ids],
+        "near_distances": [distance for each in found for distance in each.distances],
+        "near_ranks": [rank for each in found for rank in range(1, len(each.places) + 1)],
     }
 
 
-def _row(
-    place: str,
-    score: float,
-    vector_score: float | None,
-    text_score: float | None,
-    recency_score: float | None,
-    vector: HalfVector | None,
-    *columns: Any,
-) -> _Row:
-    hit = Hit(
-        record=rows.record(*columns),
-        namespace=place.partition(" ")[0],
-        score=score,
-        vector_score=vector_score,
-        text_score=text_score,
-        recency_score=recency_score,
-    )
-    return _Row(place, hit, None if vector is None else vector.to_numpy())
+def _written(parameters: Mapping[str, Any]) -> list[bytes | None]:
+    """Returns what of `_PARAMETERS` is there in their order, the others as NULL."""
+    values = ((parameters.get(name), write) for name, write in _WRITERS)
+    return [None if value is None else write(value) for value, write in values]
+
+
+def _vector(value: bytes) -> NDArray[np.floating]:
+    return HalfVector.from_binary(value).to_numpy()
+
+
+_READERS: Sequence[tuple[int, Callable[[bytes], Any]]] = list(
+    enumerate((bytes.decode, *(binary.float_of,) * 4, _vector, *rows.READERS), _FIRST_OF_HIT)
+)
+
+
+def _hits(result: PGresult) -> list[_Hit]:
+    if result.get_value(0, _FIRST_OF_HIT) is None:
+        return []  # Its one row says only how it was looked.
+    hits: list[_Hit] = []
+    for number in range(result.ntuples):
+        values: list[Any] = [
+            None if (value := result.get_value(number, column)) is None else read(value) for column, read in _READERS
+        ]
+        hits.append(_Hit._make([*values[:6], values[6:]]))
+    return hits
+
+
+def _response(near: Sequence[Nearest], hits: Sequence[_Hit]) -> SearchResponse:
+    plan = SearchPlan.ValueType(max((found.plan for found in near), default=0))
+    response = SearchResponse(plan=plan, candidate_count=sum(found.passed for found in near))
+    for hit in hits:
+        made = response.hits.add(
+            namespace=hit.place.partition(" ")[0],
+            score=hit.score,
+            vector_score=hit.vector_score,
+            text_score=hit.text_score,
+            recency_score=hit.recency_score,
+        )
+        rows.fill(made.record, *hit.record)  # Where it is: to copy one costs more than to make it.
+    return response

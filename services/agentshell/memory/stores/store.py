@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from agentshell.db.database import Connection
 from agentshell.memory.recall import Weights
 from agentshell.memory.stores.abilities import Abilities
+from agentshell.memory.stores.generations import State
 from kfm.content.v1.content_pb2 import Message
 from kfm.memory.v1.memory_service_pb2 import (
-    SEARCH_PLAN_UNSPECIFIED,
     BatchWriteResponse,
     ForgetRequest,
-    Hit,
     NamespaceStats,
     Record,
-    SearchPlan,
+    SearchResponse,
     StoredRecord,
 )
 
@@ -111,7 +110,8 @@ class Query:
     """What to search for, as kfm.memory.v1.SearchRequest says it; the fields with a value by default may be left out.
 
     `text` is None, and `probes` are none, where not to look that way. Scores of different probes do not compare: each
-    is ranked by itself. `containing`: only records whose metadata contains all of this.
+    is ranked by itself. `containing`: only records whose metadata contains all of this. `bare_places`: those that are
+    taken to have no vectors yet.
     """
 
     places: Sequence[Place]
@@ -125,14 +125,14 @@ class Query:
     diversity: float = 0.0
     half_life_seconds: float | None = None
     neighbours: int = 0
+    bare_places: Sequence[Place] = ()
 
 
 class Found(NamedTuple):
-    """The hits, best first; how vectors were looked through; how many passed the filters, about."""
+    """What a search answers, but for the embedder, and a state of its places that is no later than what it has read."""
 
-    hits: Sequence[Hit]
-    plan: SearchPlan.ValueType = SEARCH_PLAN_UNSPECIFIED
-    candidate_count: int = 0
+    response: SearchResponse
+    state: State
 
 
 class Position(NamedTuple):
@@ -221,7 +221,7 @@ class Store(Protocol):
     async def search(self, query: Query) -> Found:
         """Returns the records that fit best.
 
-        Raises SpaceChanged where a place has vectors of another space than its probe's, or has any and no probe.
+        Raises SpaceChanged where a place has vectors of another space than its probe's, or any and is said to be bare.
         """
         ...
 

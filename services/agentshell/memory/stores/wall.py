@@ -26,8 +26,12 @@ async def reading(database: Database) -> AsyncGenerator[Connection]:
 
 async def stand(connection: Connection) -> None:
     """Goes behind the wall until the transaction ends, where a call is being served."""
-    if call.is_served():
-        await connection.execute(_STAND, [call.tenant()])
+    await connection.execute(_STAND, [caller()])
+
+
+def caller() -> str | None:
+    """Returns whom the wall is for: what functions of the schema are told that go behind it by themselves."""
+    return call.tenant() if call.is_served() else None
 
 
 async def leave(connection: Connection) -> None:
