@@ -53,27 +53,29 @@ _WATCHED: tuple[tuple[type[Any], str, str], ...] = (
 
 def main() -> None:
     """Forks a process for each order, until there are no more."""
-    started: list[int] = []
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for them.
+    children: set[int] = set()
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
+        children -= _ended(children)
         if pid := os.fork():
-            started.append(pid)
+            children.add(pid)
         else:
             _run(json.loads(line))
-    for pid in started:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    # No other one's: the number of a child that nobody has waited for is given to no other process or thread.
+    for pid in children - _ended(children):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _ended(children: set[int]) -> set[int]:
+    """Returns those that have ended, whose numbers may be others' from now on."""
+    return {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
 
 
 def _run(order: dict[str, Any]) -> None:
     """Is the process that was ordered, to its end."""
     status = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(order["environment"])
         with socket.socket(socket.AF_UNIX) as output:
