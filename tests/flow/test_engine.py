@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from typing import Any
 
@@ -183,19 +182,14 @@ async def test_another_personality_answers_in_a_turn_of_its_own(client: Client, 
 
 
 async def test_cancelling_a_turn_cancels_the_turns_below_it(client: Client, vendor: OpenAIChatServer) -> None:
-    session_id = uuid.uuid4().hex
     vendor.fault = Fault(stall_after=2)
-    child = Step(step_id="ask", agent=AgentStep(personality_id="guide"))
-    deep = spec(plan=Plan(steps=[child]), session_id=session_id)
-    turn_id = await create(client, deep)
-    stub = TurnServiceStub(client.channel)
-    below = ""
-    while not below:
-        async for turn in client.list():
-            if (await client.get(turn.turn_id)).parent.turn_id == turn_id:
-                below = turn.turn_id
-    await stub.CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=10)
-    assert (await client.get(below)).parent.depth == 1
-    async for _ in client.watch(below):
+    child = Step(step_id="ask", agent=AgentStep(personality_id="social"))
+    turn_id = await create(client, spec(plan=Plan(steps=[child])))
+    await vendor.wait_asked()
+    await TurnServiceStub(client.channel).CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=10)
+    await vendor.wait_hung_up()
+    below = [turn async for turn in client.list() if (await client.get(turn.turn_id)).parent.turn_id == turn_id]
+    async for _ in client.watch(below[0].turn_id):
         pass
-    assert (await client.get(below)).state in (TURN_STATE_CANCELLED, TURN_STATE_COMPLETED)
+    ended = [await client.get(turn.turn_id) for turn in below]
+    assert [(turn.state, turn.parent.depth) for turn in ended] == [(TURN_STATE_CANCELLED, 1)]
