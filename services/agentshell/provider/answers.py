@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from itertools import cycle
 
 from agentshell.db.binary import bigint
 from agentshell.db.database import Connection, Database
@@ -71,7 +70,7 @@ class Answers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._claim = database.statement(_CLAIM)
-        self._keepers = cycle([database.statement(_KEEP) for _ in range(_KEEPERS)])
+        self._keep = database.statements(_KEEP, _KEEPERS)
         self._owner = secrets.randbits(62)
         self._locking = asyncio.Lock()
         self._lock: Connection | None = None  # Holds the lock that says that this process lives.
@@ -104,7 +103,7 @@ class Answers:
 
     async def keep(self, request: Request, response: pb.GenerateResponse) -> pb.GenerateResponse:
         """Keeps an answer durably and returns the first one, which is this or one that came meanwhile."""
-        kept = await next(self._keepers).run([*_values(request), response.SerializeToString()])
+        kept = await self._keep.run([*_values(request), response.SerializeToString()])
         if kept.command_tuples == 1:
             return response
         return await self.claim(request) or response
