@@ -143,6 +143,29 @@ async def test_who_waits_for_a_connection_gets_it_when_postgres_is_back(
     await server.stop()
 
 
+async def test_who_is_cancelled_as_a_connection_comes_is_cancelled(database_url: str) -> None:
+    """Python 3.11's wait_for forgets it in just some of these moments; whoever was cancelled then waits for ever."""
+    database = await Database.open(database_url, 1)
+
+    async def use() -> None:
+        async with database.connection():
+            await asyncio.Event().wait()
+
+    try:
+        for ticks in range(12):
+            async with database.connection():
+                using = asyncio.create_task(use())
+                for _ in range(12):
+                    await asyncio.sleep(0)  # Until it waits for the connection that is in use here.
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            using.cancel()
+            await asyncio.wait([using], timeout=10)
+            assert using.cancelled(), f"after {ticks} ticks"
+    finally:
+        await database.close()
+
+
 async def test_a_database_that_is_not_there_says_where_it_looked_and_what_to_do() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # Bound and not listening: connections are refused.

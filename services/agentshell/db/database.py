@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -98,8 +99,13 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
         """A pooled connection; each statement is a transaction of its own."""
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
         try:
             async with self._pool.connection() as connection:
+                if task and task.cancelling() > cancellations:
+                    # Python 3.11's wait_for, by which the pool waits, forgets it if the connection comes just then.
+                    raise asyncio.CancelledError
                 yield connection
         except _LOSSES as error:
             raise self._unavailable(error) from error
