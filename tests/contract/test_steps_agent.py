@@ -108,7 +108,9 @@ def asking(**agent: Any) -> Any:
 async def test_the_sub_turns_answer_is_the_steps_and_it_is_asked_under_the_steps_name(subject: Subject) -> None:
     subject.gateway.streams = [[BEGUN, COMPLETED]]
     said: list[str] = []
-    result = await subject.run(asking(), said)
+    asking_it = asking()
+    asking_it.sub_turn_limits.max_tokens = 30
+    result = await subject.run(asking_it, said)
 
     assert (result.output.role, list(result.output.parts), result.usage) == (ROLE_ASSISTANT, list(ANSWER.parts), USAGE)
     assert (result.provider, said, subject.gateway.tenants) == ("critic", [], {ANN.tenant_id})
@@ -120,6 +122,7 @@ async def test_the_sub_turns_answer_is_the_steps_and_it_is_asked_under_the_steps
     )
     assert asked.turn.parent == ParentStep(turn_id="T", step_id="T/ask", depth=1)
     assert 0 < asked.turn.limits.max_duration.ToTimedelta().total_seconds() <= 20
+    assert asked.turn.limits.max_tokens == 30
 
 
 async def test_each_attempt_asks_in_the_same_session_and_another_step_in_another(subject: Subject) -> None:

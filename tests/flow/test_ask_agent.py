@@ -13,7 +13,7 @@ from agentshell.content import text_of
 from agentshell.runtime.request import ASK_AGENT
 from agentshell.tool.builtin import ask_agent
 from kfm.turn.v1 import turn_service_pb2 as pb
-from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLED, TURN_STATE_COMPLETED, Plan, Step, ToolStep
+from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLED, TURN_STATE_COMPLETED, Plan, Step, ToolStep, TurnLimits
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client
 
@@ -38,6 +38,17 @@ async def test_another_personality_answers_a_model_and_its_use_counts(client: Cl
     assert '"answer": "Because."' in said(vendor, 2)
     assert turn.usage.output_tokens == 3 * vendor.reply.output_tokens
     assert ask_agent.NAME == ASK_AGENT, "the tool and the runtime mean the same"
+
+
+async def test_a_turn_below_may_use_as_many_tokens_as_are_left(client: Client, vendor: OpenAIChatServer) -> None:
+    vendor.script = [ASKS, Reply(texts=("Because.",)), Reply(texts=("It says why.",))]
+
+    turn = over(await run(client, spec("Ask why.", limits=TurnLimits(max_tokens=100_000), **SOCIAL)))
+
+    assert turn.state == TURN_STATE_COMPLETED, turn.failure
+    [below] = [listed async for listed in client.list() if listed.HasField("parent")]
+    used = vendor.reply.input_tokens + vendor.reply.output_tokens
+    assert below.limits.max_tokens == 100_000 - used
 
 
 async def test_personalities_that_ask_one_another_come_to_an_end(client: Client, vendor: OpenAIChatServer) -> None:

@@ -37,11 +37,12 @@ def problems(spec: TurnSpec) -> list[tuple[str, str]]:
 
 
 def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
-    """Returns what tells two requests of one `request_id` apart; of a sub-turn not the time that its step has left."""
+    """Returns what tells two requests of one `request_id` apart; of a sub-turn not what its step has left."""
     if isinstance(request, TurnSpec) and request.HasField("parent"):
         asked, request = request, TurnSpec()
         request.CopyFrom(asked)
-        request.limits.ClearField("max_duration")
+        for left in ("max_duration", "max_tokens", "max_cost"):
+            request.limits.ClearField(left)
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 

@@ -8,11 +8,11 @@ from agentshell.content import calls_of, fill, plain
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import envelope, expression
 from agentshell.turn.decision import end_nanoseconds, nanoseconds
-from agentshell.turn.state import Fold
+from agentshell.turn.state import Fold, usage_of
 from kfm.content.v1.content_pb2 import ROLE_TOOL, Message, Part, ToolResult
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest, TurnEvent
-from kfm.turn.v1.turn_pb2 import Step, Turn
+from kfm.turn.v1.turn_pb2 import Step, Turn, TurnLimits
 
 # The tool that is another personality, as `agentshell.tool` has it, which this may not import; a test keeps them equal.
 ASK_AGENT = "ask_agent"
@@ -42,6 +42,8 @@ def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> Ste
     request.step.depends_on[:] = before
     if step.HasField("tool"):
         _complete_call(turn, steps, request.step)
+    if has_turn(step):
+        _set_sub_turn_limits(turn, request.sub_turn_limits)
     envelope.follow(request.header, scheduled.header)
     envelope.begin(request.header, scheduled.header.event_id, StepRequest.DESCRIPTOR.full_name)
     _set_times(turn, scheduled, request, config)
@@ -75,6 +77,19 @@ def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: R
     elif not has_turn(request.step):  # A turn of its own has limits of its own.
         end = min(end, start + round(config.step_seconds * 1e9))
     envelope.set_time(request.deadline, end)
+
+
+def _set_sub_turn_limits(turn: Turn, left: TurnLimits) -> None:
+    """Says what is left of the turn's tokens and money; at the least what a turn can be asked for with."""
+    limits = turn.limits
+    if not limits.HasField("max_tokens") and not limits.HasField("max_cost"):
+        return
+    used = usage_of(turn)
+    if limits.HasField("max_tokens"):
+        left.max_tokens = max(1, limits.max_tokens - used.input_tokens - used.output_tokens)
+    if limits.HasField("max_cost"):
+        left.max_cost.CopyFrom(limits.max_cost)
+        left.max_cost.amount_micros = max(1, limits.max_cost.amount_micros - used.cost.amount_micros)
 
 
 def _said(step: Step) -> Message:

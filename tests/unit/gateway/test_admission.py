@@ -12,6 +12,7 @@ from kfm.turn.v1.turn_pb2 import (
     STEP_STATE_SUCCEEDED,
     ApprovalStep,
     ModelStep,
+    ParentStep,
     Plan,
     Step,
     StepResult,
@@ -123,3 +124,16 @@ def test_an_approval_waits_as_long_as_it_asks_for_and_no_longer_than_configured(
 def test_the_digest_tells_two_requests_apart() -> None:
     assert admission.digest(spec("a")) == admission.digest(spec("a"))
     assert admission.digest(spec("a")) != admission.digest(spec("b"))
+
+
+def test_attempts_at_a_step_that_has_less_left_each_time_ask_for_the_same_sub_turn() -> None:
+    asked = spec("a", parent=ParentStep(turn_id="T", step_id="T/ask", depth=1))
+    asked.limits.MergeFrom(TurnLimits(max_tokens=10, max_cost=USD_2))
+    asked.limits.max_duration.FromSeconds(9)
+    again = TurnSpec()
+    again.CopyFrom(asked)
+    again.limits.MergeFrom(TurnLimits(max_tokens=1, max_cost=Money(currency_code="USD", amount_micros=1)))
+    again.limits.max_duration.FromSeconds(8)
+    assert admission.digest(asked) == admission.digest(again)
+    again.limits.max_steps = 3
+    assert admission.digest(asked) != admission.digest(again)

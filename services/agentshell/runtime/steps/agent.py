@@ -123,6 +123,7 @@ def _request(request: StepRequest, depth: int) -> pb.RunTurnRequest:
         personality_id=step.agent.personality_id,
         input=Message(role=ROLE_USER, parts=asked.parts),
         parent=ParentStep(turn_id=request.turn_id, step_id=step.step_id, depth=depth),
+        limits=request.sub_turn_limits,
     )
     if remaining := call.current().remaining():
         spec.limits.max_duration.FromTimedelta(timedelta(seconds=remaining))

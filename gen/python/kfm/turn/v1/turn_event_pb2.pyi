@@ -647,6 +647,7 @@ class StepRequest(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     STEPS_LEFT_FIELD_NUMBER: _builtins.int
     MAX_TURN_TOKENS_FIELD_NUMBER: _builtins.int
+    SUB_TURN_LIMITS_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     attempt: _builtins.int
@@ -701,6 +702,10 @@ class StepRequest(_message.Message):
         partition of `agent.turns` of the event that has it, and the message is left empty; 0: the message is here.
         """
 
+    @_builtins.property
+    def sub_turn_limits(self) -> _turn_pb2.TurnLimits:
+        """What a turn that the step asks for may use: what is left of the turn's tokens and money; absent: no limit."""
+
     def __init__(
         self,
         *,
@@ -721,10 +726,11 @@ class StepRequest(_message.Message):
         depth: _builtins.int = ...,
         steps_left: _builtins.int = ...,
         max_turn_tokens: _builtins.int | None = ...,
+        sub_turn_limits: _turn_pb2.TurnLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "sub_turn_limits", b"sub_turn_limits", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_turn_tokens: _TypeAlias = _typing.Literal["max_turn_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_turn_tokens: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens"]  # noqa: Y015
