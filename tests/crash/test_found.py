@@ -44,6 +44,7 @@ from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
 from agentshell.turn.records import command_record, record_of, stamp
 from agentshell.turn.state import apply, is_over
+from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.personality.v1 import personality_service_pb2
 from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, TurnCancelRequested, TurnEvent, TurnRequested
@@ -163,6 +164,14 @@ class _Patient:
         return StepResult()
 
 
+class _Endless:
+    """Makes a step that has no end."""
+
+    async def run(self, request: StepRequest, emit: Emit) -> StepResult:
+        await asyncio.Event().wait()
+        return StepResult()
+
+
 async def test_a_worker_that_cannot_commit_makes_the_attempts_that_it_was_asked_for_nevertheless(
     driver: PostgresLog, page: Page
 ) -> None:
@@ -197,6 +206,21 @@ async def test_a_clock_that_is_set_back_does_not_put_off_an_attempt_that_is_made
     try:
         event = await asyncio.wait_for(done, _BOUND_SECONDS)
         assert event.WhichOneof("event") == "step_succeeded"
+    finally:
+        await worker.drain(0)
+
+
+async def test_a_clock_that_is_set_back_gives_an_attempt_no_more_time(driver: PostgresLog, page: Page) -> None:
+    then = time.time_ns() // 1_000_000 + 3_600_000
+    request = StepRequest(turn_id=_TURN, step=Step(step_id=f"{_TURN}/a", noop=NoopStep()), attempt=1, header=_HEADER)
+    request.header.time.FromMilliseconds(then)
+    request.deadline.FromMilliseconds(then + 100)
+    done = asyncio.get_running_loop().create_future()
+    worker = Worker(FaultyLog(driver, page, 0), {"noop": _Endless()}, 4)
+    worker.start(request, done.set_result)
+    try:
+        event = await asyncio.wait_for(done, _BOUND_SECONDS)
+        assert event.step_failed.failure.reason == error_pb2.ERROR_REASON_STEP_TIMEOUT
     finally:
         await worker.drain(0)
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
@@ -74,6 +75,7 @@ class Lease:
     partitions: tuple[int, ...]
 
 
+@lru_cache(maxsize=4096)  # Of keys nearly all have been seen before.
 def partition_of(key: str, partitions: int) -> int:
     """Returns the partition of a key: ours, the same for every driver and release. To change it would reorder keys."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % partitions

@@ -220,10 +220,13 @@ class PostgresLog:
 
     async def _gather(self, membership: Membership, tails: Sequence[Tail], limit: int) -> list[StoredRecord]:
         gathered: list[StoredRecord] = []
+        hears = self._peers.hears
         for partition in membership.rotated():
             if len(gathered) == limit or membership.over:
                 break
             tail, position = tails[partition], membership.positions[partition]
+            if hears and position == tail.next_offset:  # As in most: nothing has come.
+                continue
             try:
                 gathered += await self._take(tail, max(position, tail.base_offset), limit - len(gathered))
             except AgentShellError as error:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agentshell.log.log import Record
+from agentshell.log.log import MAX_PAYLOAD_BYTES, Record
 from agentshell.mesh import ids
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.request import sources
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
-from agentshell.turn.records import command_record
+from agentshell.turn.decision import unfit
+from agentshell.turn.records import command_record, stamp
+from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop, TurnEvent
 
 Done = Callable[[TurnEvent], None]
@@ -53,7 +55,7 @@ class LocalDispatch:
         return []
 
     def close(self) -> None:
-        self._worker.cancel()
+        self._worker.hand_over()
 
 
 class LogDispatch:
@@ -64,7 +66,13 @@ class LogDispatch:
     def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
         # One id however often it is asked for: what the log has already it does not take again.
         request.header.event_id = ids.digest("run", request.step.step_id, request.attempt)
-        return [command_record(StepCommand(run=_by_reference(open_turn, request)))]
+        command = command_record(StepCommand(run=_by_reference(open_turn, request)))
+        if len(command.payload) <= MAX_PAYLOAD_BYTES:
+            return [command]
+        step = open_turn.fold.steps[request.step.step_id]
+        message = f"what it works on comes to {len(command.payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}"
+        done(stamp(unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message), request.turn_id, open_turn.header))
+        return []
 
     def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:
         stop = StepStop(turn_id=open_turn.turn.turn_id, step_id=step_id)

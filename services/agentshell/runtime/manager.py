@@ -12,6 +12,7 @@ from agentshell.log.rejoin import rejoin
 from agentshell.mesh import ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.owner import Means, Owner
+from agentshell.runtime.poison import Poison
 from agentshell.turn import envelope
 from kfm.error.v1 import error_pb2
 
@@ -27,7 +28,7 @@ class Manager:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._log = means.log
-        self._defects: dict[tuple[int, int], int] = {}
+        self._poison = Poison(means.log, GROUP)
         self._member = f"manager-{ids.ulid()}"
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
@@ -50,7 +51,7 @@ class Manager:
     async def _run(self, lease: Lease) -> None:
         while True:
             try:
-                await Owner(self._means, lease, self._defects).run()
+                await Owner(self._means, lease, self._poison).run()
             except AgentShellError as error:
                 level = "info" if error.reason == error_pb2.ERROR_REASON_FENCED else "warning"
                 getattr(_log, level)("lease over", reason=error.name, message=error.message)

@@ -8,8 +8,8 @@ scheduling is being written: what a crash then forgets is decided again, and don
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-import traceback
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,21 +18,24 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
-from agentshell.log.dead_letter import bury
-from agentshell.log.log import Ack, Lease, Log, Record, StoredRecord
+from agentshell.log.log import Lease, Log, Record, StoredRecord
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import TURNS_ACTIVE
 from agentshell.runtime import conclusion
 from agentshell.runtime.conclusion import Conclusion
 from agentshell.runtime.dispatch import Dispatch
+from agentshell.runtime.inbox import Concluded, Due, Inbox, Item, Parked
+from agentshell.runtime.journal import Journal
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.parking import Parking
+from agentshell.runtime.poison import Poison
 from agentshell.runtime.progress import Progress
 from agentshell.runtime.request import step_request
 from agentshell.runtime.schedule import Schedule
+from agentshell.runtime.timers import Timers
 from agentshell.turn import envelope
-from agentshell.turn.decision import decide, expire, expire_inputs, is_all, restart
+from agentshell.turn.decision import decide, expire, expire_inputs, is_all, restart, unfit
 from agentshell.turn.records import event_of, record_of, stamp
 from agentshell.turn.state import Fold, is_over
 from kfm.error.v1 import error_pb2
@@ -46,31 +49,9 @@ _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _BATCHES_AHEAD = 2
 _COMMIT_SECONDS = 1.0
-_APPEND_DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
-_LONGEST_TIMER_SECONDS = 24 * 3600.0
-_MAX_DEFECTS = 3  # of a record or a turn, before the others go on without it
+_MAX_DEFECTS = 3  # of a turn, before the others go on without it
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """Some time of the turn is up."""
-
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Concluded:
-    turn_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Parked:
-    turn_id: str
-    folded_offset: int
-    wake_time: datetime
-
-
-_Item = list[StoredRecord] | TurnEvent | _Due | _Concluded | _Parked | Exception
 _News = list[tuple[OpenTurn, TurnEvent]]
 
 
@@ -88,18 +69,19 @@ class Means:
 class Owner:
     """Owns the partitions of `lease` until that is over. `run` raises what ends it; the next owner folds them anew.
 
-    `defects` counts the failures to handle a record, by its place; owners of one process share it.
+    Owners of one process share `poison`.
     """
 
-    def __init__(self, means: Means, lease: Lease, defects: dict[tuple[int, int], int]) -> None:
+    def __init__(self, means: Means, lease: Lease, poison: Poison) -> None:
         self._means = means
         self._log = means.log
         self._lease = lease
-        self._defects = defects
-        self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
+        self._poison = poison
+        self._journal = Journal(means.log, lease)
+        self._inbox = Inbox()
         self._ahead = asyncio.Semaphore(_BATCHES_AHEAD)
         self._turns: dict[str, OpenTurn] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers(lambda turn_id: self._inbox.put(Due(turn_id)))
         self._parked: set[str] = set()  # turns that may be in the parking place; those that go on are in `_turns` too
         self._schedule = Schedule(means.config.max_active_turns)
         self._touched: dict[str, OpenTurn] = {}  # to be decided about
@@ -115,12 +97,15 @@ class Owner:
         self._progress = Progress(self._lease.partitions, committed, await self._log.end_offsets(envelope.TURNS))
         for turn_id, wake_time in (await self._means.parking.list(self._lease.partitions)).items():
             self._parked.add(turn_id)
-            self._set_wake(turn_id, wake_time.timestamp())
+            self._timers.set(turn_id, wake_time.timestamp())
         self._spawn(self._feed())
         try:
+            is_quiet = False
             while True:
-                await self._handle(await self._take())
-                if time.monotonic() - self._commit_time >= _COMMIT_SECONDS:
+                items = await self._inbox.take(None if is_quiet else _COMMIT_SECONDS)
+                await self._handle(items)
+                is_quiet = not items
+                if is_quiet or time.monotonic() - self._commit_time >= _COMMIT_SECONDS:
                     await self._commit()
         finally:
             self._close()
@@ -128,23 +113,9 @@ class Owner:
     async def _feed(self) -> None:
         while True:
             await self._ahead.acquire()
-            self._inbox.put_nowait(await self._log.poll(self._lease, _POLL_RECORDS, _POLL_SECONDS))
+            self._inbox.put(await self._log.poll(self._lease, _POLL_RECORDS, _POLL_SECONDS))
 
-    async def _take(self) -> list[_Item]:
-        items: list[_Item] = []
-        if self._inbox.empty() and self._to_commit():
-            try:
-                async with asyncio.timeout(_COMMIT_SECONDS):
-                    items.append(await self._inbox.get())
-            except TimeoutError:
-                await self._commit()
-        if not items:
-            items.append(await self._inbox.get())
-        while not self._inbox.empty():
-            items.append(self._inbox.get_nowait())
-        return items
-
-    async def _handle(self, items: Iterable[_Item]) -> None:
+    async def _handle(self, items: Iterable[Item]) -> None:
         news: _News = []
         for item in items:
             match item:
@@ -156,12 +127,12 @@ class Owner:
                 case TurnEvent():
                     if open_turn := self._turns.get(item.turn_id):
                         self._add(open_turn, item, news)
-                case _Due():
+                case Due():
                     await self._wake(item.turn_id)
-                case _Concluded():
+                case Concluded():
                     self._parked.discard(item.turn_id)
                     self._release(item.turn_id)
-                case _Parked():
+                case Parked():
                     self._leave(item)
         while self._touched or self._begin():
             self._decide_all(news)
@@ -185,7 +156,7 @@ class Owner:
             except AgentShellError:
                 raise
             except Exception as error:
-                await self._blame(stored, error)
+                await self._poison.blame(stored, error)
         for partition in self._progress.end_replays(all_read=not records):
             self._end_replay(partition)
 
@@ -231,24 +202,13 @@ class Owner:
         while offset <= last:
             records = await self._log.read(envelope.TURNS, open_turn.partition, offset, _POLL_RECORDS, 0.0)
             for stored in records:
-                event = event_of(stored.record)
-                if event.turn_id == turn_id and stored.offset <= last:
-                    open_turn.place(event, stored.offset)
-                    open_turn.interrupted |= open_turn.apply(event) and event.HasField("step_scheduled")
+                with contextlib.suppress(DecodeError):  # It was buried when it was read first.
+                    event = event_of(stored.record)
+                    if event.turn_id == turn_id and stored.offset <= last:
+                        open_turn.place(event, stored.offset)
+                        open_turn.interrupted |= open_turn.apply(event) and event.HasField("step_scheduled")
             offset = records[-1].offset + 1 if records else last + 1
         open_turn.folded_offset = last
-
-    async def _blame(self, stored: StoredRecord, error: Exception) -> None:
-        """Buries a record that cannot be decoded, or handled for the third time; else the owner fails with it."""
-        place = (stored.partition, stored.offset)
-        attempts = self._defects[place] = self._defects.get(place, 0) + 1
-        if not isinstance(error, DecodeError) and attempts < _MAX_DEFECTS:
-            raise error
-        _log.error("record buried", partition=stored.partition, offset=stored.offset, exc_info=error)
-        reason = f"{'undecodable' if isinstance(error, DecodeError) else type(error).__name__}: {error}"
-        stack = "".join(traceback.format_exception(error))
-        await bury(self._log, envelope.TURNS, self._lease.group, stored, reason, stack=stack, attempts=attempts)
-        del self._defects[place]
 
     def _open(self, turn_id: str, open_turn: OpenTurn) -> None:
         header = open_turn.header
@@ -345,15 +305,26 @@ class Owner:
     # What is written, and done.
 
     async def _write(self, news: _News) -> None:
-        commands = [record for each in (*news, *self._repeated) for record in self._command(*each)]
-        self._repeated.clear()
-        acks = await self._append([record_of(event) for _, event in news], commands)
-        if any(ack.duplicate for ack in acks):
-            raise AgentShellError(error_pb2.ERROR_REASON_FENCED, "another owner of the partition decided before us")
+        told, self._repeated = [*news, *self._repeated], []
+        records = [record_of(event) for _, event in news]
+        if self._means.dispatch.outlives_owner:
+            acks = await self._journal.write(records, [record for each in told for record in self._command(*each)])
+        else:
+            doing = asyncio.create_task(self._do(told))
+            try:
+                acks = await self._journal.write(records, [])
+                await doing
+            finally:
+                doing.cancel()
         for (open_turn, event), ack in zip(news, acks, strict=True):
             self._progress.wrote(event.turn_id, ack)
             open_turn.written_offset = ack.offset
             open_turn.place(event, ack.offset)
+
+    async def _do(self, told: _News) -> None:
+        await asyncio.sleep(0)  # What says so is sent first: attempts begin while the disk is at work.
+        for open_turn, event in told:
+            self._command(open_turn, event)
 
     def _command(self, open_turn: OpenTurn, event: TurnEvent) -> list[Record]:
         """Has done what an event asks for, and returns what the workers' topic is to be told of it."""
@@ -363,8 +334,7 @@ class Owner:
                 if open_turn.fold.steps[event.step_scheduled.step_id].HasField("approval"):
                     self._set_timer(open_turn)
                     return []
-                request = step_request(open_turn.fold, event, self._means.config)
-                return dispatch.begin(open_turn, request, self._inbox.put_nowait)
+                return self._ask(open_turn, event)
             case "step_skipped" if open_turn.fold.steps[event.step_skipped.step_id].attempt:
                 return dispatch.stop(open_turn, event.step_skipped.step_id)
             case "turn_completed" | "turn_failed" | "turn_cancelled":
@@ -374,20 +344,16 @@ class Owner:
                 pass
         return []
 
-    async def _append(self, records: list[Record], commands: list[Record]) -> list[Ack]:
-        """Appends, and once more with the same ids where that is not confirmed: what is there is not written twice."""
-        for delay in (*_APPEND_DELAYS_SECONDS, None):
-            try:
-                if not commands:
-                    return await self._log.append(envelope.TURNS, records, self._lease)
-                batches = [(envelope.TURNS, records), (envelope.STEPS, commands)]
-                acks, _ = await self._log.append_all(batches, self._lease)
-                return acks
-            except AgentShellError as error:
-                if delay is None or error.reason != error_pb2.ERROR_REASON_LOG_UNAVAILABLE:
-                    raise
-            await asyncio.sleep(delay)
-        raise AssertionError
+    def _ask(self, open_turn: OpenTurn, event: TurnEvent) -> list[Record]:
+        """Has an attempt begun. What it works on may have no value any more: steps beside it have begun since."""
+        try:
+            request = step_request(open_turn.fold, event, self._means.config)
+        except ValueError as error:
+            step = open_turn.fold.steps[event.step_scheduled.step_id]
+            failed = unfit(step, error_pb2.ERROR_REASON_PLAN_INVALID, str(error))
+            self._inbox.put(stamp(failed, event.turn_id, open_turn.header))
+            return []
+        return self._means.dispatch.begin(open_turn, request, self._inbox.put)
 
     def _settle(self, open_turn: OpenTurn) -> None:
         """Sees to a turn that is over, or waits: once what says so is read in the log."""
@@ -409,20 +375,20 @@ class Owner:
 
     async def _conclude(self, open_turn: OpenTurn, *, was_parked: bool) -> None:
         await self._means.conclusion.run(open_turn, was_parked=was_parked)
-        self._inbox.put_nowait(_Concluded(open_turn.turn.turn_id))
+        self._inbox.put(Concluded(open_turn.turn.turn_id))
 
     async def _park(self, open_turn: OpenTurn) -> None:
         folded_offset = open_turn.folded_offset
         wake_time = await self._means.parking.save(open_turn)
-        self._inbox.put_nowait(_Parked(open_turn.turn.turn_id, folded_offset, wake_time))
+        self._inbox.put(Parked(open_turn.turn.turn_id, folded_offset, wake_time))
 
-    def _leave(self, parked: _Parked) -> None:
+    def _leave(self, parked: Parked) -> None:
         """Forgets a turn that is parked, unless it has gone on in the meantime."""
         open_turn = self._turns.get(parked.turn_id)
         if open_turn and open_turn.turn.state == TURN_STATE_WAITING:
             if open_turn.folded_offset == parked.folded_offset:
                 self._release(parked.turn_id)
-                self._set_wake(parked.turn_id, parked.wake_time.timestamp())
+                self._timers.set(parked.turn_id, parked.wake_time.timestamp())
             else:
                 self._touch(parked.turn_id)
 
@@ -449,28 +415,17 @@ class Owner:
         """Forgets a turn; the next of its session, or another that waits, may begin."""
         if self._turns.pop(turn_id, None):
             self._schedule.remove(turn_id)
-        if timer := self._timers.pop(turn_id, None):
-            timer.cancel()
+        self._timers.cancel(turn_id)
 
     # Time, progress, and the end.
 
     def _set_timer(self, open_turn: OpenTurn) -> None:
         if not is_over(open_turn.turn):
-            self._set_wake(open_turn.turn.turn_id, open_turn.next_time())
-
-    def _set_wake(self, turn_id: str, when: float) -> None:
-        if timer := self._timers.pop(turn_id, None):
-            timer.cancel()
-        delay = min(max(0.0, when - time.time()), _LONGEST_TIMER_SECONDS)
-        loop = asyncio.get_running_loop()
-        self._timers[turn_id] = loop.call_later(delay, self._inbox.put_nowait, _Due(turn_id))
-
-    def _to_commit(self) -> dict[int, int]:
-        return self._progress.to_commit((turn.partition, turn.offset) for turn in self._turns.values())
+            self._timers.set(open_turn.turn.turn_id, open_turn.next_time())
 
     async def _commit(self) -> None:
         self._commit_time = time.monotonic()
-        if offsets := self._to_commit():
+        if offsets := self._progress.to_commit((turn.partition, turn.offset) for turn in self._turns.values()):
             await self._log.commit(self._lease, offsets)
             self._progress.committed(offsets)
 
@@ -482,12 +437,11 @@ class Owner:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._inbox.put_nowait(error if isinstance(error, Exception) else RuntimeError(str(error)))
+            self._inbox.put(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
     def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.close()
         self._means.dispatch.close()
         TURNS_ACTIVE.set(0)

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from agentshell.log.dead_letter import bury
 from agentshell.log.log import Lease, Log, StoredRecord, partition_of
 from agentshell.log.rejoin import rejoin
-from agentshell.mesh import ids
+from agentshell.mesh import errors, ids
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
@@ -59,6 +59,7 @@ class StepConsumer:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await self._worker.drain(0)  # What it has taken meanwhile.
         if self._lease is not None:
             with contextlib.suppress(AgentShellError):
                 await self._commit(self._lease)
@@ -67,6 +68,7 @@ class StepConsumer:
     async def _run(self, lease: Lease) -> None:
         while True:
             try:
+                await self._resume(lease)
                 while True:
                     await self._serve(lease)
             except AgentShellError as error:
@@ -75,23 +77,40 @@ class StepConsumer:
             except Exception:
                 _log.exception("step consumer failed")
                 await asyncio.sleep(_RETRY_SECONDS)
-            self._worker.cancel()  # Whoever has the partitions now makes these attempts.
-            self._open.clear()
-            self._positions.clear()
-            self._committed.clear()
             lease = self._lease = await rejoin(self._log, lease)
+
+    async def _resume(self, lease: Lease) -> None:
+        """Goes on with what is in partitions that nobody else has had meanwhile, and lets go of the rest."""
+        committed = await self._log.committed(envelope.STEPS, GROUP)
+        kept = {at for at in lease.partitions if committed.get(at) == self._committed.get(at)}
+        lost = [key for key, (partition, _) in self._open.items() if partition not in kept]
+        self._worker.hand_over({step_id for step_id, _ in lost})
+        for key in lost:
+            del self._open[key]
+        self._positions = {at: position for at, position in self._positions.items() if at in kept}
+        self._committed = committed
 
     async def _serve(self, lease: Lease) -> None:
         for stored in await self._log.poll(lease, _POLL_RECORDS, _POLL_SECONDS):
-            self._positions[stored.partition] = stored.offset + 1
+            if stored.offset < self._positions.get(stored.partition, 0):  # Taken under the lease before this one.
+                continue
             try:
                 await self._take(stored, command_of(stored.record))
             except DecodeError as error:
                 await bury(self._log, envelope.STEPS, GROUP, stored, f"undecodable: {error}")
+            except Exception as error:
+                if errors.of(error).code in errors.TRANSIENT_CODES:
+                    raise
+                _log.exception("command buried", partition=stored.partition, offset=stored.offset)
+                await bury(self._log, envelope.STEPS, GROUP, stored, f"{type(error).__name__}: {error}")
+            self._positions[stored.partition] = stored.offset + 1
         await self._commit(lease)
         while len(self._open) >= _MAX_OPEN:
             self._room.clear()
-            await self._room.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._room.wait()
+            await self._log.commit(lease, {})  # It does not poll, and lives: others need not make these attempts.
 
     async def _take(self, stored: StoredRecord, command: StepCommand) -> None:
         if command.HasField("stop"):
@@ -103,8 +122,8 @@ class StepConsumer:
         key = (request.step.step_id, request.attempt)
         if key in self._open:  # The same, asked for by the next owner.
             return
-        self._open[key] = (stored.partition, stored.offset)
         await self._complete(request)
+        self._open[key] = (stored.partition, stored.offset)
         self._worker.start(request, lambda event: self._spawn(key, event))
 
     async def _complete(self, request: StepRequest) -> None:
@@ -144,9 +163,9 @@ class StepConsumer:
         progress = dict(self._positions)
         for partition, offset in self._open.values():
             progress[partition] = min(progress[partition], offset)
-        if progress != self._committed:
-            await self._log.commit(lease, progress)
-            self._committed = progress
+        if news := {at: offset for at, offset in progress.items() if offset != self._committed.get(at)}:
+            await self._log.commit(lease, news)
+            self._committed.update(news)
 
 
 def _is_of(name: str, turn_id: str, step_id: str) -> bool:

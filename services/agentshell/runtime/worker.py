@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 
 import structlog
@@ -20,6 +20,7 @@ from agentshell.runtime.request import has_turn
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
 from kfm.error.v1 import error_pb2
+from kfm.error.v1.error_pb2 import Failure
 from kfm.turn.v1.turn_event_pb2 import StepFailed, StepRequest, TurnEvent
 from kfm.turn.v1.turn_pb2 import StepResult
 
@@ -31,6 +32,8 @@ _seconds, _ended = cache(STEP_SECONDS.labels), cache(STEPS.labels)
 
 # A result is a record, and the turn's output in another; the rest of each is for what is around it.
 MAX_RESULT_BYTES = MAX_PAYLOAD_BYTES - 64 * 1024
+_MAX_FAILURE_BYTES = 16 * 1024  # With what it was caused by; the turn's repeats it.
+_MAX_FAILURE_CHARACTERS = 2000
 
 
 class Worker:
@@ -46,19 +49,25 @@ class Worker:
         """Begins an attempt. `done` gets its StepSucceeded or StepFailed, unless the attempt is cancelled."""
         task = asyncio.create_task(self._run(request, done), name=f"step {request.step.step_id}")
         self._tasks[task] = (request.turn_id, request.step.step_id)
-        task.add_done_callback(lambda task: self._tasks.pop(task))
+        task.add_done_callback(self._tasks.pop)
 
-    def cancel(self, turn_id: str | None = None, step_id: str = "") -> None:
-        """Ends the attempts at a step, at all of a turn, or all, and the calls they make. Nothing comes of them."""
+    def cancel(self, turn_id: str, step_id: str = "") -> None:
+        """Ends the attempts at a step, or at all of a turn, and the calls they make. Nothing comes of them."""
         for task, (turn, step) in self._tasks.items():
-            if turn_id in (None, turn) and step_id in ("", step):
-                task.cancel(HANDED_OVER if turn_id is None else None)
+            if turn == turn_id and step_id in ("", step):
+                task.cancel()
+
+    def hand_over(self, step_ids: Collection[str] | None = None) -> None:
+        """Ends the attempts at these steps, or all: another worker makes them again, and finds what they began."""
+        for task, (_, step) in self._tasks.items():
+            if step_ids is None or step in step_ids:
+                task.cancel(HANDED_OVER)
 
     async def drain(self, timeout: float) -> None:
-        """Waits up to `timeout` seconds for the attempts under way, then cancels them: the next owner restarts them."""
+        """Waits up to `timeout` seconds for the attempts under way, then hands them over."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
-        self.cancel()
+        self.hand_over()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, request: StepRequest, done: Done) -> None:
@@ -85,7 +94,7 @@ class Worker:
                 span.set_status(trace.StatusCode.ERROR, redaction.redact(error.message))
                 if error.reason == error_pb2.ERROR_REASON_INTERNAL:
                     _log.error("step failed", kind=kind, attempt=request.attempt, exc_info=exception)
-                failure = errors.to_failure(error)
+                failure = _told(error)
                 event.step_failed.CopyFrom(
                     StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
                 )
@@ -96,7 +105,8 @@ class Worker:
 
     async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:
         outputs = Outputs(self._log, request)
-        seconds = request.deadline.ToNanoseconds() / 1e9 - time.time()
+        end, asked = (at.ToNanoseconds() / 1e9 for at in (request.deadline, request.header.time))
+        seconds = end - max(asked, time.time())  # The clock may be set back.
         principal = call.Principal(request.header.tenant_id, request.principal_id)
         call.enter(principal, seconds)  # For as long as the task lasts, and that is the attempt's.
         try:
@@ -116,6 +126,16 @@ class Worker:
             raise _too_large(request, result)
         result.delta_count = outputs.count
         return result
+
+
+def _told(error: AgentShellError) -> Failure:
+    """Returns an error as it is written down: of one that says too much, the beginning, and not its facts."""
+    failure = errors.to_failure(error)
+    if failure.ByteSize() > _MAX_FAILURE_BYTES:
+        failure.message = failure.message[:_MAX_FAILURE_CHARACTERS]
+        failure.ClearField("metadata")
+        failure.ClearField("cause")
+    return failure
 
 
 def _too_large(request: StepRequest, result: StepResult) -> AgentShellError:

@@ -25,7 +25,9 @@ _SERVICE_DELAY = timedelta(seconds=1)
 INPUT_GRACE = timedelta(seconds=1)
 _UNSETTLED = frozenset({t.STEP_STATE_UNSPECIFIED, t.STEP_STATE_SCHEDULED, t.STEP_STATE_FAILED})
 _TRANSIENT_CODES = frozenset({code_pb2.UNAVAILABLE, code_pb2.ABORTED})
-# Of a record's 1 MiB: a plan that grows by more has items or steps that belong into memory.
+# Of a record's 1 MiB; the rest is for what is around it.
+_MAX_PLAN_BYTES = 960 * 1024
+# A plan that grows by more has items or steps that belong into memory.
 _MAX_GROWTH_BYTES = 512 * 1024
 
 
@@ -117,6 +119,12 @@ def is_transient(failure: Failure) -> bool:
     return failure.HasField("retry_delay") or failure.code in _TRANSIENT_CODES
 
 
+def unfit(step: t.Step, reason: error_pb2.ErrorReason.ValueType, message: str) -> e.TurnEvent:
+    """Returns the event of a step that cannot be begun, or not be begun again."""
+    failure = Failure(code=code_pb2.INVALID_ARGUMENT, reason=reason, message=message)
+    return e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
+
+
 def _planned(turn: t.Turn, requested: e.TurnRequested) -> e.TurnEvent:
     if requested.plan.steps:
         chosen = plan.own(turn.turn_id, requested.plan)
@@ -124,7 +132,13 @@ def _planned(turn: t.Turn, requested: e.TurnRequested) -> e.TurnEvent:
         chosen = plan.planned(turn.turn_id, requested.knowledge_namespaces)
     else:
         chosen = plan.direct(turn.turn_id, requested.knowledge_namespaces)
-    return _beyond_steps(turn, len(chosen.steps)) or e.TurnEvent(plan_created=e.PlanCreated(plan=chosen))
+    if over := _beyond_steps(turn, len(chosen.steps)):
+        return over
+    size = chosen.ByteSize()  # More than was asked for: each name has the turn's before it.
+    if size > _MAX_PLAN_BYTES:
+        message = f"the plan takes {size} bytes, the limit is {_MAX_PLAN_BYTES}; ask for fewer steps, or shorter names"
+        return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE, message)
+    return e.TurnEvent(plan_created=e.PlanCreated(plan=chosen))
 
 
 def _next(turn: t.Turn) -> list[e.TurnEvent]:
@@ -182,7 +196,7 @@ def _begun(turn: t.Turn, step: t.Step) -> e.TurnEvent:
             return _extended(turn, step, growth.by_items(step, expression.items(turn, step)))
         expression.subject(turn, step)
     except ValueError as error:
-        return _unfit(step, error_pb2.ERROR_REASON_PLAN_INVALID, str(error))
+        return unfit(step, error_pb2.ERROR_REASON_PLAN_INVALID, str(error))
     return _scheduled(step, 1)
 
 
@@ -193,7 +207,7 @@ def _extended(turn: t.Turn, step: t.Step, extension: e.PlanExtended) -> e.TurnEv
     if size > _MAX_GROWTH_BYTES:
         message = f"step {step.step_id} makes the plan grow by {size} bytes, the limit is {_MAX_GROWTH_BYTES}"
         if step.state == t.STEP_STATE_UNSPECIFIED:
-            return _unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message)
+            return unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message)
         return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE, message)
     return e.TurnEvent(plan_extended=extension)
 
@@ -247,12 +261,6 @@ def _scheduled(step: t.Step, attempt: int) -> e.TurnEvent:
         back_off = min(longest, first * 2 ** (step.failure_count - 1)) if step.failure_count else _SERVICE_DELAY
         scheduled.start_delay.FromTimedelta(max(back_off, step.failure.retry_delay.ToTimedelta()))
     return e.TurnEvent(step_scheduled=scheduled)
-
-
-def _unfit(step: t.Step, reason: error_pb2.ErrorReason.ValueType, message: str) -> e.TurnEvent:
-    """Fails a step that cannot be begun."""
-    failure = Failure(code=code_pb2.INVALID_ARGUMENT, reason=reason, message=message)
-    return e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
 
 
 def _beyond_steps(turn: t.Turn, count: int) -> e.TurnEvent | None:

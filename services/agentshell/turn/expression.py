@@ -84,7 +84,8 @@ def _evaluate(turn: Turn, step: Step, source: str) -> Plain:
         )
         return json.loads(json.dumps(value, allow_nan=False))  # CEL has times, bytes and NaN; JSON has not.
     except Exception as error:  # The library has no exception of its own: KeyError, RuntimeError, TypeError, ...
-        raise ValueError(f"{source!r} has no value here: {type(error).__name__}: {error}") from None
+        # What it says may repeat an output, and the failure is written down.
+        raise ValueError(f"{source!r} has no value here: {type(error).__name__}: {error!s:.500}") from None
 
 
 def _name(turn: Turn, step: Step) -> str:

@@ -43,6 +43,14 @@ def test_an_expression_sees_the_input_the_item_and_what_has_begun(source: str, v
     assert expression.subject(turn(), step) == value
 
 
+def test_an_error_does_not_repeat_an_output_however_long() -> None:
+    long = turn()
+    long.plan.steps[0].result.CopyFrom(says("x" * 900_000))
+    with pytest.raises(ValueError, match="has no value here: KeyError") as caught:
+        expression.subject(long, noop("T/x", input="{'a': 1}[outputs.said.text]"))
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize(
     "source",
     ["outputs.later.text", "outputs.said.json.n / 0", "timestamp('2026-01-01T00:00:00Z')", "b'x'", "1.0 / 0.0"],

@@ -26,6 +26,14 @@ def test_a_fan_out_counts_its_items_among_the_steps() -> None:
     assert turn.failure.reason == error_pb2.ERROR_REASON_STEP_LIMIT
 
 
+def test_a_plan_that_is_larger_than_a_record_with_the_turns_name_before_each_step_fails_the_turn() -> None:
+    names = [f"{'x' * 60}-{index}" for index in range(300)]
+    steps = [noop(name, *names[max(0, index - 64) : index]) for index, name in enumerate(names)]
+    turn = run(t.TurnLimits(max_steps=1000), says(""), *steps)
+    assert turn.state == t.TURN_STATE_FAILED
+    assert turn.failure.reason == error_pb2.ERROR_REASON_TOO_LARGE
+
+
 @pytest.mark.parametrize(
     ("limits", "result", "told"),
     [

@@ -1,0 +1,151 @@
+"""A worker among others: what it keeps when partitions move, and what it does not let stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+
+import pytest
+
+from agentshell.db.database import Database
+from agentshell.log.log import Lease, Topic, partition_of
+from agentshell.log.postgres import PostgresLog
+from agentshell.runtime import step_consumer
+from agentshell.runtime.step_consumer import StepConsumer
+from agentshell.runtime.steps.step import Emit
+from agentshell.runtime.worker import Worker
+from agentshell.turn import envelope
+from agentshell.turn.records import command_record, event_of
+from kfm.content.v1.content_pb2 import Message
+from kfm.event.v1.event_pb2 import EventHeader
+from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest
+from kfm.turn.v1.turn_pb2 import NoopStep, Step, StepResult
+
+BOUND_SECONDS = 30.0
+
+
+class Log(PostgresLog):
+    """Tells of empty commits, by which a member says that it lives."""
+
+    has_lived: asyncio.Event
+
+    async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
+        await super().commit(lease, offsets)
+        if not offsets:
+            self.has_lived.set()
+
+
+@pytest.fixture
+async def log(database: Database) -> AsyncGenerator[Log]:
+    log = await Log.open(database, lease_seconds=60)
+    assert isinstance(log, Log)
+    log.has_lived = asyncio.Event()
+    await log.ensure_topic(Topic(envelope.TURNS, 1))
+    await log.ensure_topic(Topic(envelope.STEPS, 2))
+    await log.ensure_topic(Topic(f"{envelope.STEPS}.dlq", 2))
+    yield log
+    await log.close()
+
+
+class Work:
+    """A runner whose attempts last until they are let go; it counts how often each is made."""
+
+    def __init__(self) -> None:
+        self.made = Counter[str]()
+        self.gate = asyncio.Event()
+        self._begun = asyncio.Condition()
+
+    async def run(self, request: StepRequest, emit: Emit) -> StepResult:
+        self.made[request.turn_id] += 1
+        async with self._begun:
+            self._begun.notify_all()
+        await self.gate.wait()
+        return StepResult()
+
+    async def wait(self, attempts: int) -> None:
+        """Returns once so many attempts have been begun."""
+        async with asyncio.timeout(BOUND_SECONDS), self._begun:
+            await self._begun.wait_for(lambda: self.made.total() >= attempts)
+
+
+def consumer(log: Log, work: Work) -> StepConsumer:
+    return StepConsumer(log, Worker(log, {"noop": work}, 8), 1)
+
+
+def in_partition(partition: int) -> str:
+    """Returns a turn whose commands go to a partition of `agent.steps`."""
+    return next(turn for turn in map(str, range(100)) if partition_of(turn, 2) == partition)
+
+
+async def ask(log: Log, turn_id: str, **fields: Message) -> None:
+    header = EventHeader(tenant_id="acme", session_id="s", event_id=f"run {turn_id} {sorted(fields)}")
+    step = Step(step_id=f"{turn_id}/a", noop=NoopStep())
+    request = StepRequest(turn_id=turn_id, step=step, attempt=1, header=header)
+    if fields:
+        request.dependencies.append(fields["dependency"])
+        request.output_offsets.append(99)  # There is nothing.
+    request.deadline.FromNanoseconds(time.time_ns() + 60_000_000_000)
+    await log.append(envelope.STEPS, [command_record(StepCommand(run=request))])
+
+
+async def results(log: Log, count: int) -> list[str]:
+    """Returns the turns of the first so many results."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        while len(records := await log.read(envelope.TURNS, 0, 0, count, 0.0)) < count:
+            await log.read(envelope.TURNS, 0, len(records), count, BOUND_SECONDS)
+    return [event_of(stored.record).turn_id for stored in records]
+
+
+async def test_a_worker_goes_on_with_what_is_in_the_partitions_that_it_keeps(log: Log) -> None:
+    turns = [in_partition(0), in_partition(1)]
+    first, second = Work(), Work()
+    workers = [consumer(log, first), consumer(log, second)]
+    try:
+        await workers[0].start()
+        for turn_id in turns:
+            await ask(log, turn_id)
+        await first.wait(2)
+        await workers[1].start()
+        await second.wait(1)
+        [moved] = second.made
+        first.gate.set()
+        second.gate.set()
+        assert sorted(await results(log, 2)) == sorted(turns)
+        await ask(log, "another")  # Whoever has it; by then the first has gone on.
+        await results(log, 3)
+        assert first.made.keys() | second.made.keys() == {*turns, "another"}
+        assert (first.made + second.made) == {**dict.fromkeys(turns, 1), moved: 2, "another": 1}
+    finally:
+        for worker in workers:
+            await worker.stop(0)
+
+
+async def test_a_command_that_cannot_be_carried_out_is_buried_and_holds_up_no_other(log: Log) -> None:
+    work = Work()
+    work.gate.set()
+    worker = consumer(log, work)
+    await worker.start()
+    try:
+        await ask(log, in_partition(0), dependency=Message())
+        await ask(log, in_partition(0))
+        assert await results(log, 1) == [in_partition(0)]
+        [dead] = await log.read(f"{envelope.STEPS}.dlq", 0, 0, 10, BOUND_SECONDS)
+        assert dead.record.headers["dlq-reason"].startswith("ValueError")
+    finally:
+        await worker.stop(0)
+
+
+async def test_a_worker_that_can_take_no_more_says_that_it_lives(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_consumer, "_MAX_OPEN", 1)
+    work = Work()
+    worker = consumer(log, work)
+    await worker.start()
+    try:
+        await ask(log, in_partition(0))
+        await asyncio.wait_for(log.has_lived.wait(), BOUND_SECONDS)
+        work.gate.set()
+        assert await results(log, 1) == [in_partition(0)]
+    finally:
+        await worker.stop(0)
