@@ -15,6 +15,8 @@ SHARES = (1, 2, 20, 100, 1000)
 
 _CLUSTER_SIZE = 100
 _SPREAD = 0.8
+# Vectors are made and compared so many at a time, a multiple of all shares: a million of them take less than 2 GB.
+_BLOCK = 50_000
 
 
 class Synthetic(NamedTuple):
@@ -30,13 +32,7 @@ def synthetic(count: int, queries: int) -> Synthetic:
     random = np.random.default_rng(7)
     centres = random.normal(size=(max(1, count // _CLUSTER_SIZE), DIMENSION)).astype(np.float32)
     vectors, asked = _around(random, centres, count), _around(random, centres, queries)
-    nearest: dict[int, list[frozenset[int]]] = {share: [] for share in SHARES}
-    for query in asked:
-        likeness = vectors.astype(np.float32) @ query.astype(np.float32) if count <= 100_000 else vectors @ query
-        for share in SHARES:
-            best = np.argsort(-likeness[::share])[:NEAREST] * share
-            nearest[share].append(frozenset(best.tolist()))
-    return Synthetic(vectors, asked, nearest)
+    return Synthetic(vectors, asked, _nearest(vectors, asked))
 
 
 def metadata(number: int) -> dict[str, Any]:
@@ -50,6 +46,26 @@ def text(number: int) -> str:
 
 
 def _around(random: np.random.Generator, centres: NDArray[np.float32], count: int) -> NDArray[np.float16]:
-    made = centres[random.integers(0, len(centres), count)]
-    made += _SPREAD * random.normal(size=made.shape).astype(np.float32)
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16)
+    made = np.empty((count, DIMENSION), dtype=np.float16)
+    chosen = random.integers(0, len(centres), count)
+    for start in range(0, count, _BLOCK):
+        block = centres[chosen[start : start + _BLOCK]]
+        block += _SPREAD * random.normal(size=block.shape).astype(np.float32)
+        made[start : start + _BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    return made
+
+
+def _nearest(vectors: NDArray[np.float16], asked: NDArray[np.float16]) -> dict[int, list[frozenset[int]]]:
+    """Compares each query with all."""
+    queries = asked.astype(np.float32)
+    best = dict.fromkeys(SHARES, (np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)))
+    for start in range(0, len(vectors), _BLOCK):
+        end = min(start + _BLOCK, len(vectors))
+        likeness: NDArray[np.float32] = queries @ vectors[start:end].astype(np.float32).T
+        numbers = np.tile(np.arange(start, end, dtype=np.int64), (len(asked), 1))
+        for share, (best_likeness, best_numbers) in best.items():
+            together = np.hstack([best_likeness, likeness[:, ::share]])
+            candidates = np.hstack([best_numbers, numbers[:, ::share]])
+            first = np.argpartition(-together, min(NEAREST, together.shape[1]) - 1)[:, :NEAREST]
+            best[share] = np.take_along_axis(together, first, 1), np.take_along_axis(candidates, first, 1)
+    return {share: [frozenset(row) for row in numbers.tolist()] for share, (_, numbers) in best.items()}

@@ -36,8 +36,9 @@ from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_s
 
 TENANT = "bench"
 NAMESPACE = "knowledge/synthetic"
+SPACE = Space("synthetic", DIMENSION)
 
-_PLACE, _SPACE = Place(TENANT, NAMESPACE), Space("synthetic", DIMENSION)
+_PLACE = Place(TENANT, NAMESPACE)
 _BATCH = 5_000
 _CONNECTIONS = 8
 
@@ -45,7 +46,7 @@ _CONNECTIONS = 8
 class _Numbered:
     """The query `7` is the query of that number; all else is the first one: it costs nothing to embed."""
 
-    name = _SPACE.embedder
+    name = SPACE.embedder
     dimension = DIMENSION
 
     def __init__(self, queries: NDArray[np.float16]) -> None:
@@ -72,14 +73,14 @@ class _Choice(Choice):
 async def _fill(database: Database, store: PgvectorStore, vectors: NDArray[np.float16]) -> tuple[float, float]:
     """Returns the seconds that the records took without an index of their vectors, and that this took."""
     async with database.connection() as connection:
-        await namespaces.begin(connection, _PLACE, _SPACE)
+        await namespaces.begin(connection, _PLACE, SPACE)
     began = time.perf_counter()
     for start in range(0, len(vectors), _BATCH):
         entries = [Entry(_record(start + n), vector) for n, vector in enumerate(vectors[start : start + _BATCH])]
         async with change(database, _PLACE) as connection:
             await store.replace_document(connection, _PLACE, f"part/{start}", {}, entries)
     copied = time.perf_counter()
-    await store.prepare(_SPACE)
+    await store.prepare(SPACE)
     indexed = time.perf_counter()
     async with database.connection() as connection:
         await connection.execute("VACUUM ANALYZE memory.records")

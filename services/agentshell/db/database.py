@@ -15,6 +15,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from agentshell.db import migration
+from agentshell.db.shares import Shares
 from agentshell.db.statement import Statement, Statements
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
@@ -69,6 +70,8 @@ class Database:
             open=False,
         )
         self._statements: list[Statement] = []
+        # What may hold a connection for long takes no more than half of them for one tenant.
+        self.shares = Shares(max(1, max_connections // 2))
 
     @classmethod
     async def open(cls, url: str, max_connections: int) -> Database:

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 
 from agentshell.db.database import Connection, Database
 from agentshell.memory import checks
-from agentshell.memory.stores import change, once, receipts, sessions, wall
+from agentshell.memory.stores import change, namespaces, once, receipts, sessions, wall
 from agentshell.memory.stores.store import Place, Store
 from agentshell.mesh import call, paging
 from agentshell.mesh.errors import invalid
 from kfm.memory.v1 import memory_service_pb2 as pb
 
-_USER_PREFIX = "user/"
-
 
 def whole_namespaces(user_id: str, session_ids: Sequence[str]) -> list[str]:
     """Returns the namespaces of which all is a user's."""
-    return [f"{_USER_PREFIX}{user_id}", *(f"{sessions.PREFIX}{session_id}" for session_id in session_ids)]
+    return [f"{receipts.USER_PREFIX}{user_id}", *(f"{sessions.PREFIX}{session_id}" for session_id in session_ids)]
 
 
 class Forgetting:
@@ -46,7 +44,9 @@ class Forgetting:
 
         named = checks.once(request, request.request_id)
         async with change.change(self._database, place, alone=True) as connection:
-            return await once.within(connection, place.tenant_id, named, pb.ForgetResponse, effect)
+            response = await once.within(connection, place.tenant_id, named, pb.ForgetResponse, effect)
+        response.receipt.namespace = request.namespace  # Whoever asks knows whose it is.
+        return response
 
     async def forget_user(self, request: pb.ForgetUserRequest) -> pb.ForgetUserResponse:
         """Forgets a user's namespace and sessions, and each record that names the user. Raises REQUEST_ID_REUSED."""
@@ -54,17 +54,20 @@ class Forgetting:
 
         async def effect(connection: Connection) -> pb.ForgetUserResponse:
             session_ids = await sessions.of_user(connection, tenant_id, user_id)
-            namespaces = whole_namespaces(user_id, session_ids)
-            records = await self._store.forget_user(connection, tenant_id, user_id, namespaces)
+            whole = whole_namespaces(user_id, session_ids)
+            records = await self._store.forget_user(connection, tenant_id, user_id, whole)
             messages = await sessions.forget(connection, tenant_id, session_ids)
-            await change.count(connection, *(Place(tenant_id, namespace) for namespace in {*namespaces, *records}))
+            await change.count(connection, *(Place(tenant_id, namespace) for namespace in {*whole, *records}))
+            await namespaces.forget(connection, [Place(tenant_id, namespace) for namespace in whole])
             receipt = pb.Receipt(user_id=user_id, what="user", record_count=sum(records.values()))
             receipt.message_count = messages
             return pb.ForgetUserResponse(receipt=await receipts.add(connection, call.current().principal, receipt))
 
         named = checks.once(request, request.request_id)
         async with change.change_all(self._database, tenant_id) as connection:
-            return await once.within(connection, tenant_id, named, pb.ForgetUserResponse, effect)
+            response = await once.within(connection, tenant_id, named, pb.ForgetUserResponse, effect)
+        response.receipt.user_id = user_id
+        return response
 
     async def receipts(self, request: pb.ListReceiptsRequest) -> pb.ListReceiptsResponse:
         """Lists what is left of what was forgotten, newest first. Raises PAGE_TOKEN_INVALID."""

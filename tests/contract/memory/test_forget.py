@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -165,11 +166,16 @@ async def test_receipts_say_what_who_and_when_newest_first_to_their_own_tenant(a
         ("user", "", "ann", 2, 0),
     ]
     assert {each.principal_id for each in receipts} == {"ann"}
+    assert list((await acme(pb.ListReceiptsRequest(user_id="ann"))).receipts) == receipts[-1:]
     pages = await pages_of(acme, pb.ListReceiptsRequest(page_size=2))
+    digest = f"sha256:{hashlib.sha256(b'acme ann').hexdigest()}"
+    for each in receipts:  # What is kept names no user.
+        each.namespace = each.namespace.replace(USER, f"user/{digest}")
+        assert each.user_digest == (digest if each.user_id else "")
+        each.ClearField("user_id")
     assert [each for page in pages for each in page.receipts] == sorted(
         receipts, key=lambda each: each.receipt_id, reverse=True
     )
-    assert list((await acme(pb.ListReceiptsRequest(user_id="ann"))).receipts) == receipts[-1:]
     assert await globex(pb.ListReceiptsRequest()) == pb.ListReceiptsResponse()
 
 
@@ -187,6 +193,30 @@ async def test_no_text_that_is_forgotten_stays_in_the_database(acme: Caller, dat
             statement = sql.SQL("SELECT row::text FROM {} row").format(sql.Identifier("memory", table))
             rows = await (await connection.execute(statement)).fetchall()
             assert not any("xyzzy" in text or b"xyzzy".hex() in text for (text,) in rows), table
+
+
+async def test_of_a_user_who_is_forgotten_not_even_the_name_is_kept(acme: Caller, database: Database) -> None:
+    user, namespace = "xyzzy", "user/xyzzy"
+    await acme(pb.WriteRequest(namespace=namespace, record=pb.Record(text="tea", user_id=user), request_id="1"))
+    await acme(pb.AppendMessagesRequest(session_id="s", messages=[said("tea")], user_id=user, request_id="2"))
+    forgets: list[Any] = [
+        pb.ForgetRequest(namespace=namespace, everything=True, request_id="3"),
+        pb.ForgetUserRequest(user_id=user, request_id="4"),
+    ]
+    for request in forgets:
+        receipt = (await acme(request)).receipt
+        assert (receipt.namespace or receipt.user_id) in (namespace, user)
+        assert (await acme(request)).receipt == receipt, "a repeat is told as much"
+    async with database.connection() as connection:
+        cursor = await connection.execute("SELECT tablename::text FROM pg_tables WHERE schemaname = 'memory'")
+        tables = [table for (table,) in await cursor.fetchall()]
+        for table in set(tables) - {"generations"}:  # For a day: by these a cache knows that it knows nothing.
+            statement = sql.SQL("SELECT row::text FROM {} row").format(sql.Identifier("memory", table))
+            rows = await (await connection.execute(statement)).fetchall()
+            assert not any(user in text or user.encode().hex() in text for (text,) in rows), table
+    assert not (await acme(pb.SearchRequest(namespaces=[namespace], query="tea"))).hits
+    await acme(pb.WriteRequest(namespace=namespace, record=pb.Record(record_id="new", text="tea")))
+    assert [hit.record.record_id for hit in (await acme(pb.SearchRequest(namespaces=[namespace], query="tea"))).hits]
 
 
 @asynccontextmanager

@@ -140,9 +140,9 @@ async def _search(
 async def test_of_the_nearest_vectors_nearly_all_are_found_however_few_pass_the_filter(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Comparing all pays up to 2,000 records; here the index is asked from 100 on, and where it fails all are compared.
-    monkeypatch.setattr(recall, "EXACT_LEAST", 100)
-    monkeypatch.setattr(recall, "EXACT_FACTOR", 2.0)
+    # All are compared up to 2,000 records; here up to 2 per cent of them, and where the index fails.
+    monkeypatch.setattr(recall, "EXACT_LEAST", 0)
+    monkeypatch.setattr(recall, "EXACT_FACTOR", 0.02)
     random = np.random.default_rng(5)
     centres = random.normal(size=(CLUSTERS, DIMENSION))
     vectors, queries = _vectors(random, centres, RECORDS), _vectors(random, centres, QUERIES)

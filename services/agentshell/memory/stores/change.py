@@ -18,9 +18,9 @@ _SWEEP = "DELETE FROM memory.generations WHERE update_time < now() - interval '1
 async def change(database: Database, *places: Place, alone: bool = False) -> AsyncGenerator[Connection]:
     """A transaction that changes what the places hold, at the end of which each is at its next generation.
 
-    `alone`: while no other one changes them.
+    `alone`: while no other one changes them. Who waits for such a one leaves half of the connections to other tenants.
     """
-    async with database.transaction() as connection:
+    async with database.shares.of(places[0].tenant_id), database.transaction() as connection:
         tenants, names = sorted({place.tenant_id for place in places}), sorted({place.key for place in places})
         held = [tenants, names] if alone else [tenants + names, []]
         await connection.execute(_BEGIN, [*held, wall.caller()])
@@ -31,7 +31,7 @@ async def change(database: Database, *places: Place, alone: bool = False) -> Asy
 @asynccontextmanager
 async def change_all(database: Database, tenant_id: str) -> AsyncGenerator[Connection]:
     """A transaction that changes any of a tenant's places, while no other one does. It counts them by itself."""
-    async with database.transaction() as connection:
+    async with database.shares.of(tenant_id), database.transaction() as connection:
         await connection.execute(_BEGIN, ([], [tenant_id], wall.caller()))
         yield connection
 

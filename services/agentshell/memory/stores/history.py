@@ -8,6 +8,7 @@ from uuid import UUID
 
 from agentshell.db import binary
 from agentshell.db.database import Connection, Database
+from agentshell.db.shares import Shares
 from agentshell.memory.stores import once as effects
 from agentshell.memory.stores import wall
 from agentshell.memory.stores.store import MessagePage, Once
@@ -18,7 +19,7 @@ _APPEND = "SELECT memory.append($1::text, $2::text, $3::text, $4::bytea[], $5::t
 _NEWEST = """
     SELECT message, position, older
     FROM memory.newest($1::text, $2::text, $3::bigint, $4::bigint, $5::bigint, $6::text)"""
-_CONNECTIONS = 4  # For each of the two: an append waits for the disk and for whoever forgets, and a page may be large.
+_CONNECTIONS = 4  # An append waits for the disk and for whoever forgets, and a page may be large.
 _NO_POSITION = 2**63 - 1  # After all.
 _TRUE = b"\x01"
 _RANGE = """
@@ -51,7 +52,8 @@ class History:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._append = database.statements(_APPEND, _CONNECTIONS)
+        self._append = database.statements(_APPEND, _CONNECTIONS + 1)
+        self._appending = Shares(_CONNECTIONS)  # So that no tenant has all.
         self._newest = database.statements(_NEWEST, _CONNECTIONS)
 
     async def append(
@@ -61,15 +63,16 @@ class History:
 
         It is the conversation of the first `user_id` that is not empty.
         """
-        result = await self._append.run(
-            [
-                *_texts(tenant_id, session_id, user_id),
-                binary.blobs([message.SerializeToString() for message in messages]),
-                *_texts(once.request_id),
-                once.digest,
-                *_texts(wall.caller()),
-            ]
-        )
+        async with self._appending.of(tenant_id):
+            result = await self._append.run(
+                [
+                    *_texts(tenant_id, session_id, user_id),
+                    binary.blobs([message.SerializeToString() for message in messages]),
+                    *_texts(once.request_id),
+                    once.digest,
+                    *_texts(wall.caller()),
+                ]
+            )
         return effects.repeated(once, AppendMessagesResponse, result.get_value(0, 0))
 
     async def list(

@@ -30,6 +30,8 @@ _FLIP = """
     WHERE place = %s AND next_embedder IS NOT NULL"""
 _CLEANED = "UPDATE memory.namespaces SET is_clean = true WHERE place = %s AND next_embedder IS NULL"
 
+_FORGET = "DELETE FROM memory.namespaces WHERE place = ANY (%s) AND next_embedder IS NULL AND is_clean"
+
 
 class State(NamedTuple):
     """A place's row. `is_clean`: nothing is left in the slot that is not read; it counts where no space is next."""
@@ -84,6 +86,11 @@ async def flip(connection: Connection, place: Place) -> None:
 async def cleaned(connection: Connection, place: Place) -> None:
     """Says that the other slot is empty."""
     await connection.execute(_CLEANED, [place.key])
+
+
+async def forget(connection: Connection, places: Sequence[Place]) -> None:
+    """Forgets that there were these places, which hold nothing, but for those of which a slot may yet be written."""
+    await connection.execute(_FORGET, [[place.key for place in places]])
 
 
 def _state(

@@ -1,7 +1,7 @@
 """Search in Postgres: one statement, which looks by vector and by words, fuses both, and reads what it has found.
 
-The functions that it calls are in migrations/0002_search.sql and 0007_plans.sql, which chooses between comparing all
-vectors and asking the index. Records are read behind the wall (wall.py).
+The functions that it calls are in migrations/0002_search.sql, 0007_plans.sql and 0008_kept_plans.sql; `nearest` chooses
+between comparing all vectors and asking the index. Records are read behind the wall (wall.py).
 """
 
 # ruff: noqa: S608 - statements are put together from the literals of this file alone
@@ -36,10 +36,11 @@ MAX_DIMENSION = 4_000
 
 # Searches of one process that run side by side, each on a connection of its own.
 _CONNECTIONS = 4
-# How long it counts that so many have passed some filters. Where they have become many, or few, in between, a search is
-# slower or finds a little less; what it finds is never less than is asked for.
+# How long it counts that so many have passed some filters, and by which index they are found. Where they have become
+# many, or few, in between, a search is slower or finds a little less; what it finds is never less than is asked for.
 _PASSED_SECONDS = 10.0
 _PASSED_KEPT = 10_000
+_UNKNOWN: Mapping[str, Any] = {"expected": None, "way": None}
 
 _SPACE_CHANGED = "KFM01"
 
@@ -47,7 +48,7 @@ _SPACE_CHANGED = "KFM01"
 _SEARCH = f"""
     WITH looked AS MATERIALIZED (
         SELECT near.* FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s, %(kinds)s,
-            %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s) AS near
+            %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s, %(way)s) AS near
         WHERE %(vector)s IS NOT NULL
     ), by_vector AS (
         SELECT place, record_id, 1 - distance AS vector_score, rank
@@ -86,7 +87,7 @@ _SEARCH = f"""
         ORDER BY score DESC, record_id LIMIT %(kept)s
     )
     SELECT EXISTS (SELECT FROM memory.namespaces WHERE place = ANY (%(bare_places)s)),
-        {generations.columns("%(places)s")}, looked.plan, looked.passed, hits.*
+        {generations.columns("%(places)s")}, looked.plan, looked.passed, looked.way, hits.*
     FROM (VALUES (true)) AS always LEFT JOIN looked ON true LEFT JOIN hits ON true ORDER BY score DESC, record_id"""
 
 # What it takes, in this order, of which types.
@@ -105,6 +106,7 @@ _PARAMETERS = {
     "slot": "integer",
     "effort": "integer",
     "expected": "bigint",
+    "way": "integer",
     "exact_least": "integer",
     "exact_factor": "float8",
     "near_places": "text[]",
@@ -133,16 +135,17 @@ _BINARY: Mapping[str, Callable[[Any], bytes]] = {
     "boolean": binary.boolean,
     "halfvec": HalfVector.to_binary,
 }
-_NUMBERED = _SEARCH % {name: f"${number}::{kind}" for number, (name, kind) in enumerate(_PARAMETERS.items(), 1)}
+# The statement as it is prepared.
+STATEMENT = _SEARCH % {name: f"${number}::{kind}" for number, (name, kind) in enumerate(_PARAMETERS.items(), 1)}
 _WRITERS = [(name, _BINARY[kind]) for name, kind in _PARAMETERS.items()]
 # Its columns: whether a place has vectors that was said to be bare, the places' state, how it was looked, the hits.
-_IS_CHANGED, _GENERATIONS, _TIME, _PLAN, _PASSED, _FIRST_OF_HIT = range(6)
+_IS_CHANGED, _GENERATIONS, _TIME, _PLAN, _PASSED, _WAY, _FIRST_OF_HIT = range(7)
 _TRUE = b"\x01"
 
 # What a probe finds, where it is not the only one.
 _NEAREST = """
     SELECT * FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s::jsonb,
-        %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s)"""
+        %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s, %(way)s)"""
 
 # The chunks around chunks: each with the number of the hit that it is near.
 _NEIGHBOURS = f"""
@@ -169,18 +172,6 @@ class Nearest(NamedTuple):
 Look: TypeAlias = Callable[[Query, Probe, int], Awaitable[Nearest | None]]
 
 
-class _Hit(NamedTuple):
-    """A hit as the statement gives it."""
-
-    place: str
-    score: float
-    vector_score: float | None
-    text_score: float | None
-    recency_score: float | None
-    vector: NDArray[np.floating] | None
-    record: Sequence[Any]
-
-
 class PgvectorSearch:
     """Searches the records of a database, by vectors that are there, or as `look` finds them."""
 
@@ -188,9 +179,9 @@ class PgvectorSearch:
         self._database = database
         self._halfvec = halfvec
         self._look = look
-        self._statement = database.statements(_NUMBERED, _CONNECTIONS)
+        self._statement = database.statements(STATEMENT, _CONNECTIONS)
         self._generations = Generations(database)
-        self._passed = TTLCache[Hashable, int, float](_PASSED_KEPT, _PASSED_SECONDS)
+        self._passed = TTLCache[Hashable, Mapping[str, Any], float](_PASSED_KEPT, _PASSED_SECONDS)
 
     async def prepare(self, space: Space) -> None:
         """Makes the index of a space's vectors, where there is none. Raises CONFIG_INVALID where there can be none.
@@ -216,7 +207,7 @@ class PgvectorSearch:
         try:
             near += [await self._nearest(shared | _of_probe(query, probe)) for probe in unlooked[1:]]
             parameters = shared | _near(near) | (_of_probe(query, unlooked[0]) if unlooked else {})
-            result = await self._statement.run(_written(parameters | self._expected(parameters)))
+            result = await self._statement.run(written({**parameters, **self._expected(parameters)}))
         except psycopg.Error as error:
             if error.sqlstate == _SPACE_CHANGED:
                 raise SpaceChanged from error
@@ -224,18 +215,19 @@ class PgvectorSearch:
         if result.get_value(0, _IS_CHANGED) == _TRUE:
             raise SpaceChanged
         if unlooked:
-            plan, passed = (binary.number_of(result.get_value(0, column) or b"") for column in (_PLAN, _PASSED))
-            self._passed[_filters(parameters)] = passed
+            how = (result.get_value(0, column) or b"" for column in (_PLAN, _PASSED, _WAY))
+            plan, passed, way = map(binary.number_of, how)
+            self._passed[_filters(parameters)] = {"expected": passed, "way": way}
             near.append(Nearest(plan, passed, [], [], []))
         hits = _hits(result)
         if query.diversity:
             chosen = recall.diversified(
-                [hit.score for hit in hits], [hit.vector for hit in hits], query.diversity, query.limit
+                [hit[_SCORE] for hit in hits], [hit[_VECTOR] for hit in hits], query.diversity, query.limit
             )
             hits = [hits[index] for index in chosen]
         response = _response(near, hits)
         if query.neighbours:
-            await self._add_neighbours([hit.place for hit in hits], response, query.neighbours)
+            await self._add_neighbours([hit[_PLACE] for hit in hits], response, query.neighbours)
         state = before or generations.state(result.get_value(0, _GENERATIONS), result.get_value(0, _TIME))
         return Found(response, state)
 
@@ -255,13 +247,13 @@ class PgvectorSearch:
         """Returns what a probe finds that is not the only one."""
         async with self._database.connection() as connection:
             rows.adapt(connection, self._halfvec)
-            cursor = await connection.execute(_NEAREST, parameters | self._expected(parameters))
-            [(plan, passed, *found)] = await cursor.fetchall()
-        self._passed[_filters(parameters)] = passed
+            cursor = await connection.execute(_NEAREST, {**parameters, **self._expected(parameters)})
+            [(way, plan, passed, *found)] = await cursor.fetchall()
+        self._passed[_filters(parameters)] = {"expected": passed, "way": way}
         return Nearest(plan, passed, *(each or [] for each in found))
 
-    def _expected(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        return {"expected": self._passed.get(_filters(parameters))}
+    def _expected(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._passed.get(_filters(parameters), _UNKNOWN)
 
     async def _add_neighbours(self, places: Sequence[str], response: SearchResponse, reach: int) -> None:
         hits = zip(places, response.hits, strict=True)
@@ -341,8 +333,13 @@ def _near(found: Sequence[Nearest]) -> dict[str, Any]:
     }
 
 
-def _written(parameters: Mapping[str, Any]) -> list[bytes | None]:
-    """Returns what of `_PARAMETERS` is there in their order, the others as NULL."""
+def by_one_probe(query: Query) -> dict[str, Any]:
+    """Returns the parameters of a query by one probe, without what is expected."""
+    return _shared(query) | _near([]) | _of_probe(query, query.probes[0])
+
+
+def written(parameters: Mapping[str, Any]) -> list[bytes | None]:
+    """Returns what `STATEMENT` takes, in binary form: what is not there is NULL."""
     values = ((parameters.get(name), write) for name, write in _WRITERS)
     return [None if value is None else write(value) for value, write in values]
 
@@ -351,33 +348,34 @@ def _vector(value: bytes) -> NDArray[np.floating]:
     return HalfVector.from_binary(value).to_numpy()
 
 
+# What reads a hit's columns.
 _READERS: Sequence[tuple[int, Callable[[bytes], Any]]] = list(
     enumerate((bytes.decode, *(binary.float_of,) * 4, _vector, *rows.READERS), _FIRST_OF_HIT)
 )
+_PLACE, _SCORE, _VECTOR_SCORE, _TEXT_SCORE, _RECENCY_SCORE, _VECTOR, _FIRST_OF_RECORD = range(7)
 
 
-def _hits(result: PGresult) -> list[_Hit]:
+def _hits(result: PGresult) -> list[list[Any]]:
+    """Returns the columns of each hit."""
     if result.get_value(0, _FIRST_OF_HIT) is None:
         return []  # Its one row says only how it was looked.
-    hits: list[_Hit] = []
-    for number in range(result.ntuples):
-        values: list[Any] = [
-            None if (value := result.get_value(number, column)) is None else read(value) for column, read in _READERS
-        ]
-        hits.append(_Hit._make([*values[:6], values[6:]]))
-    return hits
+    value_of = result.get_value
+    return [
+        [None if (value := value_of(number, column)) is None else read(value) for column, read in _READERS]
+        for number in range(result.ntuples)
+    ]
 
 
-def _response(near: Sequence[Nearest], hits: Sequence[_Hit]) -> SearchResponse:
+def _response(near: Sequence[Nearest], hits: Sequence[Sequence[Any]]) -> SearchResponse:
     plan = SearchPlan.ValueType(max((found.plan for found in near), default=0))
     response = SearchResponse(plan=plan, candidate_count=sum(found.passed for found in near))
     for hit in hits:
         made = response.hits.add(
-            namespace=hit.place.partition(" ")[0],
-            score=hit.score,
-            vector_score=hit.vector_score,
-            text_score=hit.text_score,
-            recency_score=hit.recency_score,
+            namespace=hit[_PLACE].partition(" ")[0],
+            score=hit[_SCORE],
+            vector_score=hit[_VECTOR_SCORE],
+            text_score=hit[_TEXT_SCORE],
+            recency_score=hit[_RECENCY_SCORE],
         )
-        rows.fill(made.record, *hit.record)  # Where it is: to copy one costs more than to make it.
+        rows.fill(made.record, *hit[_FIRST_OF_RECORD:])  # Where it is: to copy one costs more than to make it.
     return response

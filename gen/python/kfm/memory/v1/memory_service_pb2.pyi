@@ -810,12 +810,13 @@ class Receipt(_message.Message):
     MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    USER_DIGEST_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     """Names it."""
     namespace: _builtins.str
-    """The namespace; empty: all, for a user."""
+    """The namespace; empty: all, for a user. That of a user is kept as `user/` and what `user_digest` would be."""
     user_id: _builtins.str
-    """The user, where all of one was forgotten."""
+    """The user, where all of one was forgotten and the request names the user: it is not kept."""
     what: _builtins.str
     """What was asked: `records`, `source_uri`, `everything`, `filter` or `user`."""
     record_count: _builtins.int
@@ -824,6 +825,10 @@ class Receipt(_message.Message):
     """How many messages were forgotten."""
     principal_id: _builtins.str
     """Who asked."""
+    user_digest: _builtins.str
+    """Where all of a user was forgotten: the SHA-256 of the tenant's id, a space and the user's, as `sha256:<hex>`. So it
+    can be shown that a user was forgotten, and nobody is named.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was done."""
@@ -839,10 +844,11 @@ class Receipt(_message.Message):
         message_count: _builtins.int = ...,
         principal_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        user_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "message_count", b"message_count", "namespace", b"namespace", "principal_id", b"principal_id", "receipt_id", b"receipt_id", "record_count", b"record_count", "user_id", b"user_id", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "message_count", b"message_count", "namespace", b"namespace", "principal_id", b"principal_id", "receipt_id", b"receipt_id", "record_count", b"record_count", "user_digest", b"user_digest", "user_id", b"user_id", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -138,7 +138,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchWrite(self, request, context):
-        """Writes several records, all or none.
+        """Writes several records, all or none. They take at most 3 MiB, serialized.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class MemoryServiceStub:
     Write: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.WriteRequest, _memory_service_pb2.WriteResponse]
     """Writes a record; one with the same id in the namespace is replaced."""
     BatchWrite: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.BatchWriteRequest, _memory_service_pb2.BatchWriteResponse]
-    """Writes several records, all or none."""
+    """Writes several records, all or none. They take at most 3 MiB, serialized."""
     Search: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.SearchRequest, _memory_service_pb2.SearchResponse]
     """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters."""
     Get: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetRequest, _memory_service_pb2.GetResponse]
@@ -87,7 +87,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Write: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.WriteRequest, _memory_service_pb2.WriteResponse]  # type: ignore[assignment]
     """Writes a record; one with the same id in the namespace is replaced."""
     BatchWrite: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.BatchWriteRequest, _memory_service_pb2.BatchWriteResponse]  # type: ignore[assignment]
-    """Writes several records, all or none."""
+    """Writes several records, all or none. They take at most 3 MiB, serialized."""
     Search: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.SearchRequest, _memory_service_pb2.SearchResponse]  # type: ignore[assignment]
     """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters."""
     Get: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetRequest, _memory_service_pb2.GetResponse]  # type: ignore[assignment]
@@ -144,7 +144,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.BatchWriteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.BatchWriteResponse, _abc.Awaitable[_memory_service_pb2.BatchWriteResponse]]:
-        """Writes several records, all or none."""
+        """Writes several records, all or none. They take at most 3 MiB, serialized."""
 
     @_abc_1.abstractmethod
     def Search(
