@@ -14,6 +14,7 @@ test: check unit  ## Everything that CI runs.
 check: lint types contracts gen-check
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv: a few minutes, the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -43,6 +44,8 @@ gen: .venv/installed  ## Generate gen/ from proto/, and the manifest's JSON Sche
 	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=gen/python \
 	  --mypy_grpc_out=quiet:gen/python $$(find proto -name '*_service.proto' | sort)
+	$(BIN)/python -m grpc_tools.protoc $(INCLUDE) --include_source_info \
+	  --descriptor_set_out=gen/python/kfm/contract.binpb $$(find proto -name '*.proto' | LC_ALL=C sort)
 	$(BIN)/python -m agentshell.personality.manifest_schema personalities/manifest.schema.json
 
 gen-check: gen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from collections.abc import Sequence
 import grpc.aio
 import structlog
 
-from agentshell.mesh import channel, data_directory, telemetry
+from agentshell.mesh import channel, data_directory, telemetry, tls
 from agentshell.mesh.config import Config
 from agentshell.mesh.data_directory import Endpoints
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.http import HttpServer
 from agentshell.mesh.server import Server
-from agentshell.topology import SERVICES, WHOLE, Member, Parts
+from agentshell.topology import SERVICES, WHOLE, build
+from agentshell.topology.parts import Member, Parts, Work
 from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell")
@@ -23,6 +25,7 @@ _log = structlog.get_logger("agentshell")
 DEFAULT_TENANT = "default"
 DEFAULT_PRINCIPAL = "owner"
 _STOP_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 _GC_THRESHOLDS = (10_000, 50, 50)
 
 
@@ -30,7 +33,7 @@ class Process:
     """Runs the services named, or all where none is. To be made within the event loop that runs it."""
 
     def __init__(self, config: Config, names: Sequence[str] = ()) -> None:
-        if unknown := sorted(set(names) - SERVICES.keys()):
+        if unknown := sorted(set(names).difference(SERVICES)):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
                 f"there is no service {unknown[0]!r}; the services are {', '.join(SERVICES)}",
@@ -38,16 +41,17 @@ class Process:
         self.config = config
         self.names = [name for name in SERVICES if name in (names or WHOLE)]
         data = config.data_dir
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (data / "run").mkdir(exist_ok=True, mode=0o700)
+        data_directory.make(data)
         self.keyring = data_directory.keyring(config)
         mesh_address = config.server.mesh_address or data_directory.socket(data, "-".join(self.names))
         # Services of one data directory find one another by the sockets in it, unless `peers` says otherwise.
         elsewhere = {name: data_directory.socket(data, name) for name in SERVICES if name not in self.names}
         self._addresses = dict.fromkeys(self.names, mesh_address) | elsewhere | config.peers
-        self._server = Server(config.server, mesh_address, self.keyring)
+        self._mesh_address = mesh_address
+        self._server = Server(config.server, mesh_address, self.keyring, config.tls)
         self._parts = Parts(config, self._connect)
         self._members: list[Member] = []
+        self._background: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
 
     @property
@@ -75,6 +79,9 @@ class Process:
         if self._http is not None:
             self._http.ready = False
         await self._server.drain()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         for member in reversed(self._members):
             await member.stop(self.config.server.drain_seconds)
         await self._server.stop(_STOP_SECONDS)
@@ -83,15 +90,21 @@ class Process:
             self._http.close()
 
     async def _start(self) -> None:
-        members = [await SERVICES[name](self._parts) for name in self.names]
+        members = [await build(name, self._parts) for name in self.names]
         self._http = HttpServer(self.config.server.http_address)
         for member in members:
             for service, register in member.services.items():
                 self._server.add(service, register)
         await self._server.start()
+        for key, address in (("server.address", self.address), ("server.mesh_address", self._mesh_address)):
+            if tls.is_exposed(self.config.tls, address):
+                _log.warning(
+                    "credentials cross the network in the clear: see the keys of tls", key=key, address=address
+                )
         for member in members:
             self._members.append(member)
             await member.start()
+            self._background += [asyncio.create_task(_keep(work)) for work in member.background]
         self._leave_word()
         await self._server.ready()
         self._http.ready = True
@@ -101,9 +114,11 @@ class Process:
 
     def _connect(self, service: str) -> grpc.aio.Channel:
         address = self._addresses[service]
+        credentials = tls.calling(self.config.tls, address)
         if service in self.names and service not in self.config.peers:
-            return channel.within(self._server.loopback, address, self.keyring)
-        return channel.connect(address, self.keyring)
+            name = tls.own_name(self.config.tls)  # Of the certificate: that is hardly of where this process listens.
+            return channel.within(self._server.loopback, address, self.keyring, credentials, name)
+        return channel.connect(address, self.keyring, credentials)
 
     def _leave_word(self) -> None:
         """Makes the default tenant's key where there is none, and says where this process is."""
@@ -112,5 +127,18 @@ class Process:
             key_file.touch(0o600)
             key_file.write_text(self.keyring.create(DEFAULT_TENANT, DEFAULT_PRINCIPAL) + "\n")
         if "gateway" in self.names:
-            endpoints = Endpoints(address=self.address, http_address=self.http_address, pid=os.getpid())
+            # By a socket nobody needs to know whose certificate is shown at which address.
+            by_socket = self.config.tls.certificate_file is not None and self._mesh_address.startswith("unix:")
+            address = self._mesh_address if by_socket else self.address
+            endpoints = Endpoints(address=address, http_address=self.http_address, pid=os.getpid())
             data_directory.endpoints_file(self.config.data_dir).write_text(endpoints.model_dump_json())
+
+
+async def _keep(work: Work) -> None:
+    """Does what a service does in the background. A defect is said, and ends it for a moment only."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            _log.exception("work in the background failed", work=str(work))
+        await asyncio.sleep(_RETRY_SECONDS)

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from agentshell.mesh import errors
+from agentshell.mesh.call import OPERATOR
 from agentshell.mesh.config import ServerConfig
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
@@ -22,7 +23,8 @@ class Member:
 
     def __init__(self, directory: Path) -> None:
         self.mesh_address = f"unix:{directory}/m.sock"
-        self.keyring = Keyring(directory / "keys.json", directory / "mesh.key")
+        self.mesh_key_file = directory / "mesh.key"
+        self.keyring = Keyring(directory / "keys.json", self.mesh_key_file)
         self.server = Server(ServerConfig(address="127.0.0.1:0"), self.mesh_address, self.keyring)
 
     async def start(self) -> grpc.aio.Channel:
@@ -34,6 +36,10 @@ class Member:
     def key(self, tenant_id: str = "acme") -> tuple[tuple[str, str]]:
         """Returns the metadata of a tenant's calls."""
         return (("authorization", f"Bearer {self.keyring.create(tenant_id, 'ann')}"),)
+
+    def operator(self) -> tuple[tuple[str, str]]:
+        """Returns the metadata of an operator's calls, good for half a minute."""
+        return (("authorization", f"Bearer {self.keyring.mint(OPERATOR)}"),)
 
 
 @asynccontextmanager

@@ -109,9 +109,10 @@ def _mode(path: Path) -> int:
 
 
 def _acknowledged(process: subprocess.Popen[str]) -> set[int]:
-    """What the killed owner printed after its first row; its last line may be cut off."""
+    """What the killed owner printed after its first row; its last line may be cut off, or say that Postgres ended."""
     assert process.stdout is not None
-    return {0} | {int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")}
+    whole_lines = process.stdout.read().split("\n")[:-1]
+    return {0} | {int(line) for line in whole_lines if line.isdigit()}
 
 
 async def _query(server: PostgresServer, query: str) -> list[TupleRow]:
@@ -185,6 +186,33 @@ async def test_a_server_that_has_not_ended_yet_keeps_the_next_owner_out(
         assert caught.value.reason == error_pb2.ERROR_REASON_DATA_DIRECTORY_IN_USE
         signal.pidfd_send_signal(postgres, signal.SIGCONT)
         await (await PostgresServer.start(data_dir)).stop()
+
+
+@pytest.mark.parametrize("path", ["data", "long" * 30])
+async def test_postgres_that_dies_alone_is_started_again_where_its_clients_look(data_dir: Path, path: str) -> None:
+    server = await PostgresServer.start(data_dir / path)
+    try:
+        async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as connection:
+            await connection.execute("CREATE TABLE acknowledged (number integer)")
+        for _ in range(2):
+            await _query(server, "INSERT INTO acknowledged SELECT count(*) FROM acknowledged RETURNING number")
+            pid = int((data_dir / path / "postgres/data/postmaster.pid").read_text().splitlines()[0])
+            with _process(pid) as postgres:
+                signal.pidfd_send_signal(postgres, signal.SIGKILL)
+                assert _ends(postgres)
+            async with asyncio.timeout(_WAIT_SECONDS):
+                while not await _accepts(server):  # noqa: ASYNC110 - Postgres tells nobody that it is back
+                    await asyncio.sleep(0.02)
+        assert await _stored(server) == {0, 1}
+    finally:
+        await server.stop()
+
+
+async def _accepts(server: PostgresServer) -> bool:
+    try:
+        return await _query(server, "SELECT 1") == [(1,)]
+    except psycopg.OperationalError:
+        return False
 
 
 async def test_ctrl_c_in_the_terminal_is_left_to_the_owner(data_dir: Path) -> None:

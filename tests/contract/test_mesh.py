@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -174,6 +174,14 @@ async def test_what_a_service_does_not_have_and_what_is_too_large_is_refused(stu
     assert error.code is grpc.StatusCode.UNIMPLEMENTED
     error = await refusal(stub.Get(pb.GetRequest(digest="x" * 5_000_000), metadata=key))
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_method_that_nothing_serves_is_refused_by_its_name(mesh: Mesh) -> None:
+    async with grpc.aio.insecure_channel(mesh.served.server.address) as channel:
+        for method in ("/kfm.turn.v1.TurnService/Nothing", "/kfm.turn.v2.TurnService/GetTurn", "/nothing"):
+            error = await refusal(cast("Any", channel.unary_unary(method))(b"", timeout=WAIT_SECONDS))
+            assert (error.name, error.code) == ("NOT_IMPLEMENTED", grpc.StatusCode.UNIMPLEMENTED)
+            assert repr(method) in error.message
 
 
 async def test_a_draining_server_says_so_and_ends_every_watch_but_not_other_calls(

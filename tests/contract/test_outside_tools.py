@@ -144,7 +144,7 @@ async def mesh(postgres_url: str, tmp_path_factory: pytest.TempPathFactory, site
     async with serve(database, packs, config) as mesh:
         mesh.write_pack("web", MORE.format(host=site, name=NAME))
         reload = PersonalityServiceStub(mesh.outside).Reload
-        answer = await reload(ReloadRequest(), metadata=mesh.key("acme"), timeout=BOUND_SECONDS)
+        answer = await reload(ReloadRequest(), metadata=mesh.operator(), timeout=BOUND_SECONDS)
         assert not answer.failures, answer.failures
         yield mesh
     await database.close()

@@ -47,7 +47,7 @@ async def mesh(database: Database, tmp_path: Path) -> AsyncGenerator[Mesh]:
     async with serve(database, tmp_path) as mesh:
         mesh.write_pack("games", MORE)
         reload = PersonalityServiceStub(mesh.outside).Reload
-        await reload(ReloadRequest(), metadata=mesh.key("acme"), timeout=BOUND_SECONDS)
+        await reload(ReloadRequest(), metadata=mesh.operator(), timeout=BOUND_SECONDS)
         yield mesh
 
 

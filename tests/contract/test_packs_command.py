@@ -143,7 +143,7 @@ async def test_what_the_mesh_serves_is_listed_with_what_is_wrong_and_reloaded(tm
 
         (folder / "prompt.md").write_text("{{ nobody }}")
         write(mesh.packs / "new", "id: new\n", "P")
-        ended = await asyncio.to_thread(run, "reload", *reach)
+        ended = await asyncio.to_thread(run, "reload", *reach[:2], *reach[4:])  # An operator needs no API key.
         wrong = [
             "packs/chef/prompt.md:1: 'nobody' is undefined; give it a default in system_prompt.variables",
             "packs/new/manifest.yaml:1: version: missing; add it (and 3 more)",
@@ -156,6 +156,11 @@ async def test_what_the_mesh_serves_is_listed_with_what_is_wrong_and_reloaded(tm
         ended = await asyncio.to_thread(run, "list", "--json", *reach)
         told: dict[str, Any] = json.loads(ended.stdout)
         assert [failure["metadata"]["source"] for failure in told["failures"]] == ["packs/chef", "packs/new"]
+        for secret in (b"of another mesh, as long as ours" * 2, None):
+            file = tmp_path / "mesh.key"
+            file.unlink() if secret is None else file.write_bytes(secret)
+            ended = await asyncio.to_thread(run, "list", *reach)
+            assert (ended.exit_code, "broken" in ended.stdout) == (0, False), "a tenant is told of what serves alone"
 
 
 CASE = Case(name="n", input="i", tools=("clock", "sum"), contains=("Soup",), not_contains=("salt",), matches=(r"\d+",))

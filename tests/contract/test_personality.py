@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
-from tests.contract.serving import member, refusal
+from tests.contract.serving import Member, member, refusal
 
 from agentshell.mesh import call, channel
 from agentshell.mesh.config import PersonalityConfig
@@ -25,6 +25,7 @@ from agentshell.personality.registry import VERSIONS_KEPT
 from agentshell.personality.service import PENDING_CHANGES, PersonalityService
 from kfm.content.v1.content_pb2 import Money
 from kfm.error.v1 import error_pb2
+from kfm.error.v1.error_pb2 import Failure
 from kfm.memory.v1 import memory_service_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
 from kfm.personality.v1 import personality_service_pb2_grpc
@@ -77,8 +78,7 @@ class Memory:
             memory_service_pb2.IngestRequest.FromString,
             memory_service_pb2.IngestResponse.SerializeToString,
         )
-        handlers = grpc.method_handlers_generic_handler("kfm.memory.v1.MemoryService", {"Ingest": handler})
-        server.add_generic_rpc_handlers((handlers,))
+        server.add_registered_method_handlers("kfm.memory.v1.MemoryService", {"Ingest": handler})
 
     async def _ingest(
         self, requests: AsyncIterator[memory_service_pb2.IngestRequest], _context: object
@@ -109,22 +109,22 @@ class Mesh:
         memory: Memory,
         service: PersonalityService,
         to_service: grpc.aio.Channel,
-        key: Callable[[str], tuple[tuple[str, str]]],
-        address: str,
+        served: Member,
     ) -> None:
         self.packs = packs
         self.memory = memory
         self.service = service
         self._stub = personality_service_pb2_grpc.PersonalityServiceStub(to_service)
-        self._key = key
-        self._address = address
-        self._metadata = key("acme")
+        self._key = served.key
+        self._served = served
+        self.tenant = served.key("acme")
 
     def options(self, directory: Path) -> tuple[str, ...]:
-        """What a command is told to reach it, as a tenant."""
+        """What a command is told to reach it, as a tenant and an operator."""
         key = directory / "api-key"
-        key.write_text(self._metadata[0][1].removeprefix("Bearer "))
-        return ("--address", self._address, "--key-file", str(key), "--data-dir", str(directory))
+        shutil.copy(self._served.mesh_key_file, directory)
+        key.write_text(self.tenant[0][1].removeprefix("Bearer "))
+        return ("--address", self._served.server.address, "--key-file", str(key), "--data-dir", str(directory))
 
     async def get(self, personality_id: str = "", digest: str = "", tenant: str = "acme") -> pb.Personality:
         request = pb.GetRequest(personality_id=personality_id, digest=digest)
@@ -134,15 +134,25 @@ class Mesh:
         return await self.ask(pb.ListRequest(page_size=page_size, page_token=page_token))
 
     async def ask(self, request: pb.ListRequest) -> pb.ListResponse:
-        return await self._stub.List(request, metadata=self._metadata, timeout=BOUND_SECONDS)
+        return await self._stub.List(request, metadata=self.tenant, timeout=BOUND_SECONDS)
 
-    async def reload(self) -> pb.ReloadResponse:
-        return await self._stub.Reload(pb.ReloadRequest(), metadata=self._metadata, timeout=BOUND_SECONDS)
+    async def failures(self) -> Sequence[Failure]:
+        """What an operator is told is wrong with packs."""
+        listed = self._stub.List(pb.ListRequest(), metadata=self._served.operator(), timeout=BOUND_SECONDS)
+        return (await listed).failures
+
+    async def reload(self, metadata: tuple[tuple[str, str]] | None = None) -> pb.ReloadResponse:
+        """Reloads as an operator, or as whom the metadata says."""
+        metadata = metadata or self._served.operator()
+        return await self._stub.Reload(pb.ReloadRequest(), metadata=metadata, timeout=BOUND_SECONDS)
 
     @asynccontextmanager
-    async def watch(self) -> AsyncGenerator[Callable[[], Awaitable[pb.WatchResponse]]]:
-        """Gives a function that returns the next change."""
-        watching = self._stub.Watch(pb.WatchRequest(), metadata=self._metadata, timeout=BOUND_SECONDS)
+    async def watch(
+        self, metadata: tuple[tuple[str, str]] | None = None
+    ) -> AsyncGenerator[Callable[[], Awaitable[pb.WatchResponse]]]:
+        """Gives a function that returns the next change that an operator sees, or whom the metadata says."""
+        metadata = metadata or self._served.operator()
+        watching = self._stub.Watch(pb.WatchRequest(), metadata=metadata, timeout=BOUND_SECONDS)
         changes = aiter(watching)
         try:
             yield lambda: anext(changes)
@@ -170,7 +180,7 @@ async def serving(tmp_path: Path, **config: Any) -> AsyncGenerator[Mesh]:
             lambda it: personality_service_pb2_grpc.add_PersonalityServiceServicer_to_server(service, it),
         )
         async with await served.start() as to_service:
-            yield Mesh(packs, memory, service, to_service, served.key, served.server.address)
+            yield Mesh(packs, memory, service, to_service, served)
             await service.stop()
 
 
@@ -260,7 +270,22 @@ async def test_reload_says_how_many_packs_are_loaded_and_what_is_wrong_with_the_
         assert failure.reason == error_pb2.ERROR_REASON_PACK_INVALID
         assert failure.message == "packs/b/manifest.yaml:1: version: missing; add it (and 3 more)"
         assert dict(failure.metadata) == {"source": "packs/b", "file": "packs/b/manifest.yaml", "line": "1"}
-        assert list((await mesh.list()).failures) == [failure]
+        assert list(await mesh.failures()) == [failure]
+
+
+async def test_a_tenant_makes_nothing_be_read_again_and_hears_of_no_pack_that_is_broken(mesh: Mesh) -> None:
+    write(mesh.packs / "a", PLAIN.format(id="a"), "P")
+    write(mesh.packs / "b", "id: b\n", "P")
+    await mesh.service.start()
+    assert len(await mesh.failures()) == 1
+    assert (await refusal(mesh.reload(mesh.tenant))).reason == error_pb2.ERROR_REASON_PERMISSION_DENIED
+    assert list((await mesh.list()).failures) == []
+    async with mesh.watch(mesh.tenant) as change, mesh.watch() as told:
+        assert (await change()).loaded.personality_id == (await told()).loaded.personality_id == "a"
+        write(mesh.packs / "c", "id: c\n", "P")
+        assert (await told()).HasField("rejected")
+        write(mesh.packs / "d", PLAIN.format(id="d"), "P")
+        assert (await change()).loaded.personality_id == "d"
 
 
 async def test_a_watcher_sees_what_is_there_and_then_each_change_on_disk(mesh: Mesh) -> None:

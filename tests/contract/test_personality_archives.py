@@ -74,9 +74,25 @@ async def test_what_nobody_vouches_for_or_is_no_pack_is_rejected(
         put(tmp_path / "chef.tar.gz", content, key)
     async with serving(tmp_path, archives=(str(tmp_path / "chef.tar.gz"),), **config) as mesh:
         await mesh.service.start()
-        [failure] = (await mesh.list()).failures
+        [failure] = await mesh.failures()
         assert failure.message.startswith(expected)
         assert failure.reason == error_pb2.ERROR_REASON_PACK_INVALID
+
+
+async def test_an_archive_that_changes_on_disk_is_loaded_with_nobody_asking(tmp_path: Path) -> None:
+    place = tmp_path / "chef.tar.gz"
+    async with serving(tmp_path, archives=(str(place),), **TRUSTED) as mesh:
+        await mesh.service.start()
+        async with mesh.watch() as change:
+            put(place, archive())
+            while (loaded := await change()).HasField("rejected"):  # It came before its signature.
+                continue
+            assert loaded.loaded.system_prompt == "From an archive."
+            put(place, archive("A newer one."), None)
+            rejected = (await change()).rejected
+            assert (rejected.metadata["personality_id"], rejected.metadata["source"]) == ("chef", "chef.tar.gz")
+            put(place, archive("A newer one."))
+            assert (await change()).loaded.system_prompt == "A newer one."
 
 
 async def test_an_unsigned_archive_is_served_where_that_is_allowed(tmp_path: Path) -> None:
@@ -97,7 +113,7 @@ async def test_the_last_good_archive_serves_while_the_new_one_is_not_good_and_af
     async with serving(tmp_path, **config) as mesh:
         await mesh.service.start()
         assert (await mesh.get("chef")).system_prompt == "From an archive."
-        [failure] = (await mesh.list()).failures
+        [failure] = await mesh.failures()
         assert (failure.metadata["personality_id"], failure.metadata["version"]) == ("chef", "1.0.0")
         for copy in (tmp_path / "cache").glob("*.tar.gz"):
             copy.write_bytes(archive("Tampered."))
@@ -167,15 +183,15 @@ async def test_an_archive_comes_by_https_with_its_signature_beside_it(
         config = {"archives": (f"{pages.address}/packs/chef.tar.gz",), **TRUSTED}
         async with serving(tmp_path, **config) as mesh:
             await mesh.service.start()
-            [failure] = (await mesh.list()).failures
+            [failure] = await mesh.failures()
             assert "CERTIFICATE_VERIFY_FAILED" in failure.message
             monkeypatch.setenv("SSL_CERT_FILE", str(pages.authority))
             await mesh.reload()
-            [failure] = (await mesh.list()).failures
+            [failure] = await mesh.failures()
             assert failure.message.endswith("/packs/chef.tar.gz answers 404; mend that")
             pages.pages["/packs/chef.tar.gz"] = archive()
             await mesh.reload()
-            [failure] = (await mesh.list()).failures
+            [failure] = await mesh.failures()
             assert failure.message.startswith("127.0.0.1/packs/chef.tar.gz: has no signature beside it")
             pages.pages["/packs/chef.tar.gz.sig"] = signature.sign(archive(), KEY)
             await mesh.reload()
@@ -190,4 +206,4 @@ async def test_archives_come_by_nothing_else(tmp_path: Path) -> None:
     for origin in ("http://127.0.0.1:1/chef.tar.gz", "file:///chef.tar.gz", "https://"):
         async with serving(tmp_path, archives=(origin,), **TRUSTED) as mesh:
             await mesh.service.start()
-            assert len((await mesh.list()).failures) == 1
+            assert len(await mesh.failures()) == 1

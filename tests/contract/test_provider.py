@@ -253,6 +253,16 @@ async def test_a_page_token_that_was_not_given_out_is_refused(local: Served) -> 
     assert error.reason == error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID
 
 
+async def test_a_value_that_the_contract_does_not_know_is_refused_by_its_field(local: Served) -> None:
+    unknown: Any = 99
+    parameters, choice = pb.GenerationParameters(reasoning_effort=unknown), pb.ToolChoice(mode=unknown)
+
+    error = await refusal(local.generate(question(parameters=parameters, tool_choice=choice)))
+
+    fields = ["generation.parameters.reasoning_effort", "generation.tool_choice.mode"]
+    assert (error.name, [field for field, _ in error.violations]) == ("INVALID_REQUEST", fields)
+
+
 UNSUPPORTED: list[tuple[str, str, str, Any]] = [
     ("local", "images", "Generate", pb.Generation(messages=[said(USER, IMAGE)])),
     ("local", "tools", "Generate", question(tools=[pb.ToolDefinition(name="search")])),

@@ -76,6 +76,7 @@ class Mesh:
         self._packs = packs
         self._keys: dict[str, tuple[tuple[str, str]]] = {}
         self._served = served
+        self.operator = served.operator
         self._tools: Any = tool_service_pb2_grpc.ToolServiceStub(outside)
 
     def key(self, tenant: str) -> tuple[tuple[str, str]]:
@@ -203,13 +204,14 @@ async def test_a_tool_that_the_personality_does_not_expose_is_not_found(mesh: Me
         "personality 'all' has no tool 'fetch'; it has: ask_agent, calculator, clock, http_get, memory_search, "
         "memory_write"
     )
+    assert (await mesh.failure("fetch", personality_id=""))[1].startswith("the shell has no tool 'fetch'; it has: ask_")
 
 
 async def test_a_tool_that_a_pack_begins_to_expose_can_be_called_at_once(mesh: Mesh) -> None:
     assert (await mesh.failure("clock", personality_id="plain"))[0] == "ERROR_REASON_TOOL_NOT_FOUND"
     mesh.write_pack("plain", "tools: {enabled: true, exposed_tools: [clock]}\n")
     reload = personality_service_pb2_grpc.PersonalityServiceStub(mesh.outside).Reload
-    await reload(personality_service_pb2.ReloadRequest(), metadata=mesh.key("acme"), timeout=BOUND_SECONDS)
+    await reload(personality_service_pb2.ReloadRequest(), metadata=mesh.operator(), timeout=BOUND_SECONDS)
 
     assert await mesh.result("clock", personality_id="plain")
 

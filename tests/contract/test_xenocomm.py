@@ -94,6 +94,17 @@ class BreakingTurnService:
             turns=[Turn(turn_id=str(first)), Turn(turn_id=str(first + 1))], next_page_token=token
         )
 
+    async def cancel(
+        self,
+        request: pb.CancelTurnRequest,
+        context: grpc.aio.ServicerContext[pb.CancelTurnRequest, pb.CancelTurnResponse],
+    ) -> pb.CancelTurnResponse:
+        self.calls.append("cancel")
+        self.request_ids.add(request.request_id)
+        if self._cuts.pop(0):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return pb.CancelTurnResponse()
+
     def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         return {
             "RunTurn": grpc.unary_stream_rpc_method_handler(
@@ -104,6 +115,9 @@ class BreakingTurnService:
             ),
             "ListTurns": grpc.unary_unary_rpc_method_handler(
                 self.list, pb.ListTurnsRequest.FromString, pb.ListTurnsResponse.SerializeToString
+            ),
+            "CancelTurn": grpc.unary_unary_rpc_method_handler(
+                self.cancel, pb.CancelTurnRequest.FromString, pb.CancelTurnResponse.SerializeToString
             ),
         }
 
@@ -154,6 +168,15 @@ async def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(first: in
     assert service.credentials == {f"Bearer {_KEY}"}
     resumed = "run" if first == 0 else f"watch {first - 1}"
     assert service.calls[:2] == ["run", resumed]
+
+
+async def test_a_cancellation_is_repeated_as_one_and_the_same() -> None:
+    service = BreakingTurnService(1, 0)
+    async with serving(service) as address, Client.connect(address, _KEY) as client:
+        await client.cancel("t1")
+    assert service.calls == ["cancel"] * 2
+    assert len(service.request_ids) == 1
+    assert "" not in service.request_ids
 
 
 async def test_a_server_that_stops_and_starts_again_loses_and_repeats_nothing() -> None:

@@ -7,6 +7,7 @@ line, as JSON, from its standard input; when that ends, so do the processes that
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from tests.crash import clock
 from tests.crash.faulty_log import FaultyLog
 from tests.crash.page import Page
 
-from agentshell import process, topology
+from agentshell import process
 from agentshell.cli.up import up
 from agentshell.gateway.turn_index import TurnIndex
 from agentshell.log.log import Log
@@ -34,6 +35,8 @@ from agentshell.runtime.steps.memory import MemoryRunner
 from agentshell.runtime.steps.model import ModelRunner
 from agentshell.runtime.steps.noop import NoopRunner
 from agentshell.runtime.steps.tool import ToolRunner
+from agentshell.topology import SERVICES
+from agentshell.topology.parts import Parts
 
 _WATCHED: tuple[tuple[type[Any], str, str], ...] = (
     (TurnIndex, "claim", "claim a turn in the index"),
@@ -53,6 +56,8 @@ _WATCHED: tuple[tuple[type[Any], str, str], ...] = (
 
 def main() -> None:
     """Forks a process for each order, until there are no more."""
+    for name in SERVICES:
+        importlib.import_module(f"agentshell.topology.{name}")
     children: set[int] = set()
     gc.collect()
     gc.freeze()
@@ -97,7 +102,7 @@ def _arm(page: Page, seed: int) -> None:
     for owner, name, point in _WATCHED:
         setattr(owner, name, page.around(point, getattr(owner, name)))
 
-    class FaultyParts(topology.Parts):
+    class FaultyParts(Parts):
         async def _open_log(self) -> Log:
             return FaultyLog(await super()._open_log(), page, seed)
 

@@ -16,6 +16,7 @@ from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Fault
 
 from agentshell.mesh import errors
+from kfm.turn.v1.turn_pb2 import ParentStep
 from xenocomm import Client, XenocommError
 
 
@@ -50,6 +51,10 @@ async def test_more_turns_than_may_be_open_are_refused_for_a_while_and_repeats_a
                 await client.ask("One more?")
             assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
             assert caught.value.retry_delay is not None
+            below = asking_vendor(parent=ParentStep(turn_id=first, step_id=f"{first}/answer", depth=1))
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await create(client, below, "below")
+            assert errors.of(refused.value).name == "OVERLOADED", "anybody can say that a turn waits for this one"
             assert await create(client, asking_vendor(), "first") == first
             turn_id = await create(other, spec(plan=passes(("a",))))
             assert (await end_of(other, turn_id)).HasField("output")

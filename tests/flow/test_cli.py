@@ -12,12 +12,14 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from google.protobuf import json_format
+from tests.certificates import Authority
 from tests.flow.conftest import environment_for
 from tests.flow.mesh import Mesh
 from tests.flow.test_inputs import asks, waits
@@ -307,6 +309,12 @@ async def test_doctor_says_how_to_mend_what_is_wrong(tmp_path: Path) -> None:
     faults = [line.split()[1] for line in ended.out.splitlines() if line.startswith("!!")]
     assert (ended.code, faults) == (1, ["database", "mesh", "embedder", "provider"])
     assert ended.out.count("-> ") == 4
+    exposed = await agentshell("doctor", data_dir=tmp_path, environment={"AGENTSHELL_SERVER__ADDRESS": "0.0.0.0:0"})
+    assert "--  TLS           none at 0.0.0.0:0: credentials and messages cross the network in the clear" in exposed.out
+    files = Authority(tmp_path / "ca").issue("past", "localhost", end=datetime(2021, 1, 1, tzinfo=UTC))
+    names = ("AGENTSHELL_TLS__CERTIFICATE_FILE", "AGENTSHELL_TLS__KEY_FILE")
+    past = await agentshell("doctor", data_dir=tmp_path, environment=dict(zip(names, map(str, files), strict=True)))
+    assert "!!  TLS           127.0.0.1:0 as localhost until 2021-01-01 00:00 UTC: that is over" in past.out
     wrong = await agentshell("doctor", data_dir=tmp_path, environment={"AGENTSHELL_RUNTIME__MAX_STEPS": "many"})
     assert wrong.code == 1
     assert "runtime.max_steps" in wrong.out
@@ -317,6 +325,13 @@ async def test_a_second_up_on_the_same_data_directory_is_refused(embedded: Mesh)
     assert (ended.code, ended.out) == (1, "")
     [line] = ended.err.splitlines()
     assert f"belongs to the running process {embedded.endpoints.pid}" in line
+
+
+async def test_a_data_directory_that_cannot_be_made_stops_up_with_the_key_that_names_another(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = await agentshell("up", data_dir=tmp_path / "file/data")
+    assert (ended.code, ended.out) == (1, "")
+    assert f"{tmp_path / 'file/data'}: Not a directory; set configuration key 'data_dir'" in ended.err
 
 
 async def test_an_unknown_key_stops_up_with_the_key_its_value_and_the_fix(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
+import os
+import re
 import sys
 import urllib.request
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from buf.validate import validate_pb2
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.flow.mesh import Mesh
@@ -30,6 +32,8 @@ from agentshell.turn import envelope
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Message, Money, Part, Text
 from kfm.memory.v1 import memory_service_pb2 as memory
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from kfm.tool.v1.tool_service_pb2 import ListToolsRequest
+from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceStub
 from kfm.turn.v1 import turn_service_pb2 as turns
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, NoopStep, ParentStep, Plan, Step, TurnLimits
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -37,7 +41,8 @@ from xenocomm import Client, XenocommError
 
 WAIT_SECONDS = 60.0
 _CURRENCY = "turn.limits.max_cost.currency_code"
-BUF = str(Path(sys.executable).with_name("buf"))
+_WHERE = {"namespace": "user/nobody", "session_id": "nobody", "turn_id": "nothing", "personality_id": "guide"}
+ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "admin": "gateway",
     "turn": "gateway",
@@ -82,6 +87,63 @@ async def test_no_rpc_answers_without_a_credential(mesh: Mesh, service: str, met
                 await call(channel, method, empty(method), metadata=metadata)
             error = errors.of(caught.value)
             assert (caught.value.code(), error.name) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_INVALID")
+
+
+async def test_every_list_refuses_a_negative_page_and_the_token_of_another(mesh: Mesh) -> None:
+    key = (("authorization", f"Bearer {mesh.key('lister')}"),)
+    async with grpc.aio.insecure_channel(mesh.address_of("tool")) as channel:
+        token = (await ToolServiceStub(channel).ListTools(ListToolsRequest(page_size=1), metadata=key)).next_page_token
+    assert token
+    refusals: dict[str, list[str]] = {}
+    for service, method in methods():
+        request = empty(method)
+        if "page_size" not in method.input_type.fields_by_name:
+            continue
+        for field, value in _WHERE.items():
+            if field in method.input_type.fields_by_name:
+                setattr(request, field, value)
+        async with grpc.aio.insecure_channel(mesh.address_of(service)) as channel:
+            for request.page_size, request.page_token in ((-1, ""), (2**31 - 1, token)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(channel, method, request, metadata=key)
+                error = errors.of(caught.value)
+                refusals.setdefault(method.full_name, []).append(" ".join((error.name, *dict(error.violations))))
+    lists = {name: ["INVALID_REQUEST page_size", "PAGE_TOKEN_INVALID page_token"] for name in refusals}
+    lists["kfm.admin.v1.AdminService.ListDeadLetters"][1] = "PERMISSION_DENIED"
+    lists["kfm.turn.v1.TurnService.ListTurnEvents"][1] = "TURN_NOT_FOUND"
+    assert refusals == lists
+
+
+def test_the_documentation_names_every_rpc() -> None:
+    named = (ROOT / "personalities/guide/knowledge/contracts.md").read_text()
+    assert [method.full_name for _, method in methods() if f"`{method.name}`" not in named] == []
+
+
+def test_a_request_id_may_be_equally_long_wherever_it_is_taken() -> None:
+    requests = [method.input_type.fields_by_name for _, method in methods()]
+    taken = [
+        fields["request_id"].GetOptions().Extensions[validate_pb2.field]
+        for fields in requests
+        if "request_id" in fields
+    ]
+    assert {rules.string.max_len for rules in taken} == {256}
+
+
+def test_no_enum_in_a_request_takes_a_number_that_the_contract_does_not_know() -> None:
+    lax: set[str] = set()
+    todo, seen = [method.input_type for _, method in methods()], set[str]()
+    while todo:
+        message = todo.pop()
+        is_answer = message.full_name == "kfm.error.v1.Failure"
+        if message.full_name in seen or is_answer or not message.full_name.startswith("kfm."):
+            continue
+        seen.add(message.full_name)
+        todo += [field.message_type for field in message.fields if field.message_type]
+        for field in message.fields:
+            rules = field.GetOptions().Extensions[validate_pb2.field]
+            if field.enum_type and not (rules.enum.defined_only or rules.repeated.items.enum.defined_only):
+                lax.add(field.full_name)
+    assert lax == {"kfm.turn.v1.Step.state"}  # Output only: a plan that has it is refused.
 
 
 def _silent() -> turns.TurnSpec:
@@ -164,6 +226,25 @@ async def test_unknown_turns_sessions_cursors_and_tokens_are_refused_by_name(cli
     with pytest.raises(XenocommError) as refusal:
         _ = [update async for update in client.watch(turn_id, "nothing")]
     assert refusal.value.reason == "CURSOR_INVALID"
+
+
+async def test_a_cancellation_that_is_repeated_gets_its_first_answer_when_the_turn_is_over(client: Client) -> None:
+    stub = TurnServiceStub(client.channel)
+    question = Step(step_id="ask", approval=ApprovalStep(question="Go on?"))
+    turn_id = await create(client, spec(plan=Plan(steps=[question])))
+    cancel = turns.CancelTurnRequest(turn_id=turn_id, message="enough", request_id="1")
+    assert await stub.CancelTurn(cancel) == turns.CancelTurnResponse()
+    told = [update.event.WhichOneof("event") async for update in client.watch(turn_id)]
+    assert told[-2:] == ["turn_cancel_requested", "turn_cancelled"]
+    assert await stub.CancelTurn(cancel) == turns.CancelTurnResponse()
+    refused = {
+        "REQUEST_ID_REUSED": turns.CancelTurnRequest(turn_id=turn_id, message="no more", request_id="1"),
+        "TURN_STATE": turns.CancelTurnRequest(turn_id=turn_id, message="enough", request_id="2"),
+    }
+    for reason, request in refused.items():
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.CancelTurn(request)
+        assert errors.of(caught.value).name == reason
 
 
 async def test_no_rpc_shows_one_tenants_turns_to_another(mesh: Mesh) -> None:
@@ -251,16 +332,16 @@ async def test_every_service_is_healthy_and_says_so_to_whoever_watches(mesh: Mes
             watch.cancel()
 
 
-async def test_an_explorer_lists_describes_and_calls_without_the_protos(mesh: Mesh) -> None:
-    address = mesh.endpoints.address
-    listed = await _buf("curl", "--protocol", "grpc", "--http2-prior-knowledge", f"http://{address}", "--list-methods")
-    assert "kfm.turn.v1.TurnService/RunTurn" in listed.splitlines()
-    assert "grpc.reflection.v1.ServerReflection/ServerReflectionInfo" in listed.splitlines()
-    said = json.dumps({"turn": {"input": {"role": "ROLE_USER", "parts": [{"text": {"text": "What is a turn?"}}]}}})
-    headers = ("-H", f"authorization: Bearer {mesh.key('explorer')}")
-    command = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", *headers, "-d", said)
-    answered = await _buf(*command, f"http://{address}/kfm.turn.v1.TurnService/RunTurn")
-    assert "turnCompleted" in answered
+async def test_an_explorer_lists_and_calls_without_the_protos_as_the_readme_shows(mesh: Mesh) -> None:
+    [console] = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = re.findall(r"^\$ ((?:.*\\\n)*.*)$", console, re.MULTILINE)
+    elsewhere = () if mesh.address_of("memory") == mesh.endpoints.address else ("kfm.memory",)
+    left_out = ("KEY=", "grpcurl ", *elsewhere)
+    commands = [command for command in shown if not any(words in command for words in left_out)]
+    script = "\n".join(commands).replace("127.0.0.1:7700", mesh.endpoints.address)
+    out = await _bash(script, KEY=mesh.key("explorer"))
+    answers = ["kfm.turn.v1.TurnService/RunTurn", "grpc.reflection.v1.ServerReflection/", '"turnCompleted"', '"hits"']
+    assert [answer for answer in answers if answer not in out] == (['"hits"'] if elsewhere else [])
 
 
 async def test_the_http_port_tells_machines_how_the_process_is(mesh: Mesh, client: Client) -> None:
@@ -287,8 +368,10 @@ async def test_a_callers_trace_goes_through_every_event(client: Client) -> None:
     assert {header.traceparent.split("-")[1] for header in headers if header.traceparent} == {trace_id}
 
 
-async def _buf(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(BUF, *arguments, stdout=PIPE, stderr=PIPE)
+async def _bash(script: str, **variables: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path} | variables
+    process = await asyncio.create_subprocess_exec("bash", "-euc", script, stdout=PIPE, stderr=PIPE, env=environment)
     async with asyncio.timeout(WAIT_SECONDS):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()

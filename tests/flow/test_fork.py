@@ -73,25 +73,32 @@ async def test_a_fork_that_cannot_be_is_refused_by_name(client: Client) -> None:
     at_a = f"{source.turn_id}/a"
     fork_of_a = await client.fork(source.turn_id, at_a)
     wide = over(await run(client, spec("x" * 80_000, plan=passes(*((f"s{at}",) for at in range(10))))))
-    refused = [
+    refused: list[tuple[pb.ForkTurnRequest, str]] = [
         (pb.ForkTurnRequest(turn_id="nothing"), "TURN_NOT_FOUND"),
         (pb.ForkTurnRequest(turn_id=source.turn_id, step_id="nothing"), "TURN_STATE"),
-        (pb.ForkTurnRequest(turn_id=fork_of_a.turn_id), "INVALID_REQUEST"),
+        (pb.ForkTurnRequest(turn_id=fork_of_a.turn_id), "INVALID_REQUEST step_id"),
         (
             pb.ForkTurnRequest(turn_id=source.turn_id, step_id=at_a, changes=spec(plan=passes(("c",)))),
-            "INVALID_REQUEST",
+            "INVALID_REQUEST changes.plan",
         ),
-        (pb.ForkTurnRequest(turn_id=source.turn_id, changes=spec(" ")), "INVALID_REQUEST"),
-        (pb.ForkTurnRequest(turn_id=source.turn_id, changes=pb.TurnSpec(session_id="no spaces")), "INVALID_REQUEST"),
+        (
+            pb.ForkTurnRequest(turn_id=source.turn_id, changes=spec(" ")),
+            "INVALID_REQUEST changes.input.parts",
+        ),
+        (
+            pb.ForkTurnRequest(turn_id=source.turn_id, changes=pb.TurnSpec(session_id="no spaces")),
+            "INVALID_REQUEST changes.session_id",
+        ),
         (
             pb.ForkTurnRequest(turn_id=source.turn_id, changes=pb.TurnSpec(limits=TurnLimits(max_steps=-1))),
-            "INVALID_REQUEST",
+            "INVALID_REQUEST changes.limits.max_steps",
         ),
         (pb.ForkTurnRequest(turn_id=wide.turn_id, step_id=f"{wide.turn_id}/s9"), "TOO_LARGE"),
     ]
     for request, reason in refused:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await TurnServiceStub(client.channel).ForkTurn(request, timeout=20)
-        assert errors.of(caught.value).name == reason, request
+        error = errors.of(caught.value)
+        assert " ".join((error.name, *dict(error.violations))) == reason, request
     turn = await end_of(client, await create(client, spec(plan=passes(("a",)))))
     assert turn.state == TURN_STATE_COMPLETED

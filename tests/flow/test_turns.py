@@ -76,7 +76,7 @@ async def create(client: Client, turn: pb.TurnSpec, request_id: str = "") -> str
 
 
 async def acknowledged(call: grpc.aio.UnaryStreamCall[pb.RunTurnRequest, pb.RunTurnResponse]) -> str:
-    response = await call.read()
+    response = await anext(aiter(call))
     assert isinstance(response, pb.RunTurnResponse)
     return response.turn_id
 
@@ -295,7 +295,7 @@ async def test_a_client_that_does_not_read_slows_nobody_and_misses_nothing(clien
     stub = TurnServiceStub(client.channel)
     large = spec("x" * 250_000, plan=chain(20))  # More than the network holds between a server and a client.
     idle = stub.RunTurn(pb.RunTurnRequest(turn=large), timeout=60)
-    first = await idle.read()
+    first = await anext(aiter(idle))
     assert isinstance(first, pb.RunTurnResponse)
     whole = [update async for update in client.watch(first.turn_id)]
     assert kinds(whole)[-1] == "turn_completed"

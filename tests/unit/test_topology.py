@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from agentshell import topology
 from agentshell.log.log import Topic
 from agentshell.mesh import config
+from agentshell.topology.parts import topics
 
 TEXT = """
 [log]
@@ -23,14 +23,14 @@ retention_days = 7
 
 
 def test_the_configuration_names_the_topics_there_are() -> None:
-    assert tuple(topic.name for topic in topology.topics(config.LogConfig())) == config.TOPICS
+    assert tuple(topic.name for topic in topics(config.LogConfig())) == config.TOPICS
 
 
 def test_a_topic_has_what_is_configured_for_it_and_else_what_all_have(tmp_path: Path) -> None:
     file = tmp_path / "agentshell.toml"
     file.write_text(TEXT)
     month = timedelta(days=30)
-    assert list(topology.topics(config.load(file, {}).log)) == [
+    assert list(topics(config.load(file, {}).log)) == [
         Topic("agent.turns", 16, timedelta(days=90)),
         Topic("agent.outputs", 16, month, "relaxed"),
         Topic("agent.steps", 2, month),

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -80,16 +80,25 @@ class Client:
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(
-        cls, address: str, api_key: str, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+        cls,
+        address: str,
+        api_key: str,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        tls: grpc.ChannelCredentials | bool = False,
     ) -> AsyncGenerator[Client]:
         """Connects to `host:port` or `unix:PATH`; raises SERVICE_UNAVAILABLE when nothing answers within 5 s.
 
-        `timeout_seconds` is the most that any one method takes, resuming included.
+        `timeout_seconds` is the most that any one method takes, resuming included. `tls`: whether to connect over TLS,
+        by the well-known authorities; for one of your own `grpc.ssl_channel_credentials(Path("ca.pem").read_bytes())`.
         """
-        interceptors = [_UnaryUnary(api_key), _UnaryStream(api_key), _StreamUnary(api_key)]
-        async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
+        if tls is False:
+            made = grpc.aio.insecure_channel(address, _OPTIONS)
+        else:
+            made = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials() if tls is True else tls, _OPTIONS)
+        async with made as channel:
             await _reach(channel, address)
-            yield cls(channel, timeout_seconds)
+            yield cls(cast("grpc.aio.Channel", _Signed(channel, api_key)), timeout_seconds)
 
     async def ask(
         self,
@@ -183,7 +192,8 @@ class Client:
 
     async def cancel(self, turn_id: str, message: str = "") -> None:
         """Asks for a turn to end, and says why; its last event tells whether it did."""
-        await self._unary(self._turns.CancelTurn, pb.CancelTurnRequest(turn_id=turn_id, message=message))
+        request = pb.CancelTurnRequest(turn_id=turn_id, message=message, request_id=str(uuid.uuid4()))
+        await self._unary(self._turns.CancelTurn, request)
 
     async def provide_input(self, turn_id: str, step_id: str, text: str) -> None:
         """Answers a question that a turn waits for; `step_id` is as the turn's plan names it.
@@ -241,6 +251,7 @@ def _choice(provider: str, model: str) -> ModelChoice | None:
 
 
 async def _reach(channel: grpc.aio.Channel, address: str) -> None:
+    why = ""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
             state = channel.get_state(try_to_connect=True)
@@ -249,44 +260,51 @@ async def _reach(channel: grpc.aio.Channel, address: str) -> None:
                 state = channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:
                 return
+            why = await _why(channel, address)
     raise XenocommError(
         grpc.StatusCode.UNAVAILABLE,
         "SERVICE_UNAVAILABLE",
-        f"nothing answers at {address}",
+        f"nothing answers at {address}{why}",
         metadata={"address": address},
     )
 
 
-class _Credential:
-    """Puts the API key into each call."""
+async def _why(channel: grpc.aio.Channel, address: str) -> str:
+    """Returns what a call says of a connection that cannot be made, or nothing: the channel alone does not tell."""
+    try:
+        await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+    except grpc.aio.AioRpcError as error:
+        _, _, said = (error.details() or "").partition("last error: ")
+        said = said.partition(": ")[2].removeprefix(f"ipv4:{address}: ")  # Without a code, which is mostly UNKNOWN.
+        hint = ". Does it speak TLS? Then `tls` is missing" if said.endswith("Socket closed") else ""
+        return f": {said}{hint}" if said else ""
+    return ""
 
-    def __init__(self, api_key: str) -> None:
+
+class _Signed:
+    """A channel whose calls carry the API key.
+
+    It has no interceptor: where there is one, grpc.aio has a task for each call and a generator for its messages.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, api_key: str) -> None:
+        self._channel = channel
         self._authorization = ("authorization", f"Bearer {api_key}")
+        self.unary_unary = self._signing(channel.unary_unary)
+        self.unary_stream = self._signing(channel.unary_stream)
+        self.stream_unary = self._signing(channel.stream_unary)
+        self.stream_stream = self._signing(channel.stream_stream)
 
-    def sign(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._authorization)
-        return grpc.aio.ClientCallDetails(
-            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
-        )
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
 
+    def _signing(self, kind: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+        def method(*arguments: Any, **options: Any) -> Callable[..., Any]:
+            call = kind(*arguments, **options)
 
-# grpc.aio takes an interceptor for the first of its kinds alone, so each kind has its class.
-class _UnaryUnary(_Credential, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(
-        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
-    ) -> Any:
-        return await continuation(self.sign(client_call_details), request)
+            def begin(request: Any, *, metadata: Iterable[tuple[str, Any]] | None = None, **options: Any) -> Any:
+                return call(request, metadata=(*(metadata or ()), self._authorization), **options)
 
+            return begin
 
-class _UnaryStream(_Credential, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
-        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
-    ) -> Any:
-        return await continuation(self.sign(client_call_details), request)
-
-
-class _StreamUnary(_Credential, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(
-        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request_iterator: Any
-    ) -> Any:
-        return await continuation(self.sign(client_call_details), request_iterator)
+        return method

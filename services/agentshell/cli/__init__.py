@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,8 +32,12 @@ def _options(
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", help="Call the mesh over TLS, by the authorities in this file; PEM.")
+    ] = None,
 ) -> None:
-    pass
+    if ca is not None:
+        os.environ["AGENTSHELL_TLS__CA_FILE"] = str(ca)  # For all that reads the configuration.
 
 
 app.command("up")(up.up)

@@ -117,8 +117,10 @@ def _settle(
 
 def _run(work: Callable[[AdminServiceAsyncStub], Awaitable[None]], address: str, data_dir: Path | None) -> None:
     async def run() -> None:
-        async with mesh.operate(mesh.load_config(None, data_dir), address, _TIMEOUT_SECONDS) as admin:
-            await work(admin)
+        from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceStub
+
+        async with mesh.operate(mesh.load_config(None, data_dir), address, _TIMEOUT_SECONDS) as channel:
+            await work(AdminServiceStub(channel))
 
     with ending():
         asyncio.run(run())

@@ -8,6 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -74,13 +75,18 @@ async def _examine(
     yield _configuration(config_file)
     yield _data_directory(config.data_dir)
     yield await _database(config)
-    place = mesh.find(config, address, key_file)
+    for listened in filter(None, (config.server.address, config.server.mesh_address)):
+        yield _tls(config, listened)
     try:
-        async with Client.connect(place.address, place.api_key, timeout_seconds=_CHECK_TIMEOUT_SECONDS) as client:
+        place = mesh.find(config, address, key_file)
+        limits: dict[str, Any] = {"timeout_seconds": _CHECK_TIMEOUT_SECONDS, "tls": place.tls or False}
+        async with Client.connect(place.address, place.api_key, **limits) as client:
             yield await _services(client, place.address)
             yield await _api_key(client, place)
             yield await _personality(client)
             yield await _vectors(client)
+    except AgentShellError as error:
+        yield Finding("mesh", False, error.message, error.metadata.get("fix", ""))
     except XenocommError as error:
         yield Finding("mesh", False, error.message, "`agentshell up` starts it; --address names another")
         for key, listened in (("address", config.server.address), ("http_address", config.server.http_address)):
@@ -104,6 +110,32 @@ def _data_directory(path: Path) -> Finding:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return Finding("data", True, f"{path}{'' if path.exists() else ' (to be made)'}")
     return Finding("data", False, f"{existing} is not ours to write", "set data_dir to another directory")
+
+
+def _tls(config: Config, address: str) -> Finding:
+    """Who can read what is sent to an address, and whether those who call it can believe it."""
+    from agentshell.mesh import tls
+    from agentshell.mesh.errors import AgentShellError
+
+    if tls.is_exposed(config.tls, address):
+        says = f"none at {address}: credentials and messages cross the network in the clear"
+        return Finding(
+            "TLS", None, says, "set tls.certificate_file and tls.key_file, unless a proxy before it ends TLS"
+        )
+    try:
+        tls.serving(config.tls, address)
+        own = tls.own(config.tls)
+    except AgentShellError as error:
+        return Finding("TLS", False, error.message, error.metadata.get("fix", ""))
+    if own is None or address.startswith("unix:"):
+        return Finding("TLS", True, f"none, and none needed: {address} is of this machine alone")
+    clients = ", for clients that show a certificate" if config.tls.client_ca_file else ""
+    says = f"{address} as {', '.join(own.names) or 'nobody'} until {own.end_time:%Y-%m-%d %H:%M} UTC{clients}"
+    if own.end_time < datetime.now(UTC):
+        return Finding("TLS", False, f"{says}: that is over", "renew it: a running mesh takes the new files by itself")
+    if not own.names:
+        return Finding("TLS", False, says, "name its hosts as subjectAltName: no client looks for them elsewhere")
+    return Finding("TLS", True, says)
 
 
 async def _database(config: Config) -> Finding:

@@ -30,7 +30,7 @@ def ending(config_invalid: int = USAGE) -> Generator[None]:
             fail(f"{error.message}; `agentshell up` starts a mesh, --address names another", UNREACHABLE)
         fail(str(error), FAILED)
     except OSError as error:
-        fail(str(error), FAILED)
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED)
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED) from None
 

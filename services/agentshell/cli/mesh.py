@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from agentshell.cli.ending import USAGE, fail
 
 if TYPE_CHECKING:
+    import grpc.aio
+
     from agentshell.mesh.config import Config
-    from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from xenocomm import Client
 
 KEY_VARIABLE = "AGENTSHELL_API_KEY"
@@ -22,9 +23,13 @@ _GRACE_SECONDS = 30.0  # What a turn's answer may take to arrive after the turn'
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a mesh is. `api_key` is empty where none was found; `key_origin` says where it was looked for."""
+    """Where a mesh is. `api_key` is empty where none was found; `key_origin` says where it was looked for.
+
+    `tls` is what to call it with; None: plainly.
+    """
 
     address: str
+    tls: grpc.ChannelCredentials | None
     api_key: str
     key_origin: str
     timeout_seconds: float
@@ -43,8 +48,11 @@ def load_config(config_file: Path | None, data_dir: Path | None, **sections: dic
 
 
 def find(config: Config, address: str = "", key_file: Path | None = None) -> Place:
-    """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one."""
-    from agentshell.mesh import data_directory
+    """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one.
+
+    Raises CONFIG_INVALID for files of TLS.
+    """
+    from agentshell.mesh import data_directory, tls
 
     if not address:
         with contextlib.suppress(OSError, ValueError):
@@ -58,7 +66,8 @@ def find(config: Config, address: str = "", key_file: Path | None = None) -> Pla
         with contextlib.suppress(OSError):
             api_key = file.read_text()
     timeout_seconds = config.runtime.max_turn_seconds + _GRACE_SECONDS
-    return Place(address or config.server.address, api_key.strip(), origin, timeout_seconds)
+    address = address or config.server.address
+    return Place(address, tls.calling(config.tls, address), api_key.strip(), origin, timeout_seconds)
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +75,8 @@ async def connect(place: Place) -> AsyncGenerator[Client]:
     """Connects, and ends the command where there is nobody, or no key."""
     from xenocomm import Client
 
-    async with Client.connect(place.address, place.api_key, timeout_seconds=place.timeout_seconds) as client:
+    timeout_seconds, secured = place.timeout_seconds, place.tls or False
+    async with Client.connect(place.address, place.api_key, timeout_seconds=timeout_seconds, tls=secured) as client:
         if not place.api_key:
             fail(
                 f"no API key in {place.key_origin}: name its file with --key-file or set {KEY_VARIABLE}; "
@@ -77,18 +87,18 @@ async def connect(place: Place) -> AsyncGenerator[Client]:
 
 
 @contextlib.asynccontextmanager
-async def operate(config: Config, address: str, timeout_seconds: float) -> AsyncGenerator[AdminServiceAsyncStub]:
+async def operate(config: Config, address: str, timeout_seconds: float) -> AsyncGenerator[grpc.aio.Channel]:
     """Connects as an operator: signs with the mesh's secret, as its services do. Raises XenocommError."""
     import grpc.aio
 
     from agentshell.mesh import call, channel, data_directory
-    from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceStub
     from xenocomm.errors import from_rpc
 
     keyring = data_directory.keyring(config)
-    async with channel.connect(find(config, address).address, keyring) as connected:
+    place = find(config, address)
+    async with channel.connect(place.address, keyring, place.tls) as connected:
         try:
             with call.scope(call.OPERATOR, timeout_seconds):
-                yield AdminServiceStub(connected)
+                yield connected
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +14,10 @@ from agentshell.cli.ending import FAILED, USAGE, ending, fail
 from agentshell.cli.options import Address, DataDir, Json, KeyFile
 
 if TYPE_CHECKING:
+    from agentshell.mesh.config import Config
     from agentshell.personality.pack import Pack
     from agentshell.personality.yaml_file import PackError
+    from kfm.error.v1.error_pb2 import Failure
     from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceAsyncStub
 
 _TIMEOUT_SECONDS = 60.0
@@ -118,7 +120,7 @@ def pack_archive(
 def list_packs(
     as_json: Json = False, address: Address = "", key_file: KeyFile = None, data_dir: DataDir = None
 ) -> None:
-    """List the personalities that the mesh serves, and what is wrong with packs. Exits with 1 where something is."""
+    """List the personalities that the mesh serves; to operators what is wrong with packs, too: then it exits with 1."""
 
     async def run(stub: PersonalityServiceAsyncStub) -> None:
         from agentshell.cli.render import console, json_line, packs_table
@@ -132,6 +134,7 @@ def list_packs(
             if not request.page_token:
                 break
         found.ClearField("next_page_token")
+        found.failures.extend(await _failures(mesh.load_config(None, data_dir), address))
         if as_json:
             typer.echo(json_line(found))
         else:
@@ -145,20 +148,41 @@ def list_packs(
 
 
 @app.command()
-def reload(address: Address = "", key_file: KeyFile = None, data_dir: DataDir = None) -> None:
-    """Have the mesh read all packs again, archives included. Exits with 1 where one cannot be loaded."""
+def reload(address: Address = "", data_dir: DataDir = None) -> None:
+    """Have the mesh read all packs again, for operators; archives, too. Exits with 1 where one cannot be loaded."""
 
-    async def run(stub: PersonalityServiceAsyncStub) -> None:
+    async def run() -> None:
         from kfm.personality.v1.personality_service_pb2 import ReloadRequest
+        from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 
-        response = await stub.Reload(ReloadRequest(), timeout=_TIMEOUT_SECONDS)
+        async with mesh.operate(mesh.load_config(None, data_dir), address, _TIMEOUT_SECONDS) as channel:
+            response = await PersonalityServiceStub(channel).Reload(ReloadRequest())
         for failure in response.failures:
             typer.echo(failure.message)
         typer.echo(f"{response.loaded_count} live, {len(response.failures)} broken")
         if response.failures:
             raise typer.Exit(FAILED)
 
-    _run(run, address, key_file, data_dir)
+    with ending():
+        asyncio.run(run())
+
+
+async def _failures(config: Config, address: str) -> Sequence[Failure]:
+    """Returns what is wrong with packs, as the mesh tells its operators, and nothing to whoever is none of them."""
+    from agentshell.mesh import data_directory
+    from kfm.personality.v1.personality_service_pb2 import ListRequest
+    from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
+    from xenocomm import XenocommError
+
+    if not data_directory.mesh_key_file(config).exists():
+        return ()
+    try:
+        async with mesh.operate(config, address, _TIMEOUT_SECONDS) as channel:
+            return (await PersonalityServiceStub(channel).List(ListRequest(page_size=1))).failures
+    except XenocommError as error:
+        if error.reason == "CREDENTIAL_INVALID":  # The secret is that of another mesh.
+            return ()
+        raise
 
 
 def _check(folder: Path) -> Pack | PackError:

@@ -199,9 +199,10 @@ def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
 
     async def run(config: Config) -> None:
         from kfm.admin.v1.admin_service_pb2 import RebuildTurnsRequest
+        from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 
-        async with mesh.operate(config, address, _REBUILD_SECONDS) as admin:
-            response = await admin.RebuildTurns(RebuildTurnsRequest())
+        async with mesh.operate(config, address, _REBUILD_SECONDS) as channel:
+            response = await AdminServiceStub(channel).RebuildTurns(RebuildTurnsRequest())
         typer.echo(f"{response.turns} turns")
 
     with ending():

@@ -18,6 +18,9 @@ from agentshell.cli import mesh
 from agentshell.cli.ending import FAILED, ending
 from agentshell.cli.options import ConfigFile, DataDir
 
+# Those of `topology`, whose import takes half a second.
+_SERVICES = "memory, provider, personality, tool, runtime (or manager and worker apart), gateway"
+
 if TYPE_CHECKING:
     from agentshell.mesh.config import Config
     from agentshell.process import Process
@@ -32,7 +35,7 @@ class LogFormat(StrEnum):
 
 def up(
     services: Annotated[
-        list[str] | None, typer.Argument(help="Which services; default: all.", show_default=False)
+        list[str] | None, typer.Argument(help=f"Which services: {_SERVICES}; default: all of them.", show_default=False)
     ] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,

@@ -58,6 +58,8 @@ class Directory:
 
     async def wait_for_predecessor(self) -> None:
         """Returns when no process of an earlier Postgres is left, within a minute, and takes `server.lock`."""
+        os.close(self.server_lock)  # An earlier one of our own holds it by what we have open, too.
+        self.server_lock = _open(self.path / "server.lock")
         try:
             async with asyncio.timeout(_PREDECESSOR_TIMEOUT_SECONDS):
                 while not _try_lock(self.server_lock):  # noqa: ASYNC110 - a file lock tells nobody when it is free
@@ -71,13 +73,14 @@ class Directory:
                 cause=error,
             ) from error
 
-    def clear_leftovers(self) -> None:
-        """Removes what a killed server left. Call it with `server.lock` taken: whatever these name is no Postgres.
+    def clear_leftovers(self, socket: Path) -> None:
+        """Removes what a killed server left, in the cluster and in the directory of its socket.
 
-        A left lock file names a process id; when that has been reused, Postgres would refuse to start. Its own check
-        by shared memory still guards the cluster against a server that somebody started by hand.
+        Call it with `server.lock` taken: whatever these name is no Postgres. A left lock file names a process id; when
+        that has been reused, Postgres would refuse to start. Its own check by shared memory still guards the cluster
+        against a server that somebody started by hand.
         """
-        for leftover in (self.cluster / "postmaster.pid", *self.socket.glob(".s.PGSQL.*")):
+        for leftover in (self.cluster / "postmaster.pid", *socket.glob(".s.PGSQL.*")):
             leftover.unlink(missing_ok=True)
         if self.log_size() > _MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))

@@ -24,16 +24,22 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
+import structlog
 
 from agentshell.db import binaries
 from agentshell.db.directory import Directory
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
+_log = structlog.get_logger("agentshell.db")
+
 _START_TIMEOUT_SECONDS = 120.0  # Crash recovery replays at most _SETTINGS' max_wal_size.
 _STOP_TIMEOUT_SECONDS = 30.0
 _ABORT_TIMEOUT_SECONDS = 5.0
 _POLL_SECONDS = 0.01
+# Before it is started again: twice as long each time, until it has run for a while.
+_FIRST_RESTART_SECONDS, _LAST_RESTART_SECONDS = 0.1, 30.0
+_STABLE_SECONDS = 60.0
 _MAX_SOCKET_PATH_BYTES = 107
 _PORT = 5432  # No TCP port: it names the socket.
 _USER = "postgres"
@@ -81,7 +87,7 @@ _SETTINGS = {
 
 
 class PostgresServer:
-    """A running Postgres that this process owns; make it with `start`.
+    """A running Postgres that this process owns; make it with `start`. Where it ends by itself, it is started again.
 
     `url` is a libpq URL over the unix socket. The socket's directory admits its owner only (and root), so there is no
     password.
@@ -92,6 +98,8 @@ class PostgresServer:
         self._account: binaries.Account | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._socket = directory.socket
+        self._programs = Path()
+        self._keeping: asyncio.Task[None] | None = None
         self._released = False
 
     @property
@@ -134,6 +142,9 @@ class PostgresServer:
         if self._released:
             return
         self._released = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         try:
             for stop, seconds in (
                 (signal.SIGINT, _STOP_TIMEOUT_SECONDS),
@@ -153,7 +164,8 @@ class PostgresServer:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(stop)
         try:
-            await asyncio.wait_for(self._process.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
         except TimeoutError:
             return False
         return True
@@ -161,17 +173,40 @@ class PostgresServer:
     async def _start(self) -> None:
         await self._directory.wait_for_predecessor()
         self._account = binaries.account(self._directory.cluster)
-        programs = await asyncio.to_thread(binaries.find, self._account)
+        self._programs = await asyncio.to_thread(binaries.find, self._account)
         if not self._directory.cluster.exists():
-            await self._initialise(programs / "initdb")
-        self._directory.clear_leftovers()
+            await self._initialise(self._programs / "initdb")
         self._socket = self._make_socket_directory()
         log_start = self._directory.log_size()
+        self._process = await self._launch()
+        await self._until_ready(self._process, log_start)
+        self._keeping = asyncio.create_task(self._keep(self._process), name="postgres")
+
+    async def _launch(self) -> asyncio.subprocess.Process:
+        self._directory.clear_leftovers(self._socket)
         with _opened(self._directory.cluster) as cluster, _opened(self._socket) as socket:
             settings = _SETTINGS | {"unix_socket_directories": _name(socket)}
             arguments = ["-D", _name(cluster), *(f"--{name}={value}" for name, value in settings.items())]
-            self._process = await self._spawn(programs / "postgres", arguments, (cluster, socket))
-        await self._until_ready(self._process, log_start)
+            return await self._spawn(self._programs / "postgres", arguments, (cluster, socket))
+
+    async def _keep(self, process: asyncio.subprocess.Process) -> None:
+        """Starts Postgres again whenever it ends, which `stop` has it do only when this is over."""
+        loop = asyncio.get_running_loop()
+        delay_seconds = _FIRST_RESTART_SECONDS
+        while True:
+            began = loop.time()
+            status = await process.wait()
+            if loop.time() - began > _STABLE_SECONDS:
+                delay_seconds = _FIRST_RESTART_SECONDS
+            log = str(self._directory.log)
+            _log.error("the bundled Postgres ended; it is started again", status=status, log=log, seconds=delay_seconds)
+            await asyncio.sleep(delay_seconds)
+            delay_seconds = min(2 * delay_seconds, _LAST_RESTART_SECONDS)
+            try:
+                await self._directory.wait_for_predecessor()
+                process = self._process = await self._launch()
+            except (AgentShellError, OSError) as error:
+                _log.error("the bundled Postgres cannot be started", detail=str(error))
 
     async def _initialise(self, initdb: Path) -> None:
         """Makes the cluster: whole, or not there."""
@@ -183,7 +218,8 @@ class PostgresServer:
         with _opened(making) as cluster:
             self._process = await self._spawn(initdb, ["-D", _name(cluster), *_INITDB_OPTIONS], (cluster,))
         try:
-            status = await asyncio.wait_for(self._process.wait(), _START_TIMEOUT_SECONDS)
+            async with asyncio.timeout(_START_TIMEOUT_SECONDS):
+                status = await self._process.wait()
         except TimeoutError:
             status = None
         if status != 0:

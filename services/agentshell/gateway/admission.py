@@ -21,18 +21,18 @@ CURRENCY = "USD"
 
 def problems(spec: TurnSpec) -> list[tuple[str, str]]:
     """Returns what is wrong with a turn beyond the contract's own rules, as (field, description) pairs."""
-    found = [(f"turn.{field}", description) for field, description in plan.problems(spec.plan)]
+    found = list(plan.problems(spec.plan))
     for index, step in enumerate(spec.plan.steps):
-        found += [(f"turn.plan.steps[{index}].{field}", description) for field, description in _step_problems(step)]
+        found += [(f"plan.steps[{index}].{field}", description) for field, description in _step_problems(step)]
     if spec.input.role != ROLE_USER:
-        found.append(("turn.input.role", "must be ROLE_USER: a turn begins with what a user says"))
+        found.append(("input.role", "must be ROLE_USER: a turn begins with what a user says"))
     if not any(part.HasField("text") and part.text.text.strip() for part in spec.input.parts):
-        found.append(("turn.input.parts", "say something: one part must be a text that is not empty"))
+        found.append(("input.parts", "say something: one part must be a text that is not empty"))
     cost = spec.limits.max_cost
     if spec.limits.HasField("max_cost") and cost.currency_code != CURRENCY:
-        found.append(("turn.limits.max_cost.currency_code", f"must be {CURRENCY}, not {cost.currency_code!r:.20}"))
+        found.append(("limits.max_cost.currency_code", f"must be {CURRENCY}, not {cost.currency_code!r:.20}"))
     if spec.limits.HasField("max_cost") and cost.amount_micros <= 0:
-        found.append(("turn.limits.max_cost.amount_micros", "must be more than 0; leave max_cost out for no limit"))
+        found.append(("limits.max_cost.amount_micros", "must be more than 0; leave max_cost out for no limit"))
     return found
 
 

@@ -84,19 +84,13 @@ class Projector:
         self._open: dict[TurnKey, _OpenTurn] = {}  # those that are not over
         self._unsaved: dict[TurnKey, _OpenTurn] = {}  # those of them that have changed since they were saved
         self._ends: dict[int, int] = {}  # of what was read
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Begins."""
-        self._task = asyncio.create_task(self._run(), name="projector")
-
-    async def stop(self) -> None:
-        """Leaves the group."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._leave()
+    async def run(self) -> None:
+        """Projects until it is cancelled, and leaves the group."""
+        try:
+            await self._run()
+        finally:
+            await self._leave()
 
     async def _run(self) -> None:
         while True:

@@ -16,10 +16,11 @@ from agentshell.gateway.backlog import Backlog
 from agentshell.gateway.feed import Feeds
 from agentshell.gateway.floors import Floors
 from agentshell.gateway.pack_cache import PackCache
+from agentshell.gateway.projected import Projected
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.gateway.turn_reader import TurnReader
 from agentshell.log.log import Ack, Log, StoredRecord, partition_of
-from agentshell.mesh import call, errors, paging, telemetry, validation
+from agentshell.mesh import call, errors, ids, paging, telemetry, validation
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
@@ -62,6 +63,7 @@ class TurnService(TurnServiceServicer):
         self._backlog = backlog
         self._packs = PackCache(personality)
         self._floors = Floors(log)
+        self._projected = Projected(log)
         self._feeds = Feeds(log)
         self._config = config
         self._partitions = partitions
@@ -118,8 +120,8 @@ class TurnService(TurnServiceServicer):
         context: grpc.aio.ServicerContext[pb.ListTurnsRequest, pb.ListTurnsResponse],
     ) -> pb.ListTurnsResponse:
         limit = paging.page_size(request.page_size, default=50, most=500)
-        position = paging.decode(request, request.page_token, int, str)
-        after = (datetime.fromtimestamp(position[0] / 1e6, UTC), position[1]) if position else None
+        position = paging.decode(request, request.page_token, _moment, str)
+        after = (position[0], position[1]) if position else None
         rows = await self._index.list(call.tenant(), request.session_id, request.states, after, limit + 1)
         if request.session_id and not rows:
             await self._check_session(request.session_id)
@@ -161,16 +163,19 @@ class TurnService(TurnServiceServicer):
     ) -> pb.CancelTurnResponse:
         row = await self._find(request.turn_id)
         turn = row.turn
-        if is_over(turn):
+        cancel = TurnCancelRequested(message=request.message, principal_id=call.current().principal.principal_id)
+        event = _stamped(TurnEvent(turn_cancel_requested=cancel), turn.turn_id, turn.session_id)
+        if request.request_id:  # So that a repeat is known by it.
+            event.header.event_id = ids.digest(event.header.event_id, request.request_id)
+        if not is_over(turn):
+            await self._append(event)
+        elif not (request.request_id and await self._has_asked(row, event, request.request_id)):
             state = TurnState.Name(turn.state)
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_STATE,
                 f"turn {turn.turn_id} is over ({state}); there is nothing to cancel",
                 metadata={"turn_id": turn.turn_id, "state": state},
             )
-        principal = call.current().principal
-        cancel = TurnCancelRequested(message=request.message, principal_id=principal.principal_id)
-        await self._append(_stamped(TurnEvent(turn_cancel_requested=cancel), turn.turn_id, turn.session_id))
         return pb.CancelTurnResponse()
 
     async def ProvideInput(
@@ -184,8 +189,10 @@ class TurnService(TurnServiceServicer):
         )
         refused, offset = await _refusal(row.turn, answer), row.turns_offset
         if refused is None:
-            offset = (row.folded_offset or 0) + 1
-            await self._append(_stamped(TurnEvent(input_provided=answer), row.turn.turn_id, row.turn.session_id))
+            offset = row.next_offset
+            event = _stamped(TurnEvent(input_provided=answer), row.turn.turn_id, row.turn.session_id)
+            _check_size(event, "put large documents into memory (MemoryService.Ingest) and answer in fewer words")
+            await self._append(event)
             await self._catch_up(row)  # What was in the log before may have ended the waiting.
             refused = await _refusal(row.turn, answer)
         if not _has_succeeded(row.turn, request.step_id) or await self._answer(row, answer.step_id, offset) != answer:
@@ -215,7 +222,7 @@ class TurnService(TurnServiceServicer):
         if request.step_id:
             spec.ClearField("plan")
         _check_stated(spec, request.changes)
-        _check(spec)
+        _check(spec, "changes")
         event = await self._request(turn_id_of(call.tenant(), request.request_id), spec)
         requested = event.turn_requested
         requested.fork.CopyFrom(ForkPoint(turn_id=request.turn_id, step_id=request.step_id))
@@ -226,7 +233,7 @@ class TurnService(TurnServiceServicer):
 
     async def _admit(self, request_id: str, spec: pb.TurnSpec) -> IndexedTurn:
         """Returns the turn once it is acknowledged: the one that `request_id` made before, or a new one."""
-        _check(spec)
+        _check(spec, "turn")
         event = await self._request(turn_id_of(call.tenant(), request_id), spec)
         _check_size(event, "put large documents into memory (MemoryService.Ingest) and ask about them")
         return await self._acknowledge(request_id, admission.digest(spec), event)
@@ -234,7 +241,8 @@ class TurnService(TurnServiceServicer):
     async def _acknowledge(self, request_id: str, digest: bytes, event: TurnEvent) -> IndexedTurn:
         tenant_id, turn_id, turn = call.tenant(), event.turn_id, Turn()
         apply(turn, event)
-        await self._backlog.admit(tenant_id, turn_id, turn.parent.turn_id)
+        # Of who calls from outside it is not known whether any turn waits for this one.
+        await self._backlog.admit(tenant_id, turn_id, turn.parent.turn_id if call.current().is_inside else "")
         floors = await self._floors.of(self._partition(tenant_id, turn.session_id))
         claim = IndexedTurn(tenant_id, turn, *floors, digest)
         row = await self._index.claim(claim)
@@ -296,6 +304,17 @@ class TurnService(TurnServiceServicer):
             raise errors.invalid("step_id", f"{step_id!r} undoes what was done; name a step before it")
         return requested, turn
 
+    async def _has_asked(self, row: IndexedTurn, cancel: TurnEvent, request_id: str) -> bool:
+        """Returns whether this was asked before the turn was over. Raises REQUEST_ID_REUSED for something else."""
+        async for _, event in self._events(row, row.turns_offset):
+            if event.header.event_id == cancel.header.event_id:
+                if event.turn_cancel_requested != cancel.turn_cancel_requested:
+                    raise errors.request_id_reused(request_id)
+                return True
+            if event.WhichOneof("event") in LAST_EVENTS:
+                break
+        return False
+
     async def _answer(self, row: IndexedTurn, step_id: str, offset: int) -> InputProvided | None:
         """Returns the first answer to a question from `offset` on."""
         async for _, event in self._events(row, offset):
@@ -309,7 +328,10 @@ class TurnService(TurnServiceServicer):
 
     async def _find(self, turn_id: str) -> IndexedTurn:
         """Returns the tenant's turn as it is now: the index may be behind the log, which a caller would notice."""
+        projected = await self._projected.offsets()  # Before the row is read, which is at least as far.
         row = await self._index.find(call.tenant(), turn_id)
+        if row is not None:
+            row.projected_offset = projected.get(self._partition(row.tenant_id, row.turn.session_id), 0)
         if row is None or not await self._catch_up(row):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_NOT_FOUND,
@@ -323,7 +345,7 @@ class TurnService(TurnServiceServicer):
         if row.folded_offset is None:  # What was claimed may have been another try than the one that came to be.
             turn, offset = Turn(), row.turns_offset
         else:
-            turn, offset = row.turn, row.folded_offset + 1
+            turn, offset = row.turn, row.next_offset
         if not is_over(turn):
             async for stored, event in self._events(row, offset):
                 if apply(turn, event):
@@ -360,9 +382,13 @@ class TurnService(TurnServiceServicer):
         return partition_of(envelope.session_key(tenant_id, session_id), self._partitions)
 
 
-def _check(spec: pb.TurnSpec) -> None:
-    if found := admission.problems(spec):
-        in_plan = all(field.startswith("turn.plan") for field, _ in found)
+def _moment(micros: str) -> datetime:
+    return datetime.fromtimestamp(int(micros) / 1e6, UTC)
+
+
+def _check(spec: pb.TurnSpec, within: str) -> None:
+    if found := [(f"{within}.{field}", description) for field, description in admission.problems(spec)]:
+        in_plan = all(field.startswith(f"{within}.plan") for field, _ in found)
         raise AgentShellError(
             error_pb2.ERROR_REASON_PLAN_INVALID if in_plan else error_pb2.ERROR_REASON_INVALID_REQUEST,
             "; ".join(f"{field}: {description}" for field, description in found),
@@ -372,16 +398,17 @@ def _check(spec: pb.TurnSpec) -> None:
 
 def _check_stated(spec: pb.TurnSpec, changes: pb.TurnSpec) -> None:
     """Checks what a fork is asked for by the contract's rules: the interceptor leaves that, as changes are no whole."""
-    stated = pb.CreateTurnRequest(turn=spec)
-    stated.turn.limits.CopyFrom(changes.limits)  # The others are the configuration's.
-    validation.check(stated)
+    stated = pb.TurnSpec()
+    stated.CopyFrom(spec)
+    stated.limits.CopyFrom(changes.limits)  # The others are the configuration's.
+    validation.check(stated, "changes")
 
 
 def _check_size(event: TurnEvent, advice: str) -> None:
     if (size := event.ByteSize()) > admission.MAX_REQUEST_BYTES:
         raise AgentShellError(
             error_pb2.ERROR_REASON_TOO_LARGE,
-            f"the turn takes {size} bytes, the limit is {admission.MAX_REQUEST_BYTES}; {advice}",
+            f"the request takes {size} bytes, the limit is {admission.MAX_REQUEST_BYTES}; {advice}",
             metadata={"limit_bytes": str(admission.MAX_REQUEST_BYTES)},
         )
 

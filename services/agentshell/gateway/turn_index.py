@@ -38,6 +38,9 @@ SET state = excluded.state, create_time = excluded.create_time, turn = excluded.
 WHERE coalesce(turn.folded_offset, -1) <= excluded.folded_offset
 """  # noqa: S608 - a constant
 
+# What another log commits as saved must not be lost with the machine of this one: nobody would fold it again.
+_SAVE_FOR_GOOD = _SAVE.replace("'off'", "'on'")
+
 # One look-up each, however a plan made for another size of the table would join.
 _FIND = f"""
 SELECT found.* FROM unnest(%s::text[], %s::text[]) AS wanted (tenant_id, turn_id) CROSS JOIN LATERAL (
@@ -62,7 +65,10 @@ TurnKey = tuple[str, str]  # The tenant and the turn.
 
 @dataclass(slots=True)
 class IndexedTurn:
-    """A row: the turn as of `folded_offset`, and where the log has it. One that is only claimed has no such offset."""
+    """A row: the turn as of `folded_offset`, and where the log has it. One that is only claimed has no such offset.
+
+    All that the log has of the turn before `projected_offset` is in it.
+    """
 
     tenant_id: str
     turn: Turn
@@ -70,6 +76,12 @@ class IndexedTurn:
     outputs_offset: int
     request_digest: bytes | None = None
     folded_offset: int | None = None
+    projected_offset: int = 0
+
+    @property
+    def next_offset(self) -> int:
+        """Where the log may have what is not in it."""
+        return max(self.projected_offset, 0 if self.folded_offset is None else self.folded_offset + 1)
 
     @property
     def key(self) -> TurnKey:
@@ -89,18 +101,18 @@ class _Claim:
 class TurnIndex:
     """The table `gateway.turn`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, has_log: bool = True) -> None:
         self._database = database
         self._claim = database.statement(_CLAIM)
         self._claims: list[_Claim] = []
         self._claiming = asyncio.Lock()
-        self._save = database.statement(_SAVE)
+        self._save = database.statement(_SAVE if has_log else _SAVE_FOR_GOOD)
 
     @classmethod
-    async def open(cls, database: Database) -> Self:
-        """Returns the index, its table made or migrated."""
+    async def open(cls, database: Database, *, has_log: bool = True) -> Self:
+        """Returns the index, its table made or migrated. `has_log`: the log is in the same database."""
         await database.migrate("gateway", "agentshell.gateway.migrations")
-        return cls(database)
+        return cls(database, has_log=has_log)
 
     async def claim(self, row: IndexedTurn) -> IndexedTurn:
         """Claims the id of a turn that is about to be appended. Returns the row that has it: this one or one before."""

@@ -26,17 +26,6 @@ class Lag:
     def __init__(self, log: Log, groups: Sequence[tuple[str, str]]) -> None:
         self._log = log
         self._groups = groups
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begins."""
-        self._task = asyncio.create_task(self._run(), name="log lag")
-
-    async def stop(self) -> None:
-        """Ends."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def measure(self) -> None:
         """Measures once. What a group has committed nothing of, it lags behind whole. Raises LOG_UNAVAILABLE."""
@@ -46,7 +35,8 @@ class Lag:
             for partition, end in enumerate(await self._log.end_offsets(topic)):
                 LAG_RECORDS.labels(topic, group, str(partition)).set(end - committed.get(partition, 0))
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Measures again and again, until it is cancelled."""
         while True:
             with contextlib.suppress(AgentShellError):  # Whoever uses the log says so.
                 await self.measure()

@@ -47,19 +47,20 @@ class Reembedding:
         self._database = database
         self._store = store
         self._choice = choice
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Begins."""
-        self._task = asyncio.create_task(self._run(), name="memory reembedding")
+    async def run(self) -> None:
+        """Tries until every namespace has its embedder. May be cancelled wherever it is."""
+        wait = _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                if not await self.bring_all():
+                    return
+            except (AgentShellError, psycopg.Error) as error:
+                _log.warning("vectors stay as they are for now", detail=str(error))
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, _LAST_WAIT_SECONDS)
 
-    async def stop(self) -> None:
-        """Ends, wherever it is."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def run(self) -> int:
+    async def bring_all(self) -> int:
         """Brings every namespace to its embedder, one after the other; returns how many could not be, and stay.
 
         Waits until no other process does it. Raises DATABASE_UNAVAILABLE.
@@ -72,17 +73,6 @@ class Reembedding:
                     failed += not await self._bring(state)
                 after = states[-1].place.key
         return failed
-
-    async def _run(self) -> None:
-        wait = _FIRST_WAIT_SECONDS
-        while True:
-            try:
-                if not await self.run():
-                    return
-            except (AgentShellError, psycopg.Error) as error:
-                _log.warning("vectors stay as they are for now", detail=str(error))
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, _LAST_WAIT_SECONDS)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncGenerator[None]:

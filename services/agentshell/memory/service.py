@@ -17,7 +17,6 @@ from agentshell.memory.embedders.choice import Choice
 from agentshell.memory.embedding import Embeddings
 from agentshell.memory.forgetting import Forgetting
 from agentshell.memory.ingestion import Ingestions
-from agentshell.memory.reembedding import Reembedding
 from agentshell.memory.searching import Searching, fitting
 from agentshell.memory.stores import namespaces
 from agentshell.memory.stores import once as effects
@@ -34,6 +33,7 @@ from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
 
 # A page ends before it is larger than this, so that its message stays under the mesh's 4 MiB.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
+MAX_BATCH_BYTES = 3 * 1024 * 1024  # What answers a batch has all of it, and more.
 
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -65,7 +65,6 @@ class MemoryService(MemoryServiceServicer):
         self._history = History(database)
         choice = choice or Choice(config, provider)
         self._embeddings = Embeddings(database, store, choice)
-        self.reembedding = Reembedding(database, store, choice)
         summaries = Summaries(config, self._history, store, self._write, provider)
         self._windows = Windows(self._history, summaries)
         self._reads = ReadThrough(database, cache)
@@ -83,6 +82,12 @@ class MemoryService(MemoryServiceServicer):
 
     async def BatchWrite(self, request: pb.BatchWriteRequest, context: _Context) -> pb.BatchWriteResponse:
         checks.refuse_nul(request)
+        if request.ByteSize() > MAX_BATCH_BYTES:
+            raise AgentShellError(
+                error_pb2.ERROR_REASON_TOO_LARGE,
+                f"the records take {request.ByteSize()} bytes, the limit is {MAX_BATCH_BYTES}: write fewer at once",
+                metadata={"limit_bytes": str(MAX_BATCH_BYTES)},
+            )
         records = [checks.to_write(record, f"records[{index}]") for index, record in enumerate(request.records)]
         written = await self._write(request.namespace, records, None, checks.once(request, request.request_id))
         return pb.BatchWriteResponse(records=written)

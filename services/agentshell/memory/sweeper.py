@@ -27,17 +27,6 @@ class Sweeper:
         self._database = database
         self._store = store
         self._interval_seconds = interval_seconds
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begins."""
-        self._task = asyncio.create_task(self._run(), name="memory sweeper")
-
-    async def stop(self) -> None:
-        """Ends."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def sweep(self) -> int:
         """Takes away all that has expired by now, and returns how many records that were."""
@@ -53,7 +42,8 @@ class Sweeper:
         await once.sweep(self._database)
         return total
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Sweeps again and again, until it is cancelled."""
         while True:
             try:
                 await self.sweep()

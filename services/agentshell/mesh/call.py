@@ -30,10 +30,14 @@ OPERATOR = Principal("@operator", "operator")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call: whose, and its deadline on the clock of `time.monotonic` (None: it has none)."""
+    """A call: whose, and its deadline on the clock of `time.monotonic` (None: it has none).
+
+    `is_inside`: another service makes it, on the principal's behalf.
+    """
 
     principal: Principal
     deadline: float | None
+    is_inside: bool = False
 
     def remaining(self) -> float | None:
         """Returns the seconds left, never below 0; None without a deadline."""
@@ -61,9 +65,14 @@ def tenant() -> str:
     return current().principal.tenant_id
 
 
+def is_operator() -> bool:
+    """Returns whether an operator calls, and not anybody else, on whoever's behalf."""
+    return current().principal == OPERATOR
+
+
 def require_operator() -> None:
-    """Returns where an operator calls. Raises PERMISSION_DENIED where it is anybody else, on whoever's behalf."""
-    if current().principal != OPERATOR:
+    """Returns where an operator calls. Raises PERMISSION_DENIED where it is anybody else."""
+    if not is_operator():
         raise AgentShellError(
             error_pb2.ERROR_REASON_PERMISSION_DENIED,
             "this is for the operators of the mesh, and a credential of a tenant does not open it: use the command "
@@ -71,9 +80,9 @@ def require_operator() -> None:
         )
 
 
-def enter(principal: Principal, timeout: float | None) -> Call:
+def enter(principal: Principal, timeout: float | None, *, is_inside: bool = False) -> Call:
     """Makes this task serve a call of `principal` that may take `timeout` seconds."""
-    call = Call(principal, None if timeout is None else time.monotonic() + timeout)
+    call = Call(principal, None if timeout is None else time.monotonic() + timeout, is_inside)
     _current.set(call)
     return call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import grpc
 import grpc.aio
@@ -41,80 +41,89 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
-_Details = grpc.aio.ClientCallDetails
+
+def connect(
+    address: str, keyring: Keyring, credentials: grpc.ChannelCredentials | None = None, name: str = ""
+) -> grpc.aio.Channel:
+    """Returns a channel to a member of the mesh (`unix:PATH` or `host:port`). The caller closes it.
+
+    Its certificate, where there are `credentials`, must be of `name`; empty: of the host in the address.
+    """
+    return cast("grpc.aio.Channel", _Remote(_channel(address, credentials, name), keyring))
 
 
-def connect(address: str, keyring: Keyring) -> grpc.aio.Channel:
-    """Returns a channel to a member of the mesh (`unix:PATH` or `host:port`). The caller closes it."""
-    interceptors = [_UnaryUnary(keyring), _UnaryStream(keyring), _StreamUnary(keyring)]
-    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+def within(
+    loopback: Loopback,
+    address: str,
+    keyring: Keyring,
+    credentials: grpc.ChannelCredentials | None = None,
+    name: str = "",
+) -> grpc.aio.Channel:
+    """Returns a channel to the services of this process, whose address is for requests that stream. See `connect`."""
+    return cast("grpc.aio.Channel", _Within(loopback, _channel(address, credentials, name), keyring))
 
 
-def within(loopback: Loopback, address: str, keyring: Keyring) -> grpc.aio.Channel:
-    """Returns a channel to the services of this process, whose address is for requests that stream."""
-    return cast("grpc.aio.Channel", _Within(loopback, connect(address, keyring), keyring))
+def _channel(address: str, credentials: grpc.ChannelCredentials | None, name: str) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", name)] if name else OPTIONS
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-class _Carrier:
-    """Puts the call being served into the call being made."""
+class _Remote:
+    """A channel as stubs use it, which puts the call being served into the calls being made.
 
-    def __init__(self, keyring: Keyring) -> None:
+    It is no interceptor: where there is one, grpc.aio has a task for each call and a generator for its messages.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, keyring: Keyring) -> None:
         self._keyring = keyring
+        self.unary_unary = self._carrying(channel.unary_unary)
+        self.unary_stream = self._carrying(channel.unary_stream)
+        self.stream_unary = self._carrying(channel.stream_unary)
+        self.stream_stream = self._carrying(channel.stream_stream)
+        self.close = channel.close
 
-    def timeout(self, asked: float | None) -> float:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _carrying(self, kind: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+        def method(*arguments: Any, **options: Any) -> Callable[..., Any]:
+            made = kind(*arguments, **options)
+
+            def begin(request: Any, *, timeout: float | None = None) -> Any:
+                return made(request, timeout=self._timeout(timeout), metadata=self._metadata())
+
+            return begin
+
+        return method
+
+    def _timeout(self, asked: float | None) -> float:
         limits = [limit for limit in (asked, call.current().remaining()) if limit is not None]
         return min(limits, default=DEFAULT_TIMEOUT_SECONDS)
 
-    def metadata(self) -> dict[str, str]:
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
         carried = {"authorization": f"Bearer {self._keyring.mint(call.current().principal)}"}
         PROPAGATOR.inject(carried)
-        return carried
-
-    def carry(self, details: _Details) -> _Details:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), *self.metadata().items())
-        timeout = self.timeout(details.timeout)
-        return _Details(details.method, timeout, metadata, details.credentials, details.wait_for_ready)
+        return tuple(carried.items())
 
 
-# grpc.aio takes an interceptor for the first of its kinds alone, so each kind has its class.
-class _UnaryUnary(_Carrier, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(
-        self, continuation: Callable[..., Any], client_call_details: _Details, request: Any
-    ) -> Any:
-        return await continuation(self.carry(client_call_details), request)
+class _Within(_Remote):
+    """One whose calls of one request go by the loopback, those of a stream of them to the address."""
 
-
-class _UnaryStream(_Carrier, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
-        self, continuation: Callable[..., Any], client_call_details: _Details, request: Any
-    ) -> Any:
-        return await continuation(self.carry(client_call_details), request)
-
-
-class _StreamUnary(_Carrier, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(
-        self, continuation: Callable[..., Any], client_call_details: _Details, request_iterator: Any
-    ) -> Any:
-        return await continuation(self.carry(client_call_details), request_iterator)
-
-
-class _Within(_Carrier):
-    """A channel as stubs use it: calls of one request go by the loopback, those of a stream of them to the address."""
-
-    def __init__(self, loopback: Loopback, remote: grpc.aio.Channel, keyring: Keyring) -> None:
-        super().__init__(keyring)
+    def __init__(self, loopback: Loopback, channel: grpc.aio.Channel, keyring: Keyring) -> None:
+        super().__init__(channel, keyring)
         self._loopback = loopback
-        self.stream_unary = remote.stream_unary
-        self.stream_stream = remote.stream_stream
-        self.close = remote.close
+        self.unary_unary = self.unary_stream = self._by_loopback
 
-    def unary_unary(
+    def _by_loopback(
         self, method: str, request_serializer: Any, response_deserializer: Any, **_options: Any
     ) -> Callable[..., LoopbackCall]:
         def begin(request: Any, *, timeout: float | None = None) -> LoopbackCall:
-            content, metadata = request_serializer(request), tuple(self.metadata().items())
-            return self._loopback.call(method, content, response_deserializer, self.timeout(timeout), metadata)
+            content = request_serializer(request)
+            return self._loopback.call(method, content, response_deserializer, self._timeout(timeout), self._metadata())
 
         return begin
-
-    unary_stream = unary_unary

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -31,6 +32,7 @@ PREFIX = "AGENTSHELL_"
 # What `log.topics` may name. The outputs of a turn are looked for where its events are: both have the same partitions.
 TOPICS = ("agent.turns", "agent.outputs", "agent.steps", "agent.turns.dlq", "agent.steps.dlq")
 _OUTPUTS, _TURNS = "agent.outputs", "agent.turns"
+_MAX_PORT = 65_535
 _MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 # Not configuration: where that is, a client's credential, and what only tests read.
 _RESERVED = ("AGENTSHELL_CONFIG", "AGENTSHELL_API_KEY", "AGENTSHELL_TEST_")
@@ -40,14 +42,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _check_host_port(address: str) -> str:
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > _MAX_PORT:
+        raise ValueError(f"not HOST:PORT, with a port of at most {_MAX_PORT}")
+    return address
+
+
+HostPort = Annotated[str, AfterValidator(_check_host_port)]
+
+
 class ServerConfig(_Section):
     """Where this process listens and how it stops."""
 
-    address: str = "127.0.0.1:7700"
+    address: HostPort = "127.0.0.1:7700"
     """Host:port for clients; port 0 takes a free one."""
     mesh_address: str = ""
     """Unix:PATH or host:port for the mesh; empty: in the data directory."""
-    http_address: str = "127.0.0.1:7701"
+    http_address: HostPort = "127.0.0.1:7701"
     """Host:port of /metrics and /health; port 0: a free one."""
     drain_seconds: PositiveFloat = 10.0
     """How long calls in flight may take to end at a stop."""
@@ -62,6 +74,28 @@ class AuthConfig(_Section):
     """API keys; empty: api-keys.json in the data directory."""
     mesh_key_file: Path | None = None
     """The mesh's own secret; empty: mesh.key in the data directory."""
+
+
+class TlsConfig(_Section):
+    """TLS at host:port, for clients and for the mesh; sockets are plain. Files are PEM."""
+
+    certificate_file: Path | None = None
+    """The certificate of this process, with those between it and its authority; absent: it serves plainly."""
+    key_file: Path | None = None
+    """Its private key, without a password."""
+    client_ca_file: Path | None = None
+    """The authorities of clients' certificates: who shows none is refused, whatever its key; absent: none is needed."""
+    ca_file: Path | None = None
+    """The authorities of those whom this process calls: its mesh, or the rest of it; absent: the well-known ones."""
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            given, missing = ("key_file", "certificate_file") if self.key_file else ("certificate_file", "key_file")
+            raise ValueError(f"{given} goes with {missing}, which is not set")
+        if self.client_ca_file is not None and self.certificate_file is None:
+            raise ValueError("client_ca_file goes with certificate_file and key_file, which are not set")
+        return self
 
 
 class DatabaseConfig(_Section):
@@ -437,6 +471,7 @@ class Config(_Section):
     """Service -> address; missing: here."""
     server: ServerConfig = ServerConfig()
     auth: AuthConfig = AuthConfig()
+    tls: TlsConfig = TlsConfig()
     database: DatabaseConfig = DatabaseConfig()
     log: LogConfig = LogConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -470,9 +505,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise _invalid(str(path), "", "no such file", "name an existing TOML file, or none") from None
+        raise _invalid(str(path), None, "no such file", "name an existing TOML file, or none") from None
+    except OSError as error:
+        raise _invalid(str(path), None, f"cannot be read: {error.strerror}", "name a TOML file, or none") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _invalid(str(path), "", f"not TOML: {error}", "mend the line it names") from None
+        raise _invalid(str(path), None, f"not TOML: {error}", "mend the line it names") from None
 
 
 def _set(values: dict[str, Any], keys: list[str], value: str, name: str) -> None:
@@ -509,11 +546,13 @@ def _explain(error: ValidationError, origin: str) -> AgentShellError:
     )
 
 
-def _invalid(key: str, value: str, problem: str, fix: str) -> AgentShellError:
+def _invalid(key: str, value: str | None, problem: str, fix: str) -> AgentShellError:
+    """Without a value, `key` is the name of the file."""
+    what = f"file {key!r}" if value is None else f"key {key!r} = {value!r}"
     return AgentShellError(
         error_pb2.ERROR_REASON_CONFIG_INVALID,
-        f"configuration key {key!r} = {value!r}: {problem}; {fix}",
-        metadata={"key": key, "value": value, "fix": fix},
+        f"configuration {what}: {problem}; {fix}",
+        metadata={"key": key, "value": value or "", "fix": fix},
     )
 
 

@@ -27,6 +27,19 @@ class Endpoints(BaseModel):
     pid: int
 
 
+def make(data_dir: Path) -> None:
+    """Makes the directory where there is none, for its owner alone. Raises CONFIG_INVALID where that cannot be."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (data_dir / "run").mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_CONFIG_INVALID,
+            f"{error.filename}: {error.strerror}; set configuration key 'data_dir' to a directory that can be written",
+            metadata={"key": "data_dir", "value": str(data_dir)},
+        ) from None
+
+
 def endpoints_file(data_dir: Path) -> Path:
     """Returns where a process that serves clients says where it is."""
     return data_dir / "run" / "endpoints.json"
@@ -37,10 +50,15 @@ def key_file(data_dir: Path) -> Path:
     return data_dir / "default.key"
 
 
+def mesh_key_file(config: Config) -> Path:
+    """Returns where the mesh's own secret is, or will be."""
+    return config.auth.mesh_key_file or config.data_dir / "mesh.key"
+
+
 def keyring(config: Config) -> Keyring:
     """Returns the keys of the configured files, or of those in the data directory."""
     keys_file = config.auth.keys_file or config.data_dir / "api-keys.json"
-    return Keyring(keys_file, config.auth.mesh_key_file or config.data_dir / "mesh.key")
+    return Keyring(keys_file, mesh_key_file(config))
 
 
 def socket(data_dir: Path, name: str) -> str:

@@ -110,7 +110,7 @@ _REASONS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     _C.UNAUTHENTICATED: error_pb2.ERROR_REASON_CREDENTIAL_INVALID,
     _C.PERMISSION_DENIED: error_pb2.ERROR_REASON_PERMISSION_DENIED,
     _C.INVALID_ARGUMENT: error_pb2.ERROR_REASON_INVALID_REQUEST,
-    _C.RESOURCE_EXHAUSTED: error_pb2.ERROR_REASON_OVERLOADED,
+    _C.RESOURCE_EXHAUSTED: error_pb2.ERROR_REASON_TOO_LARGE,  # gRPC's own word for a message above its limit.
 }
 
 _CODE_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}

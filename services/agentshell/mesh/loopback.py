@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from contextvars import Context
 from typing import Any, NamedTuple, Self, cast
 
 import grpc
 import grpc.aio
+
+from agentshell.mesh.methods import Methods
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # What may wait for a reader before the service waits for it, as over HTTP/2.
@@ -39,26 +41,13 @@ _CLOSED = _Status(grpc.StatusCode.UNAVAILABLE, "the process of the service is no
 
 
 class Loopback:
-    """The services of a process as its own services call them. It is what generated code adds a servicer to.
+    """The services of a process as its own services call them. Requests may have `max_request_bytes`."""
 
-    `wrap` puts the interceptor around a method's handler. Requests may have `max_request_bytes`.
-    """
-
-    def __init__(self, wrap: Callable[[str, Any], Any], max_request_bytes: int) -> None:
-        self._wrap = wrap
+    def __init__(self, methods: Methods, max_request_bytes: int) -> None:
+        self._methods = methods
         self._max_request_bytes = max_request_bytes
-        self._handlers: dict[str, Any] = {}
         self._calls: dict[asyncio.Task[None], LoopbackCall] = {}
         self._is_open = False
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """Adds nothing: the methods come registered, too."""
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Adds the methods of a service."""
-        for name, handler in handlers.items():
-            method = f"/{service}/{name}"
-            self._handlers[method] = self._wrap(method, handler)
 
     def open(self) -> None:
         """Serves from now on. Until then, and once it is closed, calls end with UNAVAILABLE."""
@@ -78,7 +67,7 @@ class Loopback:
     ) -> LoopbackCall:
         """Begins a call that may take `timeout` seconds; `deserialize` is for its responses."""
         call = LoopbackCall(deserialize, timeout, metadata)
-        handler = self._handlers.get(method)
+        handler = self._methods.find(method)
         if not self._is_open:
             call.end(_CLOSED)
         elif handler is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -13,6 +14,7 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 _DIGEST_BYTES = 12
+_INTEGER_BITS = 63  # And its sign: what a database takes.
 _SEPARATOR = "\0"
 # Fields that say which part of an answer is asked for; the others are the query.
 _POSITIONS = frozenset({"page_token", "page_size", "cursor"})
@@ -30,8 +32,11 @@ def encode(request: Message, *position: str | int) -> str:
     return base64.urlsafe_b64encode(_digest(request, packed) + packed).decode().rstrip("=")
 
 
-def decode(request: Message, token: str, *kinds: type[str | int]) -> list[Any] | None:
-    """Returns the position in `token`, of the given kinds; None for an empty token. Raises PAGE_TOKEN_INVALID."""
+def decode(request: Message, token: str, *kinds: Callable[[str], Any]) -> list[Any] | None:
+    """Returns the position in `token`, read by the given kinds; None for an empty token. Raises PAGE_TOKEN_INVALID.
+
+    A kind is `str`, `int` (of 64 bits), or whatever raises ValueError or OverflowError for what is none.
+    """
     if not token:
         return None
     try:
@@ -41,9 +46,12 @@ def decode(request: Message, token: str, *kinds: type[str | int]) -> list[Any] |
         digest, packed = sealed[:_DIGEST_BYTES], sealed[_DIGEST_BYTES:]
         if digest != _digest(request, packed):
             raise ValueError(_PROBLEM)
-        # A position of another shape is one of another release of this service.
-        return [kind(part) for kind, part in zip(kinds, packed.decode().split(_SEPARATOR), strict=True)]
-    except ValueError:
+        # A position of another shape is one of another release of this service, or somebody's invention.
+        position = [kind(part) for kind, part in zip(kinds, packed.decode().split(_SEPARATOR), strict=True)]
+        if any(isinstance(part, int) and part.bit_length() > _INTEGER_BITS for part in position):
+            raise ValueError(_PROBLEM)
+        return position
+    except (ValueError, OverflowError):
         raise AgentShellError(
             error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
             f"page_token {_PROBLEM}; repeat the query that gave it, or leave it empty to begin at the first page",

@@ -12,11 +12,12 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from agentshell.mesh import reflection
-from agentshell.mesh.config import ServerConfig
+from agentshell.mesh import acceptor, reflection, tls
+from agentshell.mesh.config import ServerConfig, TlsConfig
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.loopback import Loopback
+from agentshell.mesh.methods import Methods
 from agentshell.mesh.server_interceptor import ServerInterceptor
 from kfm.error.v1 import error_pb2
 
@@ -25,26 +26,15 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 HEALTH = "grpc.health.v1.Health"
 
 
-class _ByName:
-    """What generated code adds a servicer to, of which grpc finds the methods by their names.
-
-    For each method that is *registered* grpc.aio has a task wait, and looks at all of them at each call: a seventh of
-    the time of a small call where there are 80.
-    """
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Adds nothing: the methods come by their names, too."""
-
-
 class Server:
     """Serves the services added to it: on `config.address` to clients, on `mesh_address` to the mesh."""
 
-    def __init__(self, config: ServerConfig, mesh_address: str, keyring: Keyring) -> None:
+    def __init__(
+        self, config: ServerConfig, mesh_address: str, keyring: Keyring, secured: TlsConfig | None = None
+    ) -> None:
         self._config = config
         self._mesh_address = mesh_address
+        self._tls = secured or TlsConfig()
         self._interceptor = ServerInterceptor(keyring)
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         self._services: list[str] = []
@@ -54,16 +44,17 @@ class Server:
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        self._server = grpc.aio.server(interceptors=[self._interceptor], options=options)
-        self._methods = cast("grpc.aio.Server", _ByName(self._server))
+        self._server = acceptor.server(options)
+        methods = Methods(self._interceptor.wrap)
+        self._server.add_generic_rpc_handlers([methods])
+        self._methods = cast("grpc.aio.Server", methods)  # to those who add to it
         self.address = config.address
-        self.loopback = Loopback(self._interceptor.wrap, config.max_message_bytes)
+        self.loopback = Loopback(methods, config.max_message_bytes)
         """For the process' own services."""
 
     def add(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
         """Adds a service by its full Protobuf name, before `start`."""
         register(self._methods)
-        register(cast("grpc.aio.Server", self.loopback))
         self._services.append(service)
 
     async def start(self) -> None:
@@ -95,8 +86,11 @@ class Server:
         await asyncio.gather(self._server.stop(grace_seconds), self.loopback.close(grace_seconds))
 
     def _listen(self, address: str, key: str) -> int:
+        credentials = tls.serving(self._tls, address)
         try:
-            return self._server.add_insecure_port(address)
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials)
         except RuntimeError:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,

@@ -48,27 +48,13 @@ _DRAINING = AgentShellError(
 )
 
 
-class ServerInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps each method once and keeps it. `drain` ends the streams that have no end of their own."""
+class ServerInterceptor:
+    """Wraps methods. `drain` ends the streams that have no end of their own."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._wrapped: dict[str, Any] = {}
         self._watches: set[asyncio.Task[Any]] = set()
         self._draining = False
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        method = handler_call_details.method
-        if method not in self._wrapped:
-            handler = await continuation(handler_call_details)
-            if handler is None:  # gRPC itself answers UNIMPLEMENTED; a stranger's words must not fill our memory.
-                return None
-            self._wrapped[method] = self.wrap(method, handler)
-        return self._wrapped[method]
 
     def drain(self) -> None:
         """Ends every Watch stream, now and from now on, with SERVICE_UNAVAILABLE: its caller resumes elsewhere."""
@@ -185,7 +171,7 @@ class _Rpc:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_DEADLINE_REQUIRED, f"{self._method} inside the mesh needs a deadline: set one"
             )
-        call.enter(principal, timeout)
+        call.enter(principal, timeout, is_inside=from_mesh)
         structlog.contextvars.bind_contextvars(tenant_id=principal.tenant_id)
 
     async def fail(self, exception: Exception, request: Any) -> None:
@@ -199,6 +185,16 @@ class _Rpc:
         else:
             _log.debug("rpc refused", method=self._method, reason=error.name, message=error.message)
         await _abort(self._context, error)
+
+
+def unknown(method: str) -> Any:
+    """Returns what answers a method that nothing here serves, whatever is sent to it."""
+
+    async def refuse(_: AsyncIterator[bytes], context: _Context) -> None:
+        message = f"this server has no method {method!r:.200}; its reflection lists those it has"
+        await _abort(context, AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, message))
+
+    return cast("Any", grpc.stream_stream_rpc_method_handler(refuse))
 
 
 async def _abort(context: _Context, error: AgentShellError) -> None:

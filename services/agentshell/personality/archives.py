@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kfm.error.v1 import error_pb2
 _HTTPS = "https://"
 _FETCH_SECONDS = 30.0
 _FETCHES_AT_ONCE = 4
+_LOOK_SECONDS = 0.25
 
 
 class Archives:
@@ -30,19 +31,39 @@ class Archives:
 
     def __init__(self, config: PersonalityConfig, cache: Path | None) -> None:
         self.origins: Sequence[str] = tuple(dict.fromkeys(config.archives))
+        self.files: Sequence[str] = tuple(origin for origin in self.origins if "://" not in origin)
         self._needs_signature = config.allow_unsigned != "all"
         self._keys = [_key(text) for text in config.trusted_keys]
         self._cache = cache
 
-    async def read(self) -> dict[str, Pack | PackError]:
-        """Returns each archive's pack, or what is wrong with it, by its origin."""
+    async def read(self, origins: Collection[str]) -> dict[str, Pack | PackError]:
+        """Returns the pack of each of these archives, or what is wrong with it, by its origin."""
         turnstile = asyncio.Semaphore(_FETCHES_AT_ONCE)
 
         async def one(origin: str) -> Pack | PackError:
             async with turnstile:
                 return await self._read(origin)
 
-        return dict(zip(self.origins, await asyncio.gather(*map(one, self.origins)), strict=True))
+        return dict(zip(origins, await asyncio.gather(*map(one, origins)), strict=True))
+
+    async def watch(self) -> AsyncGenerator[set[str]]:
+        """Yields which of `files` have changed, or their signatures, for ever; within a second of the last change.
+
+        It looks at them, and not at their directories: those may be busy with much else, and the files be links.
+        """
+        told = before = self._stamps()  # At once: what changes from now on is told.
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = await asyncio.to_thread(self._stamps)
+            # One that changes still is left until it is whole.
+            if changed := {file for file in self.files if now[file] == before[file] != told[file]}:
+                told |= {file: now[file] for file in changed}
+                yield changed
+            before = now
+
+    def _stamps(self) -> dict[str, object]:
+        """Returns what tells a changed file from one that is as it was."""
+        return {file: (_stamp(Path(file)), _stamp(Path(f"{file}{signature.SUFFIX}"))) for file in self.files}
 
     def kept(self, origin: str) -> Pack | None:
         """Returns the last good pack of an archive, if its copy is still one."""
@@ -73,6 +94,14 @@ class Archives:
             return pack.parse(files.of_archive(content))
         except PackError as error:
             return error
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _copy(cache: Path, origin: str) -> Path:

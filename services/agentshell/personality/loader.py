@@ -99,14 +99,16 @@ class Loader:
         for directory in self._directories:
             _folders(directory)
 
-    async def reload(self, folders: Collection[Path] | None = None) -> list[Change]:
-        """Reads these folders (None: all there is) and those that were malformed, and returns what changed.
+    async def reload(self, origins: Collection[Origin] | None = None) -> list[Change]:
+        """Reads what is at these (None: all there is) and the folders that were malformed, and returns what changed.
 
         One call at a time. Raises CONFIG_INVALID where a directory cannot be read; nothing has changed then.
         """
+        folders = None if origins is None else [one for one in origins if isinstance(one, Path)]
         found: dict[Origin, Pack | PackError | None] = {**await asyncio.to_thread(self._read, folders)}
-        if self._archives and folders is None:
-            found |= await self._archives.read()
+        if self._archives:
+            asked = self._archives.origins if origins is None else [one for one in origins if isinstance(one, str)]
+            found |= await self._archives.read(asked)
             await asyncio.to_thread(self._recall, found)
         packs, failures = self.packs, self._failures
         self._settle(found)

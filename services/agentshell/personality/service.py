@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from agentshell.mesh.errors import AgentShellError
 from agentshell.personality import loader, tool_code
 from agentshell.personality.archives import Archives
 from agentshell.personality.knowledge import Knowledge, namespace
-from agentshell.personality.loader import Change, Loader, Rejected, Removed, named
+from agentshell.personality.loader import Change, Loader, Origin, Rejected, Removed, named
 from agentshell.personality.pack import Pack
 from agentshell.personality.registry import VERSIONS_KEPT, Registry
 from kfm.content.v1.content_pb2 import Money
@@ -40,6 +40,8 @@ _IDS_NAMED = 20
 _CHANGES_LOGGED = 20
 _WATCH_RETRY_SECONDS = 5.0
 
+Watch = Callable[[], AsyncGenerator[Collection[Origin]]]
+
 
 class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer):
     """Serves the packs of the configured directories, as they change, and of the configured archives.
@@ -50,13 +52,15 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     def __init__(self, config: PersonalityConfig, memory: grpc.aio.Channel, cache: Path | None = None) -> None:
         self._config = config
         directories = config.directories or (loader.shipped(),)
-        self._loader = Loader(directories, Archives(config, cache), folders=config.allow_unsigned != "none")
+        archives = Archives(config, cache)
+        self._loader = Loader(directories, archives, folders=config.allow_unsigned != "none")
+        self._watches = [self._loader.watch, archives.watch] if archives.files else [self._loader.watch]
         self._registry = Registry(config.versions)
         self._knowledge = Knowledge(memory)
         self._shelved: dict[str, set[str]] = {}  # Namespaces wanted, by personality.
         self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
         self._reloading = asyncio.Lock()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._loaded = asyncio.Event()
 
     async def start(self) -> None:
@@ -65,8 +69,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         Raises CONFIG_INVALID where a directory cannot be read.
         """
         self._loader.check()
-        self._watching = asyncio.create_task(self._follow())
-        await asyncio.sleep(0)  # The watch is set before the packs are read: no change falls between the two.
+        self._watching = [asyncio.create_task(self._follow(watch)) for watch in self._watches]
+        await asyncio.sleep(0)  # The watches are set before the packs are read: no change falls between the two.
         await self.reload()
         self._loaded.set()
         for default in dict.fromkeys((self._config.default, *self._config.tenant_defaults.values())):
@@ -75,9 +79,9 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
 
     async def stop(self) -> None:
         """Ends watching and ingesting."""
-        if self._watching:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for watching in self._watching:
+            watching.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         await self._knowledge.stop()
 
     async def knowledge_ready(self) -> None:
@@ -91,7 +95,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         size = paging.page_size(request.page_size, default=50, most=500)
         (after_id,) = paging.decode(request, request.page_token, str) or ("",)
         response = pb.ListResponse(default_personality_id=self._default_id())
-        if not request.page_token:
+        if not request.page_token and call.is_operator():
             response.failures.extend(errors.to_failure(rejected.error()) for rejected in self._loader.rejected())
         for personality_id in self._registry.after(after_id):
             if len(response.personalities) >= size:  # All versions of a personality are on one page.
@@ -115,7 +119,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     async def Reload(
         self, request: pb.ReloadRequest, context: grpc.aio.ServicerContext[pb.ReloadRequest, pb.ReloadResponse]
     ) -> pb.ReloadResponse:
-        """Reads all packs again. Raises CONFIG_INVALID where a directory cannot be read."""
+        """Reads all packs again. Raises PERMISSION_DENIED, CONFIG_INVALID where a directory cannot be read."""
+        call.require_operator()
         await self.reload()
         failures = [errors.to_failure(rejected.error()) for rejected in self._loader.rejected()]
         return pb.ReloadResponse(loaded_count=len(self._loader.packs), failures=failures)
@@ -123,7 +128,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     async def Watch(
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]
     ) -> AsyncGenerator[pb.WatchResponse]:
-        """Streams each personality as it is, then each change.
+        """Streams each personality as it is, then each change; to an operator what is wrong with packs, too.
 
         Raises SERVICE_UNAVAILABLE to a caller that falls `PENDING_CHANGES` behind.
         """
@@ -134,7 +139,9 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
                 for personality in self._registry.versions(personality_id):
                     yield pb.WatchResponse(loaded=self._as_it_is(personality))
             while changes in self._watchers or not changes.empty():
-                yield await changes.get()
+                change = await changes.get()
+                if not change.HasField("rejected") or call.is_operator():
+                    yield change
         finally:
             self._watchers.discard(changes)
         raise AgentShellError(
@@ -143,23 +150,23 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             retry_delay=timedelta(seconds=1),
         )
 
-    async def _follow(self) -> None:
+    async def _follow(self, watch: Watch) -> None:
         """Reloads what changes on disk. Where the system cannot watch, tries again and again."""
         while True:
             try:
-                async with aclosing(self._loader.watch()) as changes:
-                    async for folders in changes:
-                        await self.reload(folders)
+                async with aclosing(watch()) as changes:
+                    async for origins in changes:
+                        await self.reload(origins)
             except Exception as error:
                 _log.error("hot reload failed", retry_seconds=_WATCH_RETRY_SECONDS, exc_info=error)
             await asyncio.sleep(_WATCH_RETRY_SECONDS)
             with suppress(AgentShellError):  # The next round says it again.
                 await self.reload()
 
-    async def reload(self, folders: Collection[Path] | None = None) -> None:
-        """Reads these folders (None: all there is) again, and those that were malformed. Raises CONFIG_INVALID."""
+    async def reload(self, origins: Collection[Origin] | None = None) -> None:
+        """Reads these (None: all there is) again, and the folders that were malformed. Raises CONFIG_INVALID."""
         async with self._reloading:
-            changes = await self._loader.reload(folders)
+            changes = await self._loader.reload(origins)
             for change in changes:
                 self._apply(change)
             self._log(changes)

@@ -142,7 +142,7 @@ class Usages:
         Raises INVALID_ARGUMENT for what is no date, PAGE_TOKEN_INVALID and DATABASE_UNAVAILABLE.
         """
         columns = [column for dimension in sorted(request.dimensions) for column in _DIMENSIONS[dimension]]
-        after = paging.decode(request, request.page_token, *[str] * (1 + len(columns)))
+        after = paging.decode(request, request.page_token, date.fromisoformat, *[str] * len(columns))
         limit = paging.page_size(request.page_size, DEFAULT_ROWS, MAX_ROWS)
         values: dict[str, Any] = {
             "tenant_id": tenant_id,
@@ -150,7 +150,7 @@ class Usages:
             "end_date": _date("end_date", request.end_date) if request.HasField("end_date") else date.max,
             "session_id": _text(request.session_id),
             "personality_id": _text(request.personality_id),
-            "after_day": date.fromisoformat(after[0]) if after else date.max,
+            "after_day": after[0] if after else date.max,
             "after": after[1:] if after else [],
             "limit": limit + 1,
         }

@@ -194,9 +194,10 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         if name not in exposed.tools:
             name = name[:_MAX_SHOWN_CHARACTERS]  # A model's invention may be of any length.
             names = ", ".join(sorted(exposed.tools)) or "none"
+            owner = f"personality {personality_id!r}" if personality_id else "the shell"
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
-                f"personality {personality_id!r} has no tool {name!r}; it has: {names}",
+                f"{owner} has no tool {name!r}; it has: {names}",
                 metadata={"personality_id": personality_id, "tool": name},
             )
         return exposed

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from agentshell.db.database import Database
-from agentshell.memory.service import MemoryService
+from agentshell.memory.embedders.choice import Choice
+from agentshell.memory.reembedding import Reembedding
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.mesh import channel
 from agentshell.mesh.config import MemoryConfig, NamespaceConfig
@@ -16,7 +17,7 @@ async def main(url: str, provider: str, keys: Path) -> None:
     database = await Database.open(url, 4)
     config = MemoryConfig(namespaces=(NamespaceConfig(namespace="user/", embedder="test/small", dimension=256),))
     async with channel.connect(provider, Keyring(keys / "keys.json", keys / "mesh.key")) as way:
-        await MemoryService(config, database, await PgvectorStore.open(database), way).reembedding.run()
+        await Reembedding(database, await PgvectorStore.open(database), Choice(config, way)).bring_all()
 
 
 asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))

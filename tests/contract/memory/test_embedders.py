@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -20,7 +21,9 @@ from tests.contract.memory.embedding_provider import EmbeddingProvider, vector
 
 from agentshell.db.database import Database
 from agentshell.memory import lexical, reembedding
+from agentshell.memory.embedders.choice import Choice
 from agentshell.memory.embedding import text as compared
+from agentshell.memory.reembedding import Reembedding
 from agentshell.memory.service import MemoryService
 from agentshell.memory.stores.pgvector import PgvectorStore
 from agentshell.memory.stores.store import Store
@@ -33,6 +36,8 @@ WORKER = Path(__file__).parent / "reembedding_worker.py"
 TIMEOUT_SECONDS = 30.0
 RECORDS = 100
 SIZE = 256
+
+Reembed = Callable[[MemoryConfig], Coroutine[Any, Any, int]]
 
 
 def config(embedder: str = "test/small", dimension: int = SIZE, namespace: str = "user/") -> MemoryConfig:
@@ -62,6 +67,12 @@ async def way(provider: EmbeddingProvider) -> AsyncGenerator[grpc.aio.Channel]:
 def memory(database: Database, store: Store, way: grpc.aio.Channel) -> Callable[[MemoryConfig], MemoryService]:
     """Makes services of the same memory, each as another process with its configuration."""
     return lambda config: MemoryService(config, database, store, way)
+
+
+@pytest.fixture
+def reembed(database: Database, store: Store, way: grpc.aio.Channel) -> Reembed:
+    """Brings all namespaces to the embedders of a configuration, as another process with it."""
+    return lambda config: Reembedding(database, store, Choice(config, way)).bring_all()
 
 
 @asynccontextmanager
@@ -105,7 +116,7 @@ async def all_of(*tasks: Awaitable[None]) -> None:
 
 
 async def test_an_embedder_takes_anothers_place_while_everybody_reads_and_writes(
-    memory: Callable[[MemoryConfig], MemoryService], provider: EmbeddingProvider, database: Database
+    memory: Callable[[MemoryConfig], MemoryService], reembed: Reembed, provider: EmbeddingProvider, database: Database
 ) -> None:
     async with acme_of(memory(MemoryConfig())) as acme:
         await fill(acme)
@@ -130,7 +141,7 @@ async def test_an_embedder_takes_anothers_place_while_everybody_reads_and_writes
             assert f"w{number:04}" in (await found(acme, f"late{number}"))[1]
 
     async def change(acme: Caller) -> None:
-        running = asyncio.create_task(changed.reembedding.run())
+        running = asyncio.create_task(reembed(config()))
         await provider.waits.wait()
         before = await stats(acme)
         assert (before.embedder, before.next_embedder, before.next_embedded_count >= 64) == (
@@ -173,11 +184,11 @@ async def test_a_change_of_embedder_goes_on_after_the_process_was_killed(
         await process.wait()
         provider.goes_on.set()
         database = await Database.open(database_url, 4)
-        changed = MemoryService(config(), database, await PgvectorStore.open(database), way)
-        async with acme_of(changed) as acme:
+        store = await PgvectorStore.open(database)
+        async with acme_of(MemoryService(config(), database, store, way)) as acme:
             half_way = await stats(acme)
             assert (half_way.embedder, half_way.next_embedded_count) == ("lexical", 64)
-            assert await changed.reembedding.run() == 0
+            assert await Reembedding(database, store, Choice(config(), way)).bring_all() == 0
             embedder, ids = await found(acme, "topic99")
             assert (embedder, "r0099" in ids) == ("test/small", True)
         await database.close()
@@ -187,48 +198,51 @@ async def test_a_change_of_embedder_goes_on_after_the_process_was_killed(
 
 
 async def test_of_several_processes_one_makes_the_vectors_and_it_may_be_taken_back(
-    memory: Callable[[MemoryConfig], MemoryService], provider: EmbeddingProvider, monkeypatch: pytest.MonkeyPatch
+    memory: Callable[[MemoryConfig], MemoryService],
+    reembed: Reembed,
+    provider: EmbeddingProvider,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reembedding, "_LOCK_SECONDS", 0.02)
     async with acme_of(memory(MemoryConfig())) as acme:
         await fill(acme, 20)
         await acme.write(USER, wordless="?!")
-        assert await asyncio.gather(*(memory(config()).reembedding.run() for _ in range(3))) == [0, 0, 0]
+        assert await asyncio.gather(*(reembed(config()) for _ in range(3))) == [0, 0, 0]
         assert len(provider.background_texts) == 21
         assert (await found(acme, "topic3"))[0] == "test/small"
-        assert await memory(config("test/large", SIZE)).reembedding.run() == 0
+        assert await reembed(config("test/large", SIZE)) == 0
         assert (await found(acme, "topic3"))[0] == "test/large"
-        assert await memory(MemoryConfig()).reembedding.run() == 0
+        assert await reembed(MemoryConfig()) == 0
         assert (await found(acme, "topic3"))[0] == "lexical"
         assert (await found(acme, "topic3"))[1][0] == "r0003"
 
 
 async def test_a_change_that_is_called_off_halfway_leaves_nothing_behind(
-    memory: Callable[[MemoryConfig], MemoryService], provider: EmbeddingProvider
+    memory: Callable[[MemoryConfig], MemoryService], reembed: Reembed, provider: EmbeddingProvider
 ) -> None:
     async with acme_of(memory(MemoryConfig())) as acme:
         await fill(acme, 80)
         provider.batches = 1
-        running = asyncio.create_task(memory(config()).reembedding.run())
+        running = asyncio.create_task(reembed(config()))
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await provider.waits.wait()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         provider.goes_on.set()
         assert (await stats(acme)).next_embedder == "test/small"
-        assert await memory(MemoryConfig()).reembedding.run() == 0
+        assert await reembed(MemoryConfig()) == 0
         after = await stats(acme)
         assert (after.embedder, after.next_embedder, after.next_embedded_count) == ("lexical", "", 0)
         assert (await found(acme, "topic3"))[1][0] == "r0003"
 
 
 async def test_a_write_goes_on_while_the_next_embedder_fails_and_its_vector_is_made_up_for(
-    memory: Callable[[MemoryConfig], MemoryService], provider: EmbeddingProvider
+    memory: Callable[[MemoryConfig], MemoryService], reembed: Reembed, provider: EmbeddingProvider
 ) -> None:
     async with acme_of(memory(MemoryConfig())) as acme:
         await fill(acme, 3)
         provider.batches = 0
-        running = asyncio.create_task(memory(config()).reembedding.run())
+        running = asyncio.create_task(reembed(config()))
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await provider.waits.wait()
         provider.fails = True

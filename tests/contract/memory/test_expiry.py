@@ -146,13 +146,13 @@ async def test_the_sweeper_waits_for_no_record_that_somebody_holds(
 
 async def test_the_sweeper_sweeps_by_itself_until_it_is_stopped(acme: Caller, database: Database, store: Store) -> None:
     await expired(acme, USER, "a")
-    running = Sweeper(database, store, 0.01)
-    await running.start()
+    running = asyncio.create_task(Sweeper(database, store, 0.01).run())
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while await rows(database):  # noqa: ASYNC110 - the database tells nobody
                 await asyncio.sleep(0.01)
     finally:
-        await running.stop()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
     await expired(acme, USER, "b")
     assert await rows(database) == 1

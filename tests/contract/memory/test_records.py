@@ -95,6 +95,14 @@ async def test_a_batch_answers_in_its_order_and_writes_all_or_none(acme: Caller)
     assert await acme.ids(USER) == ["a", "b", "c"]
 
 
+async def test_a_batch_is_no_larger_than_what_its_answer_can_hold(acme: Caller) -> None:
+    records = [pb.Record(record_id=f"r{n}", text="x" * 65536) for n in range(48)]
+    error = await acme.refused(pb.BatchWriteRequest(namespace=USER, records=records))
+    assert (error.name, error.metadata) == ("TOO_LARGE", {"limit_bytes": "3145728"})
+    assert await acme.ids(USER) == []
+    assert len((await acme(pb.BatchWriteRequest(namespace=USER, records=records[:47]))).records) == 47
+
+
 WITH_NUL: dict[str, Request] = {
     "record.text": pb.WriteRequest(namespace=USER, record=pb.Record(text="a\0b")),
     "record.record_id": pb.WriteRequest(namespace=USER, record=pb.Record(record_id="\0", text="a")),

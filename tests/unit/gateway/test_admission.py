@@ -35,12 +35,12 @@ def test_a_plain_question_is_admitted() -> None:
 def test_a_turn_that_says_nothing_or_that_no_user_says_is_refused_by_field() -> None:
     silent = spec("  ")
     silent.input.role = ROLE_ASSISTANT
-    assert [field for field, _ in admission.problems(silent)] == ["turn.input.role", "turn.input.parts"]
+    assert [field for field, _ in admission.problems(silent)] == ["input.role", "input.parts"]
 
 
 def test_a_broken_plan_is_refused_by_field() -> None:
     broken = spec(plan=Plan(steps=[Step(step_id="a", depends_on=["b"])]))
-    assert admission.problems(broken) == [("turn.plan.steps[0].depends_on", "'b' is not a step of the plan")]
+    assert admission.problems(broken) == [("plan.steps[0].depends_on", "'b' is not a step of the plan")]
 
 
 def test_what_the_shell_says_of_steps_and_schemas_it_cannot_check_are_refused_by_field() -> None:
@@ -51,7 +51,7 @@ def test_what_the_shell_says_of_steps_and_schemas_it_cannot_check_are_refused_by
         Step(step_id="b", tool=ToolStep(name="t", asked_by="a"), result=StepResult()),
         asks,
     ]
-    assert [field.removeprefix("turn.plan.") for field, _ in admission.problems(spec(plan=Plan(steps=steps)))] == [
+    assert [field.removeprefix("plan.") for field, _ in admission.problems(spec(plan=Plan(steps=steps)))] == [
         "steps[0].failure_count",
         "steps[0].grown_from",
         "steps[0].state",
@@ -65,8 +65,8 @@ def test_what_the_shell_says_of_steps_and_schemas_it_cannot_check_are_refused_by
 def test_a_limit_of_cost_is_more_than_nothing_and_in_usd() -> None:
     limits = TurnLimits(max_cost=Money(currency_code="EUR"))
     assert [field for field, _ in admission.problems(spec(limits=limits))] == [
-        "turn.limits.max_cost.currency_code",
-        "turn.limits.max_cost.amount_micros",
+        "limits.max_cost.currency_code",
+        "limits.max_cost.amount_micros",
     ]
 
 

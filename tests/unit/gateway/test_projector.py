@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,8 +24,8 @@ from kfm.turn.v1.turn_event_pb2 import TurnEvent
 class CountingIndex(TurnIndex):
     """The index, and how much was written to it."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
+    def __init__(self, database: Database, *, has_log: bool = True) -> None:
+        super().__init__(database, has_log=has_log)
         self.written_bytes = 0
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:
@@ -53,10 +54,10 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def projecting(log: Log, index: TurnIndex) -> AsyncGenerator[None]:
-    projector = Projector(log, index)
-    await projector.start()
+    projecting = asyncio.create_task(Projector(log, index).run())
     yield
-    await projector.stop()
+    projecting.cancel()
+    await asyncio.gather(projecting, return_exceptions=True)
 
 
 async def is_as(index: TurnIndex, *events: TurnEvent) -> bool:

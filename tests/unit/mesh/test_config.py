@@ -8,6 +8,8 @@ from agentshell.mesh import config
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
+_MISSING, _DIRECTORY = "(missing)", "(directory)"
+
 
 def test_variables_come_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
     file = tmp_path / "agentshell.toml"
@@ -35,6 +37,9 @@ def test_a_list_in_a_variable_is_toml() -> None:
         ({"AGENTSHELL_RUNTIME__MAX_STEPS": "0"}, "runtime.max_steps", "0"),
         ({"AGENTSHELL_RUNTIME__MAX_STEP": "3"}, "runtime.max_step", "3"),
         ({"AGENTSHELL_COLOUR": "blue"}, "colour", "blue"),
+        # What gRPC would take for port 443 of every interface.
+        ({"AGENTSHELL_SERVER__ADDRESS": "127.0.0.1"}, "server.address", "127.0.0.1"),
+        ({"AGENTSHELL_SERVER__HTTP_ADDRESS": "127.0.0.1:99999"}, "server.http_address", "127.0.0.1:99999"),
     ],
 )
 def test_what_is_unknown_or_malformed_is_named_with_its_value_and_the_fix(
@@ -66,6 +71,22 @@ def test_what_cannot_be_said_of_a_topic_is_refused_with_what_can(topics: str, sa
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"CERTIFICATE_FILE": "a"}, "certificate_file goes with key_file, which is not set"),
+        ({"KEY_FILE": "a"}, "key_file goes with certificate_file, which is not set"),
+        ({"CLIENT_CA_FILE": "a"}, "client_ca_file goes with certificate_file and key_file, which are not set"),
+    ],
+)
+def test_half_of_what_tls_needs_is_refused_by_the_name_of_the_other_half(given: dict[str, str], said: str) -> None:
+    with pytest.raises(AgentShellError) as caught:
+        config.load(None, {f"AGENTSHELL_TLS__{key}": value for key, value in given.items()})
+    assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
+    assert caught.value.metadata["key"] == "tls"
+    assert said in caught.value.message
+
+
 @pytest.mark.parametrize("server", ["personalities = ['a']", "personalities = ['a'], command = 'x', url = 'http://y'"])
 def test_a_server_of_tools_is_a_program_or_an_address(server: str) -> None:
     with pytest.raises(AgentShellError, match="give it a command or a url, and not both") as caught:
@@ -73,12 +94,14 @@ def test_a_server_of_tools_is_a_program_or_an_address(server: str) -> None:
     assert caught.value.metadata["key"] == "tool.mcp_servers.files"
 
 
-@pytest.mark.parametrize("text", ["[runtime", "a = \xff", None])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize("text", ["[runtime", "a = \xff", _MISSING, _DIRECTORY])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "broken.toml"
-    if text is not None:
+    if text == _DIRECTORY:
+        file.mkdir()
+    elif text != _MISSING:
         file.write_text(text, encoding="latin-1")
-    with pytest.raises(AgentShellError, match=r"broken\.toml") as caught:
+    with pytest.raises(AgentShellError, match=r"file '.*broken\.toml': ") as caught:
         config.load(file, {})
     assert caught.value.reason == error_pb2.ERROR_REASON_CONFIG_INVALID
 

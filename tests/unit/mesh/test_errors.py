@@ -50,6 +50,7 @@ def test_an_error_survives_an_event_with_its_cause() -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE),
         (grpc.StatusCode.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE),
         (grpc.StatusCode.DATA_LOSS, error_pb2.ERROR_REASON_INTERNAL),
     ],
 )

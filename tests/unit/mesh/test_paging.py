@@ -52,6 +52,11 @@ def test_a_token_of_another_query_is_refused(other: Message) -> None:
     assert refused(QUERY, paging.encode(other, 7, "t1"))
 
 
+@pytest.mark.parametrize("invented", [2**63, -(2**63) - 1, 10**40, "x"])
+def test_a_position_that_no_service_has_is_refused_however_it_is_sealed(invented: int | str) -> None:
+    assert refused(QUERY, paging.encode(QUERY, invented, "t1"))
+
+
 def test_a_token_of_another_tenant_is_refused() -> None:
     with call.scope(Principal("globex", "ann"), None):
         token = paging.encode(QUERY, 7, "t1")

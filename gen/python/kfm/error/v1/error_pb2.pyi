@@ -38,11 +38,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PLAN_INVALID: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT: the plan is not a graph without cycles, or a step of it is malformed."""
     ERROR_REASON_FEATURE_UNSUPPORTED: _ErrorReason.ValueType  # 5
-    """INVALID_ARGUMENT: the provider cannot do what the request asks; metadata `feature` names it."""
+    """INVALID_ARGUMENT: the provider cannot do what the request asks, or memory cannot read such a document; metadata
+    `feature` names it.
+    """
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 6
-    """RESOURCE_EXHAUSTED: a message, a record or a document is larger than the limit in metadata `limit_bytes`."""
+    """RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`. A message of more
+    than 4 MiB, or what the server is configured for, is refused by gRPC itself, with the code alone.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 7
-    """ALREADY_EXISTS: the `request_id` was used within 24 hours with another body."""
+    """ALREADY_EXISTS: the `request_id` was used with another body: within 24 hours or, where it makes a call idempotent for
+    good, ever.
+    """
     ERROR_REASON_TOOL_ARGUMENTS_INVALID: _ErrorReason.ValueType  # 8
     """INVALID_ARGUMENT: the arguments of a tool call break the tool's schema, or make no sense to it; the message says where
     and what to do, so that a model can mend its call. Metadata has `tool` and `field`.
@@ -144,7 +150,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DATA_DIRECTORY_IN_USE: _ErrorReason.ValueType  # 66
     """FAILED_PRECONDITION: another process owns the data directory."""
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 70
-    """UNIMPLEMENTED: the contract has it, this release does not."""
+    """UNIMPLEMENTED: the contract has it and this release does not, or the server does not serve it."""
     ERROR_REASON_SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 71
     """UNAVAILABLE: a service of the mesh cannot be reached, or is draining."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 72
@@ -198,11 +204,17 @@ ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 3
 ERROR_REASON_PLAN_INVALID: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT: the plan is not a graph without cycles, or a step of it is malformed."""
 ERROR_REASON_FEATURE_UNSUPPORTED: ErrorReason.ValueType  # 5
-"""INVALID_ARGUMENT: the provider cannot do what the request asks; metadata `feature` names it."""
+"""INVALID_ARGUMENT: the provider cannot do what the request asks, or memory cannot read such a document; metadata
+`feature` names it.
+"""
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 6
-"""RESOURCE_EXHAUSTED: a message, a record or a document is larger than the limit in metadata `limit_bytes`."""
+"""RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`. A message of more
+than 4 MiB, or what the server is configured for, is refused by gRPC itself, with the code alone.
+"""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 7
-"""ALREADY_EXISTS: the `request_id` was used within 24 hours with another body."""
+"""ALREADY_EXISTS: the `request_id` was used with another body: within 24 hours or, where it makes a call idempotent for
+good, ever.
+"""
 ERROR_REASON_TOOL_ARGUMENTS_INVALID: ErrorReason.ValueType  # 8
 """INVALID_ARGUMENT: the arguments of a tool call break the tool's schema, or make no sense to it; the message says where
 and what to do, so that a model can mend its call. Metadata has `tool` and `field`.
@@ -304,7 +316,7 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 65
 ERROR_REASON_DATA_DIRECTORY_IN_USE: ErrorReason.ValueType  # 66
 """FAILED_PRECONDITION: another process owns the data directory."""
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 70
-"""UNIMPLEMENTED: the contract has it, this release does not."""
+"""UNIMPLEMENTED: the contract has it and this release does not, or the server does not serve it."""
 ERROR_REASON_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 71
 """UNAVAILABLE: a service of the mesh cannot be reached, or is draining."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 72

@@ -58,7 +58,7 @@ class _SandboxTier:
 class _SandboxTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SandboxTier.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SANDBOX_TIER_UNSPECIFIED: _SandboxTier.ValueType  # 0
-    """As WASM."""
+    """As SANDBOX_TIER_WASM."""
     SANDBOX_TIER_WASM: _SandboxTier.ValueType  # 1
     """An interpreter compiled to WebAssembly, in a process that has given up all rights."""
     SANDBOX_TIER_NATIVE: _SandboxTier.ValueType  # 2
@@ -68,7 +68,7 @@ class SandboxTier(_SandboxTier, metaclass=_SandboxTierEnumTypeWrapper):
     """How a tool is kept from doing harm."""
 
 SANDBOX_TIER_UNSPECIFIED: SandboxTier.ValueType  # 0
-"""As WASM."""
+"""As SANDBOX_TIER_WASM."""
 SANDBOX_TIER_WASM: SandboxTier.ValueType  # 1
 """An interpreter compiled to WebAssembly, in a process that has given up all rights."""
 SANDBOX_TIER_NATIVE: SandboxTier.ValueType  # 2
@@ -483,7 +483,7 @@ class ListResponse(_message.Message):
 
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[_error_pb2.Failure]:
-        """On the first page: what is wrong with packs. Metadata has `source`, `file` and `line`, and where the last good
+        """On the first page, to operators alone: what is wrong with packs. Metadata has `source`, `file` and `line`, and where the last good
         version goes on serving its `personality_id` and `version`.
         """
 
@@ -636,7 +636,7 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def rejected(self) -> _error_pb2.Failure:
-        """A pack is malformed; its last good version goes on serving."""
+        """To operators alone: a pack is malformed; its last good version goes on serving."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class PersonalityServiceServicer:
     """
 
     def List(self, request, context):
-        """Lists the personalities by id, with each version that is live, and what is wrong with packs.
+        """Lists the personalities by id, with each version that is live; to operators what is wrong with packs, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +76,8 @@ class PersonalityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Reads the packs again. A malformed one keeps its last good version serving and is named in the response.
+        """Reads the packs again. A malformed one keeps its last good version serving and is named in the response. For
+        operators, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,11 +34,13 @@ class PersonalityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PersonalityServiceAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.ListRequest, _personality_service_pb2.ListResponse]
-    """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
+    """Lists the personalities by id, with each version that is live; to operators what is wrong with packs, too."""
     Get: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.GetRequest, _personality_service_pb2.GetResponse]
     """Returns a personality, its prompt included."""
     Reload: _grpc.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]
-    """Reads the packs again. A malformed one keeps its last good version serving and is named in the response."""
+    """Reads the packs again. A malformed one keeps its last good version serving and is named in the response. For
+    operators, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_personality_service_pb2.WatchRequest, _personality_service_pb2.WatchResponse]
     """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
     keep up is ended with SERVICE_UNAVAILABLE, and watches again.
@@ -50,11 +52,13 @@ class PersonalityServiceAsyncStub(PersonalityServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.ListRequest, _personality_service_pb2.ListResponse]  # type: ignore[assignment]
-    """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
+    """Lists the personalities by id, with each version that is live; to operators what is wrong with packs, too."""
     Get: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.GetRequest, _personality_service_pb2.GetResponse]  # type: ignore[assignment]
     """Returns a personality, its prompt included."""
     Reload: _aio.UnaryUnaryMultiCallable[_personality_service_pb2.ReloadRequest, _personality_service_pb2.ReloadResponse]  # type: ignore[assignment]
-    """Reads the packs again. A malformed one keeps its last good version serving and is named in the response."""
+    """Reads the packs again. A malformed one keeps its last good version serving and is named in the response. For
+    operators, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_personality_service_pb2.WatchRequest, _personality_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
     keep up is ended with SERVICE_UNAVAILABLE, and watches again.
@@ -69,7 +73,7 @@ class PersonalityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _personality_service_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_personality_service_pb2.ListResponse, _abc.Awaitable[_personality_service_pb2.ListResponse]]:
-        """Lists the personalities by id, with each version that is live, and what is wrong with packs."""
+        """Lists the personalities by id, with each version that is live; to operators what is wrong with packs, too."""
 
     @_abc_1.abstractmethod
     def Get(
@@ -85,7 +89,9 @@ class PersonalityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _personality_service_pb2.ReloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_personality_service_pb2.ReloadResponse, _abc.Awaitable[_personality_service_pb2.ReloadResponse]]:
-        """Reads the packs again. A malformed one keeps its last good version serving and is named in the response."""
+        """Reads the packs again. A malformed one keeps its last good version serving and is named in the response. For
+        operators, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
+        """
 
     @_abc_1.abstractmethod
     def Watch(

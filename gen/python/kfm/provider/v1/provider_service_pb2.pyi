@@ -287,7 +287,7 @@ class ToolChoice(_message.Message):
     class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ToolChoice._Mode.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
-        """As AUTO."""
+        """As MODE_AUTO."""
         MODE_AUTO: ToolChoice._Mode.ValueType  # 1
         """It asks for tools if it wants to."""
         MODE_NONE: ToolChoice._Mode.ValueType  # 2
@@ -299,7 +299,7 @@ class ToolChoice(_message.Message):
         """What it does about tools."""
 
     MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
-    """As AUTO."""
+    """As MODE_AUTO."""
     MODE_AUTO: ToolChoice.Mode.ValueType  # 1
     """It asks for tools if it wants to."""
     MODE_NONE: ToolChoice.Mode.ValueType  # 2

@@ -29,7 +29,7 @@ from kfm.error.v1 import error_pb2 as kfm_dot_error_dot_v1_dot_error__pb2
 from kfm.turn.v1 import turn_pb2 as kfm_dot_turn_dot_v1_dot_turn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/tool/v1/tool_service.proto\x12\x0bkfm.tool.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\x1a\x16kfm/turn/v1/turn.proto\"\x88\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x94\x01\n\x10ListToolsRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12$\n\x12personality_digest\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"N\n\x11ListToolsResponse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.kfm.tool.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x11InvokeToolRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallB\x06\xbaH\x03\xc8\x01\x01\x12\x1e\n\nrequest_id\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12$\n\x12personality_digest\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\xb3\x01\n\x12InvokeToolResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x12\'\n\x05\x61gent\x18\x04 \x01(\x0b\x32\x16.kfm.turn.v1.AgentStepH\x00\x42\x08\n\x06update2\xaa\x01\n\x0bToolService\x12J\n\tListTools\x12\x1d.kfm.tool.v1.ListToolsRequest\x1a\x1e.kfm.tool.v1.ListToolsResponse\x12O\n\nInvokeTool\x12\x1e.kfm.tool.v1.InvokeToolRequest\x1a\x1f.kfm.tool.v1.InvokeToolResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekfm/tool/v1/tool_service.proto\x12\x0bkfm.tool.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ckfm/content/v1/content.proto\x1a\x18kfm/error/v1/error.proto\x1a\x16kfm/turn/v1/turn.proto\"\x88\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x94\x01\n\x10ListToolsRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12$\n\x12personality_digest\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"N\n\x11ListToolsResponse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.kfm.tool.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd1\x01\n\x11InvokeToolRequest\x12 \n\x0epersonality_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12.\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallB\x06\xbaH\x03\xc8\x01\x01\x12*\n\nrequest_id\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\x80\x02\x32\n^[^\\x00]*$\x12\x18\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12$\n\x12personality_digest\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\xb3\x01\n\x12InvokeToolResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.kfm.error.v1.FailureH\x00\x12\'\n\x05\x61gent\x18\x04 \x01(\x0b\x32\x16.kfm.turn.v1.AgentStepH\x00\x42\x08\n\x06update2\xaa\x01\n\x0bToolService\x12J\n\tListTools\x12\x1d.kfm.tool.v1.ListToolsRequest\x1a\x1e.kfm.tool.v1.ListToolsResponse\x12O\n\nInvokeTool\x12\x1e.kfm.tool.v1.InvokeToolRequest\x1a\x1f.kfm.tool.v1.InvokeToolResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,7 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVOKETOOLREQUEST'].fields_by_name['call']._loaded_options = None
   _globals['_INVOKETOOLREQUEST'].fields_by_name['call']._serialized_options = b'\272H\003\310\001\001'
   _globals['_INVOKETOOLREQUEST'].fields_by_name['request_id']._loaded_options = None
-  _globals['_INVOKETOOLREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_INVOKETOOLREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\023r\021\020\001\030\200\0022\n^[^\\x00]*$'
   _globals['_INVOKETOOLREQUEST'].fields_by_name['attempt']._loaded_options = None
   _globals['_INVOKETOOLREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\004\032\002(\001'
   _globals['_INVOKETOOLREQUEST'].fields_by_name['personality_digest']._loaded_options = None
@@ -61,9 +61,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTOOLSRESPONSE']._serialized_start=476
   _globals['_LISTTOOLSRESPONSE']._serialized_end=554
   _globals['_INVOKETOOLREQUEST']._serialized_start=557
-  _globals['_INVOKETOOLREQUEST']._serialized_end=754
-  _globals['_INVOKETOOLRESPONSE']._serialized_start=757
-  _globals['_INVOKETOOLRESPONSE']._serialized_end=936
-  _globals['_TOOLSERVICE']._serialized_start=939
-  _globals['_TOOLSERVICE']._serialized_end=1109
+  _globals['_INVOKETOOLREQUEST']._serialized_end=766
+  _globals['_INVOKETOOLRESPONSE']._serialized_start=769
+  _globals['_INVOKETOOLRESPONSE']._serialized_end=948
+  _globals['_TOOLSERVICE']._serialized_start=951
+  _globals['_TOOLSERVICE']._serialized_end=1121
 # @@protoc_insertion_point(module_scope)

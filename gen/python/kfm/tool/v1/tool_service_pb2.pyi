@@ -136,7 +136,9 @@ class InvokeToolRequest(_message.Message):
     personality_id: _builtins.str
     """Whose tool; empty: one that ships with the shell."""
     request_id: _builtins.str
-    """Names the effect: a repeat returns the first result. A step's is its id."""
+    """Names the effect: a repeat returns the first result for 24 hours. A step's is its id. Neither this nor `attempt` is
+    looked at where the result is a function of the arguments alone, as that of `calculator`: it is worked out again.
+    """
     attempt: _builtins.int
     """A lower attempt than one seen before is refused."""
     personality_digest: _builtins.str

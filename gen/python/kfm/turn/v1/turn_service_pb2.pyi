@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TurnSpec(_message.Message):
-    """What a turn is started with."""
+    """What a turn is started with. At most 512 KiB, serialized, with what the personality adds to it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -46,7 +46,7 @@ class TurnSpec(_message.Message):
     """Which turns go first where not all can."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
-        """What is asked; its role is USER."""
+        """What is asked; its role is ROLE_USER."""
 
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
@@ -437,7 +437,7 @@ class CancelTurnRequest(_message.Message):
     message: _builtins.str
     """Why; for people."""
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours."""
+    """Makes the call idempotent for good: a repeat gets the first answer, also where the turn has ended since."""
     def __init__(
         self,
         *,
@@ -485,7 +485,9 @@ class ProvideInputRequest(_message.Message):
     step_id: _builtins.str
     """The step that waits, as the turn's plan names it."""
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours."""
+    """Not needed: the call is idempotent for good by what it says. The first answer counts, the same again changes nothing,
+    and another fails with TURN_STATE.
+    """
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """The answer."""
@@ -538,7 +540,7 @@ class ForkTurnRequest(_message.Message):
     step_id: _builtins.str
     """The last step to share, as the turn's plan names it; empty: none."""
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours."""
+    """Makes the call idempotent for good."""
     @_builtins.property
     def changes(self) -> Global___TurnSpec:
         """What differs; empty fields are as in the first turn, but for `session_id`: empty is a new one."""

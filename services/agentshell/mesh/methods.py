@@ -1,0 +1,40 @@
+"""The methods that a process serves, each with the interceptor around it, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from agentshell.mesh.server_interceptor import unknown
+
+
+class Methods(grpc.GenericRpcHandler):
+    """What generated code adds a servicer to; `wrap` puts the interceptor around a method's handler.
+
+    None is *registered* with grpc.aio, which has a task wait for each that is, and looks at all of them at each call: a
+    seventh of the time of a small call where there are 80.
+    """
+
+    def __init__(self, wrap: Callable[[str, Any], Any]) -> None:
+        self._wrap = wrap
+        self._handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Adds nothing: the methods come registered, too."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Adds the methods of a service."""
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
+            self._handlers[method] = self._wrap(method, handler)
+
+    def find(self, method: str) -> Any:
+        """Returns the handler of a method; None where there is none."""
+        return self._handlers.get(method)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Returns the handler of a method, or what refuses one that there is not."""
+        method = str(handler_call_details.method)
+        return self.find(method) or unknown(method)

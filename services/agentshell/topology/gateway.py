@@ -1,0 +1,40 @@
+"""The gateway: what clients call, and the table behind it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from agentshell.gateway.admin_service import AdminService
+from agentshell.gateway.backlog import Backlog
+from agentshell.gateway.projector import GROUP as GATEWAYS
+from agentshell.gateway.projector import Projector
+from agentshell.gateway.service import TurnService
+from agentshell.gateway.turn_index import TurnIndex
+from agentshell.log.lag import Lag
+from agentshell.runtime.manager import GROUP as MANAGERS
+from agentshell.runtime.step_consumer import GROUP as WORKERS
+from agentshell.topology.parts import Member, Parts
+from agentshell.turn import envelope
+from kfm.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from kfm.turn.v1.turn_service_pb2_grpc import add_TurnServiceServicer_to_server
+
+# Whose lag is measured.
+_GROUPS = ((envelope.TURNS, MANAGERS), (envelope.TURNS, GATEWAYS), (envelope.STEPS, WORKERS))
+
+
+async def build(parts: Parts) -> Member:
+    """Builds the Turn and the Admin service, with what keeps the turn index up."""
+    log, database, config = await parts.log(), await parts.database(), parts.config
+    index = await TurnIndex.open(database, has_log=config.log.driver == "postgres")
+    projector, lag = Projector(log, index), Lag(log, _GROUPS)
+    backlog = Backlog(database, config.runtime)
+    admin = AdminService(log, index, [envelope.TURNS, envelope.STEPS])
+    partitions = config.log.partitions_of(envelope.TURNS)
+    service = TurnService(log, index, backlog, parts.channel("personality"), config.runtime, partitions)
+    return Member(
+        {
+            "kfm.turn.v1.TurnService": partial(add_TurnServiceServicer_to_server, service),
+            "kfm.admin.v1.AdminService": partial(add_AdminServiceServicer_to_server, admin),
+        },
+        background=[projector.run, lag.run],
+    )

@@ -1,0 +1,20 @@
+"""A manager with a worker of its own: steps are handed over, not written down a second time."""
+
+from __future__ import annotations
+
+from agentshell.runtime.dispatch import LocalDispatch
+from agentshell.topology.manager import new_manager
+from agentshell.topology.parts import Member, Parts
+from agentshell.topology.worker import new_worker
+
+
+async def build(parts: Parts) -> Member:
+    """Builds both."""
+    worker = await new_worker(parts)
+    manager = await new_manager(parts, LocalDispatch(worker))
+
+    async def stop(seconds: float) -> None:
+        await worker.drain(seconds)
+        await manager.stop()
+
+    return Member(start=manager.start, stop=stop)
