@@ -44,6 +44,16 @@ async def test_records_of_a_key_keep_their_order_under_concurrent_producers(stor
     assert {(s.record.key, s.partition) for s in stored} == {(key, partition_of(key, PARTITIONS)) for key in keys}
 
 
+async def test_who_does_not_wait_reads_what_another_process_has_just_appended(store: Store, log: Log) -> None:
+    other = await store.open()
+    ack = (await other.append("topic", [record("first")]))[0]
+    assert names(await log.read("topic", ack.partition, 0, 10, WAIT)) == ["first"], "it knows now that there is another"
+    for number in range(50):
+        offset = ack.offset + 1
+        ack = (await other.append("topic", [record(f"{number}")]))[0]
+        assert names(await log.read("topic", ack.partition, offset, 10, 0.0)) == [f"{number}"]
+
+
 async def test_offsets_of_a_partition_increase_and_acks_say_where_records_are(log: Log) -> None:
     records = [record(f"{index}", key=f"key{index % 7}") for index in range(40)]
     acks = await log.append("topic", records[:20]) + await log.append("topic", records[20:])

@@ -111,6 +111,7 @@ class Log(Protocol):
     async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
         """Returns up to `limit` records from `offset` on, waiting up to `wait` seconds for the first.
 
+        Where `wait` is 0 it has all whose append was confirmed before, in any process and to any topic.
         Raises OFFSET_OUT_OF_RANGE where `offset` is older than what is retained.
         """
         ...

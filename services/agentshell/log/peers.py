@@ -87,6 +87,11 @@ class Peers:
         """Whether it is connected: else what other processes do goes unnoticed, and so does the end of Postgres."""
         return self._connected.is_set()
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other process shares the log."""
+        return self._alone
+
     async def connected(self) -> None:
         """Returns when it is connected."""
         await self._connected.wait()

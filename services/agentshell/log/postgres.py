@@ -125,8 +125,10 @@ class PostgresLog:
         _check_limit(limit)
         tail = (await self._topics.find(topic)).tail(partition)
         deadline = asyncio.get_running_loop().time() + wait
+        # Messages of two processes come in any order: who does not wait for one is not to miss what it would have told.
+        asks = wait <= 0 and not self._peers.alone
         while True:
-            records = await self._take(tail, offset, limit)
+            records = await self._take(tail, offset, limit, asks=asks)
             if records or (wait <= 0 and not self._closed) or not await self._rung([tail.bell], deadline):
                 return records
 
@@ -136,13 +138,17 @@ class PostgresLog:
         await self._observe(tails)
         return [tail.next_offset or 0 for tail in tails]
 
-    async def _take(self, tail: Tail, offset: int, limit: int) -> list[StoredRecord]:
-        """Returns what there is now from `offset` on, from memory where it can. Raises OFFSET_OUT_OF_RANGE."""
+    async def _take(self, tail: Tail, offset: int, limit: int, *, asks: bool = False) -> list[StoredRecord]:
+        """Returns what there is now from `offset` on, from memory where it can. Raises OFFSET_OUT_OF_RANGE.
+
+        Where memory has nothing it `asks` the database, or believes what has been heard.
+        """
         if tail.next_offset is None or not self._peers.hears:
             await self._observe([tail])
         if offset < tail.base_offset:
             raise _out_of_range(tail, offset)
-        if tail.next_offset is not None and offset >= tail.next_offset:
+        is_end = tail.next_offset is not None and offset >= tail.next_offset
+        if is_end and not asks:
             return []
         if records := tail.slice(offset, limit):
             return records
@@ -150,6 +156,8 @@ class PostgresLog:
             if records := tail.slice(offset, limit):
                 return records
             records = await self._fetch(tail, offset, limit)
+            if is_end and not records:
+                return []
             if not records or records[0].offset > offset:  # Deleted since.
                 await self._observe([tail])
                 if offset < tail.base_offset:
