@@ -6,9 +6,22 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
 from agentshell.log.log import Log, StoredRecord
 from agentshell.turn import envelope
-from kfm.turn.v1.turn_event_pb2 import OutputDelta, TurnCancelled, TurnCompleted, TurnFailed, TurnWaiting
+from kfm.turn.v1.turn_event_pb2 import (
+    OutputDelta,
+    PlanCreated,
+    StepScheduled,
+    StepSucceeded,
+    TurnCancelled,
+    TurnCompleted,
+    TurnEvent,
+    TurnFailed,
+    TurnRequested,
+    TurnWaiting,
+)
 
 _READ_RECORDS = 256
 _READ_SECONDS = 30.0
@@ -22,6 +35,9 @@ _MAX_PACE_SECONDS = 0.25
 _URGENT = frozenset(
     kind.DESCRIPTOR.full_name for kind in (OutputDelta, TurnCompleted, TurnFailed, TurnCancelled, TurnWaiting)
 )
+_SUCCEEDED = StepSucceeded.DESCRIPTOR.full_name
+# The types of what ends no attempt.
+_SILENT = frozenset(kind.DESCRIPTOR.full_name for kind in (TurnRequested, PlanCreated, StepScheduled, TurnCompleted))
 
 
 def is_urgent(stored: StoredRecord) -> bool:
@@ -163,7 +179,8 @@ class _Feed:
         try:
             while True:
                 records = await self._read(topic, _READ_SECONDS)
-                if topic == envelope.TURNS:  # What an attempt said comes before its end.
+                if topic == envelope.TURNS and any(_ends_text(stored) for stored in records):
+                    # What an attempt said comes before its end.
                     while outputs := await self._read(envelope.OUTPUTS, 0.0):
                         self._hand(envelope.OUTPUTS, outputs)
                 self._hand(topic, records)
@@ -187,3 +204,14 @@ class _Feed:
         for followers in self._followers.values():
             for follower in followers:
                 follower.cut_off()
+
+
+def _ends_text(stored: StoredRecord) -> bool:
+    """Returns whether an attempt may have ended that said something. Where others share the log it costs to look."""
+    kind = stored.record.headers.get("type")
+    if kind != _SUCCEEDED:
+        return kind not in _SILENT
+    try:
+        return TurnEvent.FromString(stored.record.payload).step_succeeded.result.HasField("output")
+    except DecodeError:
+        return False
