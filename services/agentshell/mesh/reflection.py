@@ -35,9 +35,6 @@ def add(server: grpc.aio.Server, services: Sequence[str]) -> None:
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     server.add_registered_method_handlers(f"{_V1}.ServerReflection", {"ServerReflectionInfo": handler})
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(f"{_V1}.ServerReflection", {"ServerReflectionInfo": handler}),)
-    )
 
 
 class _Pool:
