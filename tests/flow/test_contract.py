@@ -235,7 +235,8 @@ async def test_a_cancellation_that_is_repeated_gets_its_first_answer_when_the_tu
     cancel = turns.CancelTurnRequest(turn_id=turn_id, message="enough", request_id="1")
     assert await stub.CancelTurn(cancel) == turns.CancelTurnResponse()
     told = [update.event.WhichOneof("event") async for update in client.watch(turn_id)]
-    assert told.count("turn_cancel_requested") == 1 and told[-1] == "turn_cancelled"
+    assert told.count("turn_cancel_requested") == 1
+    assert told[-1] == "turn_cancelled"
     assert await stub.CancelTurn(cancel) == turns.CancelTurnResponse()
     refused = {
         "REQUEST_ID_REUSED": turns.CancelTurnRequest(turn_id=turn_id, message="no more", request_id="1"),
