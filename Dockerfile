@@ -1,4 +1,4 @@
-# Agent Shell with the driver of Iggy, for any of its services: the command says which. compose.yaml builds it.
+# Agent Shell with its drivers for Iggy and Redis. The command says which services it runs; compose.yaml builds it.
 FROM python:3.12-slim
 
 RUN useradd --system --uid 10001 --create-home agentshell \
@@ -10,7 +10,7 @@ COPY gen/python gen/python
 COPY services services
 COPY clients/python clients/python
 COPY personalities personalities
-RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[iggy]'
+RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[iggy,redis]'
 
 USER agentshell
 WORKDIR /home/agentshell
