@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from tests.contract.steps import request_of, run, user
+from tests.contract.steps import BOUND_SECONDS, request_of, run, user
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.runtime.steps.http import HttpRunner
@@ -23,6 +23,7 @@ from kfm.turn.v1.turn_pb2 import HttpStep, Plan, Step, StepResult, Turn
 from kfm.turn.v1.turn_service_pb2 import ForkTurnResponse
 
 MAX_BYTES = 4096
+_AT_ONCE = 32
 LOOPBACK = ("127.0.0.1", "[::1]")
 JSON = {"Content-Type": "application/json"}
 
@@ -271,6 +272,17 @@ async def test_the_step_ends_at_its_deadline_and_so_does_the_request(server: Ser
     with pytest.raises(TimeoutError):
         await fetch(server, seconds=0.2)
     await asyncio.wait_for(server.hung_up.wait(), 10)
+
+
+async def test_as_many_steps_call_at_once_as_there_are(server: Server) -> None:
+    server.is_silent = True
+    async with runner(server.host) as made, asyncio.TaskGroup() as calls:
+        called = [calls.create_task(run(made, to(f"http://{server.host}/"))) for _ in range(_AT_ONCE)]
+        async with asyncio.timeout(BOUND_SECONDS):
+            while len(server.asked) < _AT_ONCE:  # noqa: ASYNC110 - the server's
+                await asyncio.sleep(0.01)
+        for each in called:
+            each.cancel()
 
 
 async def test_no_proxy_of_the_environment_sees_a_request(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

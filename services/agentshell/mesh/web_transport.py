@@ -12,6 +12,8 @@ import httpx2
 
 # Addresses of a name that are tried, one after the other.
 _MAX_ADDRESSES: Final = 4
+# Connections that stay open with nothing to do.
+_MAX_IDLE: Final = 20
 
 Choose = Callable[[str, int, Sequence[str]], Sequence[str]]
 """Returns which of the addresses of a host, at a port, may be gone to. Raises where that is none."""
@@ -23,7 +25,12 @@ class Transport(httpx2.AsyncHTTPTransport):
     def __init__(self, choose: Choose, max_body_bytes: int | None) -> None:
         # Not the base's, which does nothing else but make a pool that connects anywhere.
         tls = httpx2.create_ssl_context(trust_env=False)
-        self._pool = httpcore2.AsyncConnectionPool(ssl_context=tls, network_backend=_Guard(choose))
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls,
+            network_backend=_Guard(choose),
+            max_connections=None,  # Who makes requests bounds them; ten, the pool's own, had all tenants wait in line.
+            max_keepalive_connections=_MAX_IDLE,
+        )
         self._max_body_bytes = max_body_bytes
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
