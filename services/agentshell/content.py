@@ -76,7 +76,7 @@ def add_usage(total: Usage, used: Usage) -> None:
     total.image_input_tokens += used.image_input_tokens
     total.audio_input_tokens += used.audio_input_tokens
     total.audio_output_tokens += used.audio_output_tokens
-    total.cached_answers += used.cached_answers
+    total.cached_answer_count += used.cached_answer_count
     total.estimated |= used.estimated
     if not used.HasField("cost"):
         total.ClearField("cost")

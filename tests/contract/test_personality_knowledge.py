@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc.aio
 from tests.contract.serving import member
-from tests.contract.test_personality import BOUND_SECONDS, WHOLE, write
+from tests.contract.test_personality import BOUND_SECONDS, WHOLE, unread, write
 
 from agentshell.db.database import Database
 from agentshell.memory.service import MemoryService
@@ -60,8 +60,9 @@ async def test_only_documents_that_changed_are_taken_in_again(tmp_path: Path, da
     async with loaded(tmp_path / "packs", memory) as service:
         write(folder, WHOLE, "Another prompt.")
         await service.reload()
-        write(folder, WHOLE, other="# Another")
-        (folder / "knowledge" / "gone.md").unlink()
+        async with unread(service):
+            write(folder, WHOLE, other="# Another")
+            (folder / "knowledge" / "gone.md").unlink()
         await service.reload()
         await service.knowledge_ready()
     assert [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.serving import refusal
-from tests.contract.test_personality import PLAIN, WHOLE, Mesh, ready, serving, write
+from tests.contract.test_personality import PLAIN, WHOLE, Mesh, ready, serving, unread, write
 
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
@@ -86,7 +86,8 @@ async def test_each_live_version_has_its_own_knowledge_and_the_default_one_that_
         assert list(candidate.knowledge_namespaces) == ["knowledge/scribe:2.2.0-rc.1-7"]
         assert list((await mesh.get("scribe")).knowledge_namespaces) == ["knowledge/scribe"]
         await ready(mesh)
-        write(new, WHOLE.replace("2.1.0", "2.2.0"), a="# New")
+        async with unread(mesh.service):
+            write(new, WHOLE.replace("2.1.0", "2.2.0"), a="# New")
         await mesh.reload()
         await ready(mesh)
         assert (await mesh.get("scribe")).version == "2.2.0"

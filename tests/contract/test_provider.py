@@ -321,7 +321,7 @@ async def test_a_model_without_a_price_has_an_unknown_cost(remote: Served) -> No
 
 async def test_vectors_have_their_cost(database: Database) -> None:
     async with served_of("openai", database) as openai:
-        response = await openai.call("Embed", pb.EmbedRequest(texts=["a", "b", "c"], dimensions=2))
+        response = await openai.call("Embed", pb.EmbedRequest(texts=["a", "b", "c"], dimension=2))
 
         cost = content_pb2.Money(amount_micros=1, currency_code="USD")
         assert response == pb.EmbedResponse(

@@ -107,7 +107,7 @@ CACHED = pb.Generation(
 
 @pytest.mark.parametrize(("messages", "marked"), [(0, "Be brief."), (1, "Be brief."), (3, "Hello."), (9, "And?")])
 async def test_what_comes_again_is_marked_where_it_ends(anthropic: Subject, messages: int, marked: str) -> None:
-    body = await _sent(anthropic, _cached(CACHED, pb.PromptCache(messages=messages)))
+    body = await _sent(anthropic, _cached(CACHED, pb.PromptCache(message_count=messages)))
 
     blocks = [*body["tools"], *body["system"], *(block for message in body["messages"] for block in message["content"])]
     assert [(block["text"], block["cache_control"]) for block in blocks if "cache_control" in block] == [

@@ -19,6 +19,7 @@ from tests.vendors.vendor_server import Fault, Reply
 
 from agentshell.db.database import Database
 from agentshell.mesh import errors
+from agentshell.mesh.call import Principal
 from agentshell.mesh.config import ProviderConfig
 from agentshell.provider.service import ProviderService
 from kfm.error.v1 import error_pb2
@@ -59,7 +60,7 @@ class Served:
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
                 answer = await self.stub.GetUsage(request, metadata=self.member.key(), timeout=WAIT_SECONDS)
-                if sum(row.calls for row in answer.rows) >= calls:
+                if sum(row.call_count for row in answer.rows) >= calls:
                     return list(answer.rows)
                 await asyncio.sleep(0.1)
 
@@ -120,6 +121,15 @@ async def test_a_repeat_while_the_first_runs_joins_it(served: Served) -> None:
     await served.first.wait_hung_up()
 
 
+async def test_a_service_of_the_mesh_which_does_not_wait_for_the_disk_gets_one_answer_too(served: Served) -> None:
+    token = served.member.keyring.mint(Principal("acme", "ann"))
+    request = pb.GenerateRequest(generation=question(), request_id="turn-1/step-1")
+    metadata = (("authorization", f"Bearer {token}"),)
+    answers = [await served.stub.Generate(request, metadata=metadata, timeout=WAIT_SECONDS) for _ in range(3)]
+    assert answers == answers[:1] * 3
+    assert len(served.first.requests) == 1
+
+
 async def test_a_repeat_after_a_failure_asks_again(served: Served) -> None:
     served.first.fault = Fault(status=503)
     failure = await refusal(served.generate(question(), request_id="turn-1/step-1"))
@@ -136,7 +146,7 @@ async def test_a_tenant_that_wants_an_answer_again_gets_it_at_no_cost(served: Se
 
     assert again.message == first.message
     assert streamed == ("Ready to serve.", again)
-    assert (again.usage.cached_answers, again.usage.input_tokens, again.usage.cost.amount_micros) == (1, 0, 0)
+    assert (again.usage.cached_answer_count, again.usage.input_tokens, again.usage.cost.amount_micros) == (1, 0, 0)
     assert len(served.first.requests) == 1
     changed: list[dict[str, Any]] = [{"tenant": "umbrella", "cache_ttl": hour}, {}]
     for changes in changed:
@@ -273,7 +283,10 @@ async def test_a_streamed_answer_costs_what_a_unary_one_does_to_the_micro_unit(
 
         rows = await served.usage(2 * len(CASES), dimensions=[pb.USAGE_DIMENSION_SESSION])
 
-    used = {row.session_id: (row.usage, row.failed_calls, row.unpriced_calls, row.estimated_calls) for row in rows}
+    used = {
+        row.session_id: (row.usage, row.failed_call_count, row.unpriced_call_count, row.estimated_call_count)
+        for row in rows
+    }
     assert len(used) == 2 * len(CASES)
     for case in CASES:
         assert used[f"{case}, unary"] == used[f"{case}, streamed"], case
@@ -288,14 +301,14 @@ async def test_usage_is_told_by_what_is_asked_for_and_to_its_tenant_alone(served
     await served.generate(question(), tenant="umbrella")
 
     [row] = await served.usage(2, dimensions=[pb.USAGE_DIMENSION_SESSION, pb.USAGE_DIMENSION_PRINCIPAL])
-    assert (row.session_id, row.principal_id, row.calls, row.provider) == ("s", "ann", 2, "")
+    assert (row.session_id, row.principal_id, row.call_count, row.provider) == ("s", "ann", 2, "")
     models = await served.usage(2, dimensions=[pb.USAGE_DIMENSION_MODEL], session_id="s")
-    assert [(row.provider, row.model, row.calls) for row in models] == [
+    assert [(row.provider, row.model, row.call_count) for row in models] == [
         ("first", "gpt-6.1-sol", 1),
         ("second", "claude-sonnet-5-5", 1),
     ]
     [row] = await served.usage(1, personality_id="guide")
-    assert (row.calls, row.usage.cost.amount_micros) == (1, ANSWER_MICROS)
+    assert (row.call_count, row.usage.cost.amount_micros) == (1, ANSWER_MICROS)
 
 
 # --- within budget

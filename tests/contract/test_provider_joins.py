@@ -49,6 +49,34 @@ async def test_a_repeat_elsewhere_waits_for_the_first_answer(first: Answers, sec
     assert await first.claim(REQUEST) == ANSWER
 
 
+async def test_what_is_kept_while_its_caller_goes_on_is_the_answer_of_a_repeat(first: Answers, second: Answers) -> None:
+    assert await first.claim(REQUEST) is None
+    waiting = asyncio.create_task(second.claim(REQUEST))
+
+    await first.keep_meanwhile(REQUEST, ANSWER)
+
+    assert await first.claim(REQUEST) == ANSWER  # And not its own to make again, though the claim is its own.
+    assert await asyncio.wait_for(waiting, 10) == ANSWER
+
+
+async def test_answers_are_kept_by_the_time_that_the_process_has_closed(first: Answers, second: Answers) -> None:
+    requests = [Request("acme", f"turn-{number}/step-1", b"digest") for number in range(8)]
+    for request in requests:
+        await first.keep_meanwhile(request, ANSWER)
+    await first.close()
+    assert [await second.claim(request) for request in requests] == [ANSWER] * len(requests)
+
+
+async def test_what_cannot_be_kept_is_the_next_ones_to_make(
+    first: Answers, second: Answers, database: Database
+) -> None:
+    assert await first.claim(REQUEST) is None
+    async with database.connection() as connection:
+        await connection.execute("ALTER TABLE provider.answers ADD CONSTRAINT none CHECK (request_id = '')")
+    await first.keep_meanwhile(REQUEST, ANSWER)
+    assert await asyncio.wait_for(second.claim(REQUEST), 10) is None
+
+
 async def test_a_claim_that_is_given_up_is_the_next_ones(first: Answers, second: Answers) -> None:
     assert await first.claim(REQUEST) is None
     waiting = asyncio.create_task(second.claim(REQUEST))
@@ -116,7 +144,7 @@ async def test_a_cached_answer_is_given_again_at_no_cost_until_it_is_too_old(
     again = await cache.find("acme", b"d", DAY)
 
     assert again == pb.GenerateResponse(
-        model="m", usage=Usage(cached_answers=1, cost=Money(amount_micros=0, currency_code="USD"))
+        model="m", usage=Usage(cached_answer_count=1, cost=Money(amount_micros=0, currency_code="USD"))
     )
     assert await cache.find("umbrella", b"d", DAY) is None
     assert await cache.find("acme", b"e", DAY) is None

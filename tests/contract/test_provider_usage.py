@@ -87,17 +87,17 @@ async def test_everything_that_was_used_is_added_up_and_what_is_unknown_is_count
         estimated=True,
         cost=content_pb2.Money(amount_micros=9, currency_code="USD"),
     )
-    again = content_pb2.Usage(cached_answers=1, cost=content_pb2.Money(currency_code="USD"))
+    again = content_pb2.Usage(cached_answer_count=1, cost=content_pb2.Money(currency_code="USD"))
     usages.add(ANN, purpose(), [Spent("openai", "m1", every), spent(cost=None, failure=FAILURE)])
     usages.add(BOB, purpose("s2"), [spent("m2", 1000, 2**40), Spent("openai", "m2", again)])
 
     assert await rows_of(usages) == [
         pb.UsageRow(
             date=date_pb2.Date(year=2026, month=11, day=21),
-            calls=3,
-            failed_calls=1,
-            unpriced_calls=1,
-            estimated_calls=1,
+            call_count=3,
+            failed_call_count=1,
+            unpriced_call_count=1,
+            estimated_call_count=1,
             usage=content_pb2.Usage(
                 input_tokens=1110,
                 cached_input_tokens=1,
@@ -107,7 +107,7 @@ async def test_everything_that_was_used_is_added_up_and_what_is_unknown_is_count
                 output_tokens=2070,
                 reasoning_tokens=5,
                 audio_output_tokens=6,
-                cached_answers=1,
+                cached_answer_count=1,
                 estimated=True,
                 cost=content_pb2.Money(amount_micros=2**40 + 9, currency_code="USD"),
             ),
@@ -181,13 +181,22 @@ async def test_a_tenant_sees_nothing_of_another(usages: Usages) -> None:
 
     (row,) = await rows_of(usages, dimensions=[SESSION, PERSONALITY, MODEL, PRINCIPAL])
 
-    assert (row.principal_id, row.usage.input_tokens, row.calls) == ("ann", 10, 1)
+    assert (row.principal_id, row.usage.input_tokens, row.call_count) == ("ann", 10, 1)
 
 
 @pytest.mark.parametrize("day", [date_pb2.Date(year=2026, month=2, day=30), date_pb2.Date(year=2026)])
 async def test_what_is_no_day_is_refused(usages: Usages, day: date_pb2.Date) -> None:
     with pytest.raises(AgentShellError) as caught:
         await rows_of(usages, start_date=day)
+
+    assert caught.value.reason == error_pb2.ERROR_REASON_INVALID_REQUEST
+    assert [field for field, _ in caught.value.violations] == ["start_date"]
+
+
+async def test_days_that_begin_after_their_end_are_refused(usages: Usages) -> None:
+    first, last = date_pb2.Date(year=2026, month=11, day=23), date_pb2.Date(year=2026, month=11, day=22)
+    with pytest.raises(AgentShellError) as caught:
+        await rows_of(usages, start_date=first, end_date=last)
 
     assert caught.value.reason == error_pb2.ERROR_REASON_INVALID_REQUEST
     assert [field for field, _ in caught.value.violations] == ["start_date"]
@@ -210,7 +219,7 @@ async def test_closing_writes_what_waits(usages: Usages, database: Database) -> 
     await usages.close()
 
     (row,) = await rows_of(Usages(database))
-    assert row.calls == 1
+    assert row.call_count == 1
 
 
 async def test_a_batch_whose_answer_was_lost_counts_once(usages: Usages, database_url: str) -> None:
@@ -232,4 +241,4 @@ async def test_a_batch_whose_answer_was_lost_counts_once(usages: Usages, databas
         await database.close()
 
     assert caught.value.reason == error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE
-    assert sum(row.calls for row in await rows_of(usages)) == 2
+    assert sum(row.call_count for row in await rows_of(usages)) == 2

@@ -89,7 +89,7 @@ def messages(abilities: Abilities) -> list[Message]:
 def prompt_cache(abilities: Abilities) -> pb.PromptCache:
     ttl = duration_pb2.Duration(seconds=300)
     return pb.PromptCache(
-        messages=3,
+        message_count=3,
         key="chat" if pb.ABILITY_PROMPT_CACHE_KEY in abilities else "",
         ttl=ttl if pb.ABILITY_PROMPT_CACHE_TTL in abilities else None,
     )

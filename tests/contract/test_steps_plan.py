@@ -44,9 +44,9 @@ def answer(services: Services, monkeypatch: pytest.MonkeyPatch, *texts: str) -> 
     monkeypatch.setattr(OpenAIChatServer, "events", next_events)
 
 
-def planning(steps_left: int = 10) -> StepRequest:
+def planning(remaining_step_count: int = 10) -> StepRequest:
     request = request_of(Step(step_id="T/plan", plan=PlanStep()), "tooled")
-    request.steps_left = steps_left
+    request.remaining_step_count = remaining_step_count
     return request
 
 
@@ -118,6 +118,6 @@ async def test_a_plan_has_no_more_steps_than_the_turn_may_have(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(services, monkeypatch, GOOD, '{"steps": []}')
-    result = await write(services, planning(steps_left=2))
+    result = await write(services, planning(remaining_step_count=2))
     assert "steps: there are 2, the limit is 1" in asked(services)[1][1]
     assert list(result.plan.steps) == []

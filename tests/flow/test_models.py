@@ -61,7 +61,7 @@ async def test_a_turn_over_responses_has_its_tools_its_reasoning_back_and_its_co
     stub = ProviderServiceStub(client.channel)
     usage = await stub.GetUsage(pb.GetUsageRequest(session_id="sums", personality_id="handy"), timeout=WAIT_SECONDS)
     # The ledger is a second late, and the turn's end is not.
-    while sum(row.calls for row in usage.rows) < 2:
+    while sum(row.call_count for row in usage.rows) < 2:
         usage = await stub.GetUsage(pb.GetUsageRequest(session_id="sums", personality_id="handy"), timeout=WAIT_SECONDS)
     [row] = usage.rows
     assert row.usage.cost == turn.usage.cost

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def ending(config_invalid: int = USAGE) -> Generator[None]:
-    """Ends the command as what is raised inside asks for; `config_invalid` is the exit code of our own errors."""
+    """Ends the command with the exit code of what is raised inside; `config_invalid` is that of our own errors."""
     from agentshell.mesh.errors import AgentShellError
     from xenocomm import XenocommError
 

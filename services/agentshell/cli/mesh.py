@@ -1,4 +1,4 @@
-"""The mesh that a command talks to: where it is, and the key to it."""
+"""The mesh that a command talks to: where it is, and the key for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find(config: Config, address: str = "", key_file: Path | None = None) -> Pla
 
 @contextlib.asynccontextmanager
 async def connect(place: Place) -> AsyncGenerator[Client]:
-    """Connects, and ends the command where there is nobody, or no key."""
+    """Connects; ends the command where nothing answers or there is no key."""
     from xenocomm import Client
 
     timeout_seconds, secured = place.timeout_seconds, place.tls or False

@@ -159,7 +159,7 @@ def reload(address: Address = "", data_dir: DataDir = None) -> None:
             response = await PersonalityServiceStub(channel).Reload(ReloadRequest())
         for failure in response.failures:
             typer.echo(failure.message)
-        typer.echo(f"{response.loaded_count} live, {len(response.failures)} broken")
+        typer.echo(f"{response.loaded_pack_count} live, {len(response.failures)} broken")
         if response.failures:
             raise typer.Exit(FAILED)
 

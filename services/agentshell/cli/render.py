@@ -133,15 +133,15 @@ def cases_table(rows: Iterable[tuple[str, bool, Iterable[str], float]]) -> Table
 
 def dead_letters_table(letters: Iterable[DeadLetter]) -> Table:
     """Returns a table of dead letters."""
-    table = _table("dead letter", "buried", "group", "attempts", "key", "reason")
+    table = _table("dead letter", "buried", "group", "attempts", "key", "message")
     for letter in letters:
         table.add_row(
             letter.dead_letter_id,
             letter.bury_time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
             letter.group,
-            str(letter.attempts),
+            str(letter.attempt_count),
             escape(letter.key),
-            escape(letter.reason),
+            escape(letter.message),
         )
     return table
 
@@ -152,8 +152,8 @@ def dead_letter_lines(letter: DeadLetter) -> Iterator[str]:
     for name, value in (
         ("dead letter", f"{letter.dead_letter_id} ({settled(letter.settlement)})"),
         ("record", f"{place}, key {letter.key}"),
-        ("buried", f"{letter.bury_time.ToJsonString()} by {letter.group}, attempts: {letter.attempts}"),
-        ("reason", letter.reason),
+        ("buried", f"{letter.bury_time.ToJsonString()} by {letter.group}, attempts: {letter.attempt_count}"),
+        ("message", letter.message),
         ("stack", letter.stack.replace("\n", f"\n{'':13}")),
         *((f"  {name}", value) for name, value in sorted(letter.headers.items())),
     ):

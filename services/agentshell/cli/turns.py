@@ -203,7 +203,7 @@ def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
 
         async with mesh.operate(config, address, _REBUILD_SECONDS) as channel:
             response = await AdminServiceStub(channel).RebuildTurns(RebuildTurnsRequest())
-        typer.echo(f"{response.turns} turns")
+        typer.echo(f"{response.turn_count} turns")
 
     with ending():
         asyncio.run(run(mesh.load_config(None, data_dir)))

@@ -71,7 +71,7 @@ async def _serve(config: Config, services: Sequence[str]) -> None:
             await starting
         return
     await starting
-    try:  # Whoever reads our words may have gone.
+    try:  # Nobody may be reading standard output any more.
         _announce(process, time.perf_counter() - began)
         await stopping
         typer.echo("stopping; once more to stop at once")

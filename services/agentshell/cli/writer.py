@@ -10,7 +10,7 @@ from xenocomm import Answer, Transcript
 
 
 class AnswerWriter:
-    """Writes the answer: as it grows to a terminal, which can be told that it begins anew; else when it is there."""
+    """Writes the answer: to a terminal as it grows, where a new start can be shown; elsewhere once it is complete."""
 
     def __init__(self, out: TextIO, growing: bool | None = None) -> None:
         self._out = out

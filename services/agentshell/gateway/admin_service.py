@@ -78,7 +78,7 @@ class AdminService(AdminServiceServicer):
         context: grpc.aio.ServicerContext[pb.RebuildTurnsRequest, pb.RebuildTurnsResponse],
     ) -> pb.RebuildTurnsResponse:
         call.require_operator()
-        return pb.RebuildTurnsResponse(turns=await rebuild(self._log, self._index))
+        return pb.RebuildTurnsResponse(turn_count=await rebuild(self._log, self._index))
 
     async def _pending(
         self, topics: Sequence[str], first_topic: str, first_partition: int, first_offset: int

@@ -183,9 +183,9 @@ def _letter(stored: StoredRecord) -> DeadLetter:
         partition=int(headers["dlq-partition"]),
         offset=int(headers["dlq-offset"]),
         group=headers["dlq-group"],
-        reason=headers["dlq-reason"],
+        message=headers["dlq-reason"],
         stack=headers.get("dlq-stack", ""),
-        attempts=int(headers.get("dlq-attempts", "1")),  # Earlier releases did not count.
+        attempt_count=int(headers.get("dlq-attempts", "1")),  # Earlier releases did not count.
         key=record.key,
         type=headers.get("type", ""),
         traceparent=headers.get("traceparent", ""),

@@ -57,7 +57,7 @@ def check_record(record: pb.Record, field: str) -> None:
     if record.metadata.ByteSize() > MAX_METADATA_BYTES:
         raise AgentShellError(
             error_pb2.ERROR_REASON_TOO_LARGE,
-            f"{field}.metadata has {record.metadata.ByteSize()} bytes, more than {MAX_METADATA_BYTES}",
+            f"{field}.metadata has {record.metadata.ByteSize()} bytes, the limit is {MAX_METADATA_BYTES}: keep long texts in records of their own",
             metadata={"field": f"{field}.metadata", "limit_bytes": str(MAX_METADATA_BYTES)},
         )
 
@@ -75,7 +75,7 @@ def check_struct(struct: Struct, field: str) -> None:
     try:
         MessageToDict(struct)
     except ValueError:
-        raise invalid(field, "has a number that JSON does not have: NaN or an infinity") from None
+        raise invalid(field, "has a number that JSON does not have, NaN or an infinity: leave it out") from None
 
 
 def once(request: Message, request_id: str) -> Once | None:

@@ -22,7 +22,7 @@ Done = TypeVar("Done")
 
 # A change of embedder moves a place twice: once when it begins, once when it ends.
 _ATTEMPTS = 4
-# What is known of places, to spare a look at each call. Whoever uses it is told when it is out of date.
+# What is known of places, to save a look-up per call. Using it tells when it is out of date (`SpaceChanged`).
 _KNOWN_PLACES = 10_000
 
 

@@ -98,7 +98,7 @@ class _Stream:
         if self._document is None:
             raise invalid("content", "comes before any document: send `document` first")
         if len(self._content) + len(content) > MAX_DOCUMENT_BYTES:
-            raise _too_large(self._document.source_uri, f"{MAX_DOCUMENT_BYTES} bytes")
+            raise _too_large(self._document.source_uri, MAX_DOCUMENT_BYTES, "bytes")
         self._content += content
 
     async def end_document(self) -> pb.IngestedDocument | None:
@@ -138,7 +138,7 @@ class _Stream:
         except MalformedDocument as error:
             raise invalid("content", f"document {uri!r} {error}") from error
         except TooManyChunks:
-            raise _too_large(uri, f"{reading.MAX_CHUNKS} chunks") from None
+            raise _too_large(uri, reading.MAX_CHUNKS, "chunks") from None
 
     async def _replace(self, uri: str, records: Mapping[str, pb.Record]) -> pb.IngestedDocument:
         """Writes the chunks that the place does not have, and forgets those that the document has no longer."""
@@ -183,9 +183,9 @@ def _records(uri: str, chunks: list[Chunk]) -> Mapping[str, pb.Record]:
     return records
 
 
-def _too_large(uri: str, limit: str) -> AgentShellError:
+def _too_large(uri: str, most: int, unit: str) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_TOO_LARGE,
-        f"document {uri!r} has more than {limit}: split it",
-        metadata={"source_uri": uri, "limit_bytes": str(MAX_DOCUMENT_BYTES)},
+        f"document {uri!r} has more than {most} {unit}: split it",
+        metadata={"source_uri": uri, f"limit_{unit}": str(most)},
     )

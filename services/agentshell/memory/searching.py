@@ -55,7 +55,7 @@ class Searching:
             min_score=request.min_score if request.HasField("min_score") else None,
             diversity=request.diversity,
             half_life_seconds=half_life,
-            neighbours=request.neighbours,
+            neighbour_count=request.neighbour_count,
             bare_places=bare,
         )
         found = await self._store.search(query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 
@@ -35,7 +35,6 @@ from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 MAX_BATCH_BYTES = 3 * 1024 * 1024  # What answers a batch has all of it, and more.
 
-
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -61,7 +60,6 @@ class MemoryService(MemoryServiceServicer):
         self._config = config
         self._database = database
         self._store = store
-        self._provider = provider
         self._history = History(database)
         choice = choice or Choice(config, provider)
         self._embeddings = Embeddings(database, store, choice)
@@ -102,7 +100,7 @@ class MemoryService(MemoryServiceServicer):
         if record is None:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_RECORD_NOT_FOUND,
-                f"namespace {request.namespace!r} has no record {request.record_id!r}",
+                f"namespace {request.namespace!r} has no record {request.record_id!r}; List lists those it has",
                 metadata={"namespace": request.namespace, "record_id": request.record_id},
             )
         return pb.GetResponse(record=record)
@@ -236,6 +234,3 @@ class MemoryService(MemoryServiceServicer):
         for record, receipt in zip(records, receipts.records, strict=True):
             record.MergeFrom(receipt)
         return records
-
-
-_Item = TypeVar("_Item", pb.Hit, pb.Record)

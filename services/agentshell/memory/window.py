@@ -103,5 +103,5 @@ class Windows:
             begin, count, is_open = cut(messages, limits)
             if not (is_open and page.has_more and len(messages) < MAX_MESSAGES):
                 first_position = page.first_position + begin
-                return GetWindowResponse(messages=messages[begin:], token_count=count, first_position=first_position)
+                return GetWindowResponse(messages=messages[begin:], message_tokens=count, first_position=first_position)
             before = page.first_position

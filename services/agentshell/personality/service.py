@@ -123,7 +123,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         call.require_operator()
         await self.reload()
         failures = [errors.to_failure(rejected.error()) for rejected in self._loader.rejected()]
-        return pb.ReloadResponse(loaded_count=len(self._loader.packs), failures=failures)
+        return pb.ReloadResponse(loaded_pack_count=len(self._loader.packs), failures=failures)
 
     async def Watch(
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]

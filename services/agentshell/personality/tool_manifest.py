@@ -170,7 +170,7 @@ class OpenApi(_Section):
             raise ValueError(where + problem)
         made = pb.HttpOperation(
             method=method.upper(),
-            url=self.servers[0].url.rstrip("/") + path,
+            uri=self.servers[0].url.rstrip("/") + path,
             secret=operation.secret,
             max_response_bytes=operation.max_response_bytes,
         )

@@ -110,7 +110,7 @@ class PricedModel(_Entry):
     provider: str = Field(min_length=1)
     model: str = Field(min_length=1)
     description: str = ""
-    context_tokens: _Tokens = 0
+    max_context_tokens: _Tokens = 0
     max_output_tokens: _Tokens = 0
     until: date | None = None
     bands: tuple[Band, ...] = Field(min_length=1)
@@ -216,7 +216,7 @@ def _describe(row: PricedModel, default_model: str) -> pb.Model:
         provider=row.provider,
         model=row.model,
         description=row.description,
-        context_tokens=row.context_tokens,
+        max_context_tokens=row.max_context_tokens,
         max_output_tokens=row.max_output_tokens,
         is_default=row.model == default_model,
         price=pb.Price(

@@ -45,7 +45,7 @@ class ResponseCache:
         if row is None:
             return None
         answer = pb.GenerateResponse.FromString(bytes(row[0]))
-        answer.usage.CopyFrom(Usage(cached_answers=1, cost=Money(amount_micros=0, currency_code=CURRENCY_CODE)))
+        answer.usage.CopyFrom(Usage(cached_answer_count=1, cost=Money(amount_micros=0, currency_code=CURRENCY_CODE)))
         return answer
 
     async def keep(self, tenant_id: str, digest: bytes, ttl: timedelta, answer: pb.GenerateResponse) -> None:

@@ -139,15 +139,19 @@ class Usages:
     async def rows(self, tenant_id: str, request: pb.GetUsageRequest) -> pb.GetUsageResponse:
         """Returns a page of what a tenant used, and what this process has counted until now with it.
 
-        Raises INVALID_ARGUMENT for what is no date, PAGE_TOKEN_INVALID and DATABASE_UNAVAILABLE.
+        Raises INVALID_REQUEST for what are no dates, PAGE_TOKEN_INVALID and DATABASE_UNAVAILABLE.
         """
         columns = [column for dimension in sorted(request.dimensions) for column in _DIMENSIONS[dimension]]
         after = paging.decode(request, request.page_token, date.fromisoformat, *[str] * len(columns))
         limit = paging.page_size(request.page_size, DEFAULT_ROWS, MAX_ROWS)
+        start = _date("start_date", request.start_date) if request.HasField("start_date") else date.min
+        end = _date("end_date", request.end_date) if request.HasField("end_date") else date.max
+        if start > end:
+            raise invalid("start_date", f"{start} is after end_date, {end}: exchange them, or leave one out")
         values: dict[str, Any] = {
             "tenant_id": tenant_id,
-            "start_date": _date("start_date", request.start_date) if request.HasField("start_date") else date.min,
-            "end_date": _date("end_date", request.end_date) if request.HasField("end_date") else date.max,
+            "start_date": start,
+            "end_date": end,
             "session_id": _text(request.session_id),
             "personality_id": _text(request.personality_id),
             "after_day": after[0] if after else date.max,
@@ -209,13 +213,13 @@ def _text(value: str) -> str:
 def _counted(spent: Spent) -> tuple[int, ...]:
     """Returns what a call adds, in the order of the columns. An answer from the cache is no call to a vendor."""
     usage = spent.usage
-    is_call = not usage.cached_answers
+    is_call = not usage.cached_answer_count
     return (
         is_call,
         is_call and spent.failure is not None,
         is_call and not usage.HasField("cost"),
         usage.estimated,
-        usage.cached_answers,
+        usage.cached_answer_count,
         usage.cost.amount_micros,
         *[getattr(usage, name) for name in _TOKENS],
     )
@@ -250,14 +254,15 @@ def _row(columns: Sequence[str], values: Sequence[Any]) -> pb.UsageRow:
     counts = dict(zip(_COUNTS, rest[len(columns) :], strict=True))
     row = pb.UsageRow(
         date=date_pb2.Date(year=day.year, month=day.month, day=day.day),
-        calls=counts["calls"],
-        failed_calls=counts["failed_calls"],
-        unpriced_calls=counts["unpriced_calls"],
-        estimated_calls=counts["estimated_calls"],
+        call_count=counts["calls"],
+        failed_call_count=counts["failed_calls"],
+        unpriced_call_count=counts["unpriced_calls"],
+        estimated_call_count=counts["estimated_calls"],
     )
     for column, text in zip(columns, rest, strict=False):
         setattr(row, column, text)
-    for name in ("cached_answers", *_TOKENS):
+    row.usage.cached_answer_count = counts["cached_answers"]
+    for name in _TOKENS:
         setattr(row.usage, name, counts[name])
     row.usage.estimated = counts["estimated_calls"] > 0
     if counts["calls"] > counts["unpriced_calls"]:

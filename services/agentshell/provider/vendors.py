@@ -16,7 +16,7 @@ from agentshell.provider import abilities, adapters, metrics, vendor
 from agentshell.provider.adapters.adapter import Adapter, Deltas, Kind, Tell, tell_nobody, unsupported
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.attempt import Attempt, Start, Work, failure_of
-from agentshell.provider.course import Stage, Step, course
+from agentshell.provider.course import Stage, Try, course
 from agentshell.provider.metering import Spent
 from agentshell.provider.pricing import Prices
 from agentshell.provider.routing import Candidate
@@ -121,11 +121,11 @@ class Vendors:
         self, candidates: Sequence[Candidate], request: pb.EmbedRequest, deadline: float, spent: list[Spent]
     ) -> pb.EmbedResponse:
         """Returns a vector a text, and what they cost. Only candidates of one model: no two models' vectors compare."""
-        needed = [pb.ABILITY_EMBEDDINGS, *([pb.ABILITY_DIMENSIONS] if request.HasField("dimensions") else [])]
+        needed = [pb.ABILITY_EMBEDDINGS, *([pb.ABILITY_DIMENSION] if request.HasField("dimension") else [])]
         same = [each for each in candidates if each.model == candidates[0].model]
 
         async def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.EmbedResponse]:
-            yield await adapter.embed(request.texts, model, request.dimensions)
+            yield await adapter.embed(request.texts, model, request.dimension)
 
         able = self._with_abilities(same, needed)
         return await self._ask("embeddings", able, start, _NO_GENERATION, deadline, spent)
@@ -180,33 +180,33 @@ class Vendors:
         tell: Tell = tell_nobody,
     ) -> T:
         stages = [Stage(candidate, self.find(candidate.provider).endpoints) for candidate in candidates]
-        steps = course(stages, self._config.max_attempts, deadline, time.monotonic, random.random)
-        step = next(steps)
+        tries = course(stages, self._config.max_attempts, deadline, time.monotonic, random.random)
+        planned = next(tries)
         alarm = Alarm(deadline)
         work = Work(start, generation, self._prices, alarm, spent)
         try:
             while True:
-                attempt = self._attempt(operation, work, step)
+                attempt = self._attempt(operation, work, planned)
                 try:
-                    if step.wait_seconds > 0:
+                    if planned.wait_seconds > 0:
                         with alarm:
-                            await asyncio.sleep(step.wait_seconds)
+                            await asyncio.sleep(planned.wait_seconds)
                     async with attempt:
                         return await attempt.answer(tell)
                 except (AgentShellError, TimeoutError) as error:
-                    failure = attempt.failure or failure_of(error, step.candidate.provider)
-                    following = None if attempt.has_content or alarm.rang else _following(steps, failure)
+                    failure = attempt.failure or failure_of(error, planned.candidate.provider)
+                    following = None if attempt.has_content or alarm.rang else _following(tries, failure)
                     if following is None:
                         raise failure from failure.__cause__
-                    step = following
+                    planned = following
         finally:
             alarm.stop()
 
-    def _attempt(self, operation: str, work: Work[T], step: Step) -> Attempt[T]:
-        found = self.find(step.candidate.provider)
-        label = self._label(found, step.candidate.model)
+    def _attempt(self, operation: str, work: Work[T], planned: Try) -> Attempt[T]:
+        found = self.find(planned.candidate.provider)
+        label = self._label(found, planned.candidate.model)
         subject = metrics.subject(operation, found.name, found.prices_name, label)
-        return Attempt(work, step.candidate, found.prices_name, step.endpoint, subject)
+        return Attempt(work, planned.candidate, found.prices_name, planned.endpoint, subject)
 
     def _label(self, found: Vendor, model: str) -> str:
         """Returns the model as figures have it: of models nobody has heard of there may be any number."""
@@ -244,8 +244,8 @@ def _routes(config: ProviderConfig) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _following(steps: Generator[Step, AgentShellError, None], failure: AgentShellError) -> Step | None:
+def _following(tries: Generator[Try, AgentShellError, None], failure: AgentShellError) -> Try | None:
     try:
-        return steps.send(failure)
+        return tries.send(failure)
     except StopIteration:
         return None

@@ -35,7 +35,8 @@ def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> Ste
         model=turn.model,
         principal_id=turn.principal_id,
         depth=turn.parent.depth,
-        steps_left=turn.limits.max_steps - len(turn.plan.steps),
+        priority=turn.priority,
+        remaining_step_count=turn.limits.max_steps - len(turn.plan.steps),
     )
     if turn.limits.HasField("max_tokens"):
         request.max_turn_tokens = turn.limits.max_tokens
@@ -80,7 +81,7 @@ def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: R
 
 
 def _set_sub_turn_limits(turn: Turn, left: TurnLimits) -> None:
-    """Says what is left of the turn's tokens and money; at the least what a turn can be asked for with."""
+    """Sets what is left of the turn's tokens and money; at least the smallest limits a turn can be asked for with."""
     limits = turn.limits
     if not limits.HasField("max_tokens") and not limits.HasField("max_cost"):
         return

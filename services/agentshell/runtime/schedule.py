@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from itertools import count
 
-from kfm.turn.v1.turn_pb2 import PRIORITY_NORMAL, PRIORITY_UNSPECIFIED, Priority
+from agentshell.runtime.fair_queue import FairQueue
+from kfm.turn.v1.turn_pb2 import PRIORITY_NORMAL, Priority
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     tenant_id: str
     session: str
-    rank: tuple[int, int]  # the lowest is next
+    priority: Priority.ValueType
+    age: int
 
 
 class Schedule:
     """Turns that are not over. At most `max_active` have begun; those of one session begin one after another.
 
-    Where not all can begin, the tenant with the fewest turns under way is next; within a tenant the higher priority,
-    then the older turn.
+    Where not all can begin, `FairQueue` says which is next.
     """
 
     def __init__(self, max_active: int) -> None:
         self._max_active = max_active
-        self._numbers = count()
+        self._ages = count()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[str, deque[str]] = {}
         self._active: set[str] = set()
-        self._active_of = Counter[str]()
-        self._ready: dict[str, list[tuple[tuple[int, int], str]]] = {}  # tenant -> heap of the first of each session
+        self._ready = FairQueue[str]()  # the first of each session
 
     @property
     def active_count(self) -> int:
@@ -44,25 +43,23 @@ class Schedule:
 
     def add(self, turn_id: str, tenant_id: str, session: str, priority: Priority.ValueType = PRIORITY_NORMAL) -> None:
         """Adds a turn behind the others of its session."""
-        level = PRIORITY_NORMAL if priority == PRIORITY_UNSPECIFIED else priority
-        self._entries[turn_id] = _Entry(tenant_id, session, (-level, next(self._numbers)))
+        self._entries[turn_id] = _Entry(tenant_id, session, priority, next(self._ages))
         queue = self._sessions.setdefault(session, deque())
         queue.append(turn_id)
         if queue[0] == turn_id:
             self._offer(turn_id)
 
     def resume(self, turn_id: str) -> None:
-        """Says that a turn has begun before it came here."""
+        """Notes that a turn had begun before it came here."""
         if turn_id not in self._active:
             self._active.add(turn_id)
-            self._active_of[self._entries[turn_id].tenant_id] += 1
+            self._ready.begin(self._entries[turn_id].tenant_id)
 
     def begin(self) -> list[str]:
         """Begins turns as long as there is room, and returns them."""
         begun: list[str] = []
         while len(self._active) < self._max_active and self._ready:
-            fairest = min(self._ready, key=lambda tenant_id: (self._active_of[tenant_id], self._ready[tenant_id][0]))
-            turn_id = self._take(fairest)
+            _, turn_id = self._ready.take()
             if turn_id in self._entries and turn_id not in self._active:
                 self.resume(turn_id)
                 begun.append(turn_id)
@@ -73,9 +70,7 @@ class Schedule:
         entry = self._entries.pop(turn_id)
         if turn_id in self._active:
             self._active.discard(turn_id)
-            self._active_of[entry.tenant_id] -= 1
-            if not self._active_of[entry.tenant_id]:
-                del self._active_of[entry.tenant_id]
+            self._ready.end(entry.tenant_id)
         queue = self._sessions[entry.session]
         was_first = queue[0] == turn_id
         queue.remove(turn_id)
@@ -86,11 +81,4 @@ class Schedule:
 
     def _offer(self, turn_id: str) -> None:
         entry = self._entries[turn_id]
-        heapq.heappush(self._ready.setdefault(entry.tenant_id, []), (entry.rank, turn_id))
-
-    def _take(self, tenant_id: str) -> str:
-        heap = self._ready[tenant_id]
-        _, turn_id = heapq.heappop(heap)
-        if not heap:
-            del self._ready[tenant_id]
-        return turn_id
+        self._ready.put(entry.tenant_id, entry.priority, entry.age, turn_id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import structlog
@@ -16,6 +16,7 @@ from agentshell.mesh import call, errors, redaction, telemetry
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import STEP_SECONDS, STEPS
 from agentshell.runtime.outputs import Outputs
+from agentshell.runtime.places import Places
 from agentshell.runtime.request import has_turn
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
 from agentshell.turn.records import stamp
@@ -36,31 +37,57 @@ _MAX_FAILURE_BYTES = 16 * 1024  # With what it was caused by; the turn's repeats
 _MAX_FAILURE_CHARACTERS = 2000
 
 
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    turn_id: str
+    step_id: str
+    number: int
+    done: Done
+
+
 class Worker:
-    """Runs up to `max_active` attempts at once; others wait for a place. `runners` has a runner a kind of step."""
+    """Runs up to `max_active` attempts at once; others wait for a place, as `Places` says.
+
+    `runners` has a runner a kind of step.
+    """
 
     def __init__(self, log: Log, runners: Mapping[str, StepRunner], max_active: int) -> None:
         self._log = log
         self._runners = runners
-        self._places = asyncio.Semaphore(max_active)
-        self._tasks: dict[asyncio.Task[None], tuple[str, str]] = {}
+        self._places = Places(max_active)
+        self._tasks: dict[asyncio.Task[None], _Attempt] = {}
 
     def start(self, request: StepRequest, done: Done) -> None:
         """Begins an attempt. `done` gets its StepSucceeded or StepFailed, unless the attempt is cancelled."""
-        task = asyncio.create_task(self._run(request, done), name=f"step {request.step.step_id}")
-        self._tasks[task] = (request.turn_id, request.step.step_id)
+        attempt = _Attempt(request.turn_id, request.step.step_id, request.attempt, done)
+        task = asyncio.create_task(self._run(request, attempt), name=f"step {attempt.step_id}")
+        self._tasks[task] = attempt
         task.add_done_callback(self._tasks.pop)
 
     def cancel(self, turn_id: str, step_id: str = "") -> None:
         """Ends the attempts at a step, or at all of a turn, and the calls they make. Nothing comes of them."""
-        for task, (turn, step) in self._tasks.items():
-            if turn == turn_id and step_id in ("", step):
+        for task, attempt in self._tasks.items():
+            if attempt.turn_id == turn_id and step_id in ("", attempt.step_id):
                 task.cancel()
+
+    def redirect(self, step_id: str, number: int, done: Done) -> bool:
+        """Has `done` get what comes of an attempt. Returns whether that is under way."""
+        for task, attempt in self._tasks.items():
+            if (attempt.step_id, attempt.number) == (step_id, number) and not task.cancelling():
+                attempt.done = done
+                return True
+        return False
+
+    def keep(self, done: Done) -> None:
+        """Hands over all attempts but those of which `done` is to hear."""
+        for task, attempt in self._tasks.items():
+            if attempt.done != done:
+                task.cancel(HANDED_OVER)
 
     def hand_over(self, step_ids: Collection[str] | None = None) -> None:
         """Ends the attempts at these steps, or all: another worker makes them again, and finds what they began."""
-        for task, (_, step) in self._tasks.items():
-            if step_ids is None or step in step_ids:
+        for task, attempt in self._tasks.items():
+            if step_ids is None or attempt.step_id in step_ids:
                 task.cancel(HANDED_OVER)
 
     async def drain(self, timeout: float) -> None:
@@ -70,16 +97,24 @@ class Worker:
         self.hand_over()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, request: StepRequest, done: Done) -> None:
+    async def _run(self, request: StepRequest, attempt: _Attempt) -> None:
         structlog.contextvars.bind_contextvars(turn_id=request.turn_id, step_id=request.step.step_id)
         if request.HasField("start_time"):
             start, asked = (at.ToNanoseconds() / 1e9 for at in (request.start_time, request.header.time))
             await asyncio.sleep(min(max(0.0, start - time.time()), start - asked))  # The clock may be set back.
         # A turn within the turn needs places itself: to wait for it with one taken could wait for ever.
-        async with contextlib.nullcontext() if has_turn(request.step) else self._places:
-            done(await self._attempt(request))
+        if has_turn(request.step):
+            event = await self._make(request)
+        else:
+            tenant_id = request.header.tenant_id
+            await self._places.take(tenant_id, request.priority)
+            try:
+                event = await self._make(request)
+            finally:
+                self._places.give_back(tenant_id)
+        attempt.done(event)  # Who hears of it may be another than when it began.
 
-    async def _attempt(self, request: StepRequest) -> TurnEvent:
+    async def _make(self, request: StepRequest) -> TurnEvent:
         kind = request.step.WhichOneof("kind") or ""
         event, began = TurnEvent(), time.perf_counter()
         with telemetry.span(f"step {kind}", request.header.traceparent) as span:

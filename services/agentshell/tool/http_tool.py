@@ -69,7 +69,7 @@ class HttpTool:
 
 
 def _url(operation: pb.HttpOperation, arguments: Mapping[str, Any]) -> httpx2.URL:
-    path = operation.url
+    path = operation.uri
     for name, value in _placed(operation, pb.HTTP_PLACE_PATH, arguments):
         path = path.replace(f"{{{name}}}", _segment(operation.tool.name, name, value))
     query = [

@@ -1,4 +1,4 @@
-"""ToolService: the tools that a personality exposes: built-in ones here and now, its pack's own in a sandbox."""
+"""ToolService: the tools that a personality exposes; built-in ones run here, its pack's own in a sandbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _log = structlog.get_logger("agentshell.tool")
 MAX_CALL_SECONDS = 120.0
 # How long a server is waited for that has tools of a list; meanwhile it goes on starting.
 _DEFINE_SECONDS = 10.0
-# For how long a tool that a personality exposed may be called without asking again, and how many such are kept.
+# For how long what a personality exposes is believed without asking again, and of how many personalities it is kept.
 _EXPOSED_SECONDS = 1.0
 _EXPOSING_KEPT = 256
 _MAX_SHOWN_CHARACTERS = 64

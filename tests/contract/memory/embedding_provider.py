@@ -58,7 +58,7 @@ class EmbeddingProvider(ProviderServiceServicer):
             self.background_texts += request.texts
         elif self.fails:
             raise AgentShellError(error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE, "the vendor is down")
-        dimension = request.dimensions or {"small": 256, "large": 512}[request.model]
+        dimension = request.dimension or {"small": 256, "large": 512}[request.model]
         made = [vector(request.model, text, dimension) for text in request.texts]
         return pb.EmbedResponse(embeddings=[pb.Embedding(values=values) for values in made])
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from tests.ports import free_port
 
 WAIT_SECONDS = 20
 
@@ -21,9 +21,7 @@ class RedisServer:
     def __init__(self, program: str, directory: Path) -> None:
         self._program = program
         self._directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._process: asyncio.subprocess.Process | None = None
 

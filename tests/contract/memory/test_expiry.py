@@ -81,7 +81,7 @@ async def test_no_expired_chunk_is_a_neighbour_and_no_expired_summary_is_in_a_wi
     await expired(acme, "session/s", "rolling-summary")
     async with database.connection() as connection:
         await connection.execute("UPDATE memory.records SET expire_time = now() WHERE source_chunk_index = 0")
-    request = pb.SearchRequest(namespaces=[GUIDE], query="two", limit=1, neighbours=1)
+    request = pb.SearchRequest(namespaces=[GUIDE], query="two", limit=1, neighbour_count=1)
     [hit] = (await acme(request)).hits
     assert [record.text for record in hit.neighbours] == ["three"]
     assert not (await acme(pb.GetWindowRequest(session_id="s", max_turns=1))).HasField("summary")

@@ -63,7 +63,7 @@ async def test_no_read_finds_what_is_anothers_even_where_it_names_the_others_pla
     with call.scope(Principal(asker, "ann"), None):
         probes = [Probe(places, SPACE, VECTOR)] if weights.vector else []
         found = await store.search(
-            Query(places, "tea" if weights.text else None, probes, weights, None, 100, neighbours=1)
+            Query(places, "tea" if weights.text else None, probes, weights, None, 100, neighbour_count=1)
         )
         assert seen([hit.record for hit in found.response.hits]) == may_see
         assert seen(list((await store.get(places, ["r"])).values())) <= may_see

@@ -81,11 +81,15 @@ async def test_hits_bring_the_chunks_around_them(acme: Caller) -> None:
     sections = "\n\n".join(f"# Part {word}\n\nThis is about {word}." for word in ("ape", "bee", "cat", "dog", "elk"))
     await acme.ingest(("animals.md", sections.encode()), ("other.md", sections.replace("cat", "cow").encode()))
     [hit] = (
-        await acme(pb.SearchRequest(namespaces=[GUIDE], query="cat", limit=1, mode=pb.SEARCH_MODE_TEXT, neighbours=1))
+        await acme(
+            pb.SearchRequest(namespaces=[GUIDE], query="cat", limit=1, mode=pb.SEARCH_MODE_TEXT, neighbour_count=1)
+        )
     ).hits
     assert [record.source.title for record in hit.neighbours] == ["Part bee", "Part dog"]
     assert {record.source.uri for record in hit.neighbours} == {"animals.md"}
     [edge] = (
-        await acme(pb.SearchRequest(namespaces=[GUIDE], query="cow", limit=1, mode=pb.SEARCH_MODE_TEXT, neighbours=5))
+        await acme(
+            pb.SearchRequest(namespaces=[GUIDE], query="cow", limit=1, mode=pb.SEARCH_MODE_TEXT, neighbour_count=5)
+        )
     ).hits
     assert [record.source.chunk_index for record in edge.neighbours] == [0, 1, 3, 4]

@@ -105,8 +105,8 @@ async def test_a_window_is_the_newest_turns_by_count_and_by_tokens(acme: Caller)
     assert (texts(whole.messages), whole.first_position) == (turns(1, 6), 1)
     newest = await acme(window(max_turns=2))
     assert (texts(newest.messages), newest.first_position) == (turns(5, 6), 9)
-    each = newest.token_count // 4
-    assert whole.token_count == 12 * each > 0
+    each = newest.message_tokens // 4
+    assert whole.message_tokens == 12 * each > 0
     by_tokens = await acme(window(max_tokens=5 * each))
     assert by_tokens == newest
     assert texts((await acme(window(max_tokens=1))).messages) == ["a6"]

@@ -90,7 +90,7 @@ def test_an_operation_becomes_a_tool_with_a_schema_of_its_own() -> None:
             },
         },
         "method": "GET",
-        "url": "https://api.example.com/v1/things/{id}",
+        "uri": "https://api.example.com/v1/things/{id}",
         "parameters": [
             {"name": "id", "place": "HTTP_PLACE_PATH"},
             {"name": "all", "place": "HTTP_PLACE_QUERY"},

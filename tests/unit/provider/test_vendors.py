@@ -98,11 +98,11 @@ class Scripted:
         finally:
             self.under_way -= 1
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         async with aclosing(self.stream(GENERATION, model)) as items:
             async for _ in items:
                 pass
-        vectors = [pb.Embedding(values=[1.0] * dimensions) for _ in texts]
+        vectors = [pb.Embedding(values=[1.0] * dimension) for _ in texts]
         return pb.EmbedResponse(embeddings=vectors, usage=Usage(input_tokens=100), model="m-2026-11-01")
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
@@ -269,7 +269,7 @@ async def test_at_the_deadline_the_vendor_is_closed_and_its_breaker_spared(
     script: Script = [*([text(words)] if words else []), Hang()]
     stage = Stage(monkeypatch, {"a1": [script], "b1": [GOOD]}, breaker={"failures": 1})
 
-    error = await stage.fail(A, B, seconds=0.05)
+    error = await stage.fail(A, B, seconds=0.5)
 
     delivered = {"delivered": "5"} if words else {}
     assert error.reason == error_pb2.ERROR_REASON_PROVIDER_TIMEOUT
@@ -401,9 +401,9 @@ async def test_a_model_that_cannot_do_what_is_asked_is_passed_over_or_refused_by
 
 
 async def test_vectors_come_from_one_model_however_often_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    abilities = [pb.ABILITY_EMBEDDINGS, pb.ABILITY_DIMENSIONS]
+    abilities = [pb.ABILITY_EMBEDDINGS, pb.ABILITY_DIMENSION]
     stage = Stage(monkeypatch, {"a1": [DOWN], "b1": [[]]}, abilities)
-    request = pb.EmbedRequest(texts=["x", "y"], dimensions=2)
+    request = pb.EmbedRequest(texts=["x", "y"], dimension=2)
     deadline = time.monotonic() + WAIT_SECONDS
 
     with pytest.raises(AgentShellError):
@@ -438,7 +438,7 @@ async def test_verdicts_and_counts_go_the_same_way_and_spend_nothing(monkeypatch
     assert count == pb.CountTokensResponse(input_tokens=7, model="m")
     for refused in (
         stage.vendors.moderate([Candidate("local", "")], pb.ModerateRequest(texts=["x"]), deadline),
-        stage.vendors.embed([A], pb.EmbedRequest(texts=["x"], dimensions=3), deadline, stage.spent),
+        stage.vendors.embed([A], pb.EmbedRequest(texts=["x"], dimension=3), deadline, stage.spent),
     ):
         with pytest.raises(AgentShellError) as caught:
             await refused

@@ -45,8 +45,8 @@ class ProviderEmbedder:
 
     async def _ask(self, texts: Sequence[str]) -> list[Sequence[float]]:
         provider, _, model = self.name.partition("/")
-        dimensions = self.dimension if self._is_shortened else None
-        request = EmbedRequest(provider=provider, model=model, texts=texts, dimensions=dimensions)
+        dimension = self.dimension if self._is_shortened else None
+        request = EmbedRequest(provider=provider, model=model, texts=texts, dimension=dimension)
         try:
             response = await self._stub.Embed(request, timeout=_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -54,7 +54,7 @@ class ProviderEmbedder:
         if len(response.embeddings) != len(texts):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-                f"{self.name} answered {len(texts)} texts with {len(response.embeddings)} vectors",
+                f"{self.name} answered {len(texts)} texts with {len(response.embeddings)} vectors: try again, or choose another embedder",
             )
         return [embedding.values for embedding in response.embeddings]
 

@@ -226,8 +226,8 @@ class PgvectorSearch:
             )
             hits = [hits[index] for index in chosen]
         response = _response(near, hits)
-        if query.neighbours:
-            await self._add_neighbours([hit[_PLACE] for hit in hits], response, query.neighbours)
+        if query.neighbour_count:
+            await self._add_neighbours([hit[_PLACE] for hit in hits], response, query.neighbour_count)
         state = before or generations.state(result.get_value(0, _GENERATIONS), result.get_value(0, _TIME))
         return Found(response, state)
 

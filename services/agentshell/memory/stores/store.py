@@ -124,7 +124,7 @@ class Query:
     min_score: float | None = None
     diversity: float = 0.0
     half_life_seconds: float | None = None
-    neighbours: int = 0
+    neighbour_count: int = 0
     bare_places: Sequence[Place] = ()
 
 

@@ -1,7 +1,7 @@
 """The second wall between tenants: Postgres' row-level security, for the tenant that really calls.
 
-The first one is that each statement names the places that it is about. This one does not believe it: what stands behind
-it sees no row of another tenant, whatever it asks for, but for what all may read of the shared tenant.
+The first is that each statement names the places it is about. This one does not rely on that: what stands behind
+it sees no row of another tenant, whatever it asks for, except what all may read of the shared tenant.
 """
 
 from __future__ import annotations

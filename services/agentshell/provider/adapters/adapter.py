@@ -61,8 +61,8 @@ class Adapter(Protocol):
         """
         ...
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
-        """Returns a vector a text, in order. An empty model is the vendor's for this, 0 dimensions the model's."""
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
+        """Returns a vector a text, in order. An empty model is the vendor's for this, dimension 0 the model's."""
         ...
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:

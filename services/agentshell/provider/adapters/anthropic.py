@@ -85,7 +85,7 @@ class AnthropicAdapter:
         """Yields deltas and the whole answer."""
         return converse(self._sdk, partial(self._ask, generation, model), _Growth(self._provider, model), model)
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Raises FEATURE_UNSUPPORTED."""
         raise unsupported(self._provider, "embeddings")
 
@@ -211,7 +211,7 @@ def _prompt(generation: pb.Generation, provider: str) -> dict[str, Any]:
     tools = [_tool(tool) for tool in generation.tools]
     first = sum(1 for _ in takewhile(lambda message: message.role == content_pb2.ROLE_SYSTEM, generation.messages))
     if generation.HasField("prompt_cache"):
-        kept = contents[: generation.prompt_cache.messages or first]
+        kept = contents[: generation.prompt_cache.message_count or first]
         _mark([*tools, *chain.from_iterable(kept)], generation.prompt_cache, provider)
     messages = [
         {"role": _role(message.role), "content": content}

@@ -115,8 +115,8 @@ _ADVICE: Mapping[ErrorReason.ValueType, str] = {
     _KEY: "refused the key; check the key, what its account may do, and whether its money is spent",
     _REQUEST: "refused the request; its message says what to change",
     _TOO_LONG: "has too small a context for these messages; send fewer, or ask a model with a larger one",
-    _FILTERED: "refused the content by its filter",
-    _TIMEOUT: "did not answer in time",
+    _FILTERED: "refused the content by its filter; put it in other words, or ask another model",
+    _TIMEOUT: "did not answer in time; try again, or ask for less",
     _CONNECTION: "could not be reached, or cut the connection; check its base_url and the network",
     _INVALID: "answered with what cannot be understood; ask again or another model, raise max_output_tokens, and check "
     "its base_url",

@@ -89,7 +89,7 @@ class GeminiAdapter:
             pb.ABILITY_OUTPUT_SCHEMA,
             pb.ABILITY_PROMPT_CACHE,
             pb.ABILITY_EMBEDDINGS,
-            pb.ABILITY_DIMENSIONS,
+            pb.ABILITY_DIMENSION,
             pb.ABILITY_TOKEN_COUNT,
         }
     )
@@ -104,11 +104,11 @@ class GeminiAdapter:
         """Yields deltas and the whole answer."""
         return converse(self._sdk, partial(self._stream, generation, model), _Growth(self._provider, model), model)
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Returns a vector a text. What that used is an estimate where Google does not say it."""
         model = model or _EMBEDDING_MODEL
         path = self._path(model)
-        size = {"outputDimensionality": dimensions} if dimensions else {}
+        size = {"outputDimensionality": dimension} if dimension else {}
         requests = [{"model": path, "content": {"parts": [{"text": text}]}, **size} for text in texts]
         answer = await self._ask(f"{path}:batchEmbedContents", {"requests": requests}, model)
         with self._sdk.failing(model):

@@ -46,7 +46,7 @@ class LocalAdapter:
         response.message.parts[0].text.citations.extend(_within(found.citations, len(text)))
         yield response
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Raises FEATURE_UNSUPPORTED: memory has an embedder of its own."""
         raise unsupported(self._provider, "embeddings")
 

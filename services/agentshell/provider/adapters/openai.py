@@ -64,7 +64,7 @@ class OpenAIAdapter:
             pb.ABILITY_PROMPT_CACHE_KEY,
             pb.ABILITY_PROMPT_CACHE_TTL,
             pb.ABILITY_EMBEDDINGS,
-            pb.ABILITY_DIMENSIONS,
+            pb.ABILITY_DIMENSION,
             pb.ABILITY_MODERATION,
             pb.ABILITY_TOKEN_COUNT,
         }
@@ -78,9 +78,9 @@ class OpenAIAdapter:
         """Yields deltas and the whole answer."""
         return converse(self._api.sdk, partial(self._ask, generation, model), _Growth(self._api.provider, model), model)
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Returns a vector a text."""
-        return await self._api.embed(texts, model, dimensions)
+        return await self._api.embed(texts, model, dimension)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Returns a verdict a text."""

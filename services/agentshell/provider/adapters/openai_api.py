@@ -56,12 +56,12 @@ class OpenAIApi:
         client = (await self.sdk.open()).sdk
         return await client.post(path, cast_to=object, body=body, options=_options(client))
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Returns a vector a text; its usage is absent where the vendor does not say it."""
         model = model or _EMBEDDING_MODEL
         body: dict[str, Any] = {"input": list(texts), "model": model, "encoding_format": "float"}
-        if dimensions:
-            body["dimensions"] = dimensions
+        if dimension:
+            body["dimensions"] = dimension
         with self.sdk.failing(model):
             answer = await self.ask("/embeddings", body)
             vectors = [item["embedding"] for item in sorted(answer["data"], key=lambda item: number(item, "index"))]

@@ -64,9 +64,9 @@ class OpenAIChatAdapter:
         growth = ChatGrowth(generation, self._api.provider, model)
         return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Returns a vector a text."""
-        return await self._api.embed(texts, model, dimensions)
+        return await self._api.embed(texts, model, dimension)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Returns a verdict a text."""

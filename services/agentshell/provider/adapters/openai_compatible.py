@@ -1,4 +1,4 @@
-"""Whoever speaks OpenAI's Chat Completions: Ollama, vLLM, llama.cpp, Groq, Mistral and others, at a base URL.
+"""Servers that speak OpenAI's Chat Completions: Ollama, vLLM, llama.cpp, Groq, Mistral and others, at a base URL.
 
 What such a server leaves out is not missed: a key, ids and indices of tool calls, and what it used, which is estimated
 then. A server that refuses to be asked for its usage is asked once more without, and from then on never for it.
@@ -40,7 +40,7 @@ class OpenAICompatibleAdapter:
             pb.ABILITY_IMAGE_LINKS,
             pb.ABILITY_OUTPUT_SCHEMA,
             pb.ABILITY_EMBEDDINGS,
-            pb.ABILITY_DIMENSIONS,
+            pb.ABILITY_DIMENSION,
         }
     )
 
@@ -60,11 +60,11 @@ class OpenAICompatibleAdapter:
         growth = ChatGrowth(generation, self._api.provider, model)
         return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
-    async def embed(self, texts: Sequence[str], model: str, dimensions: int) -> pb.EmbedResponse:
+    async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
         """Returns a vector a text. Raises MODEL_NOT_FOUND without a model: there is no default."""
         if not model:
             raise no_model(self._api.provider, model)
-        return await self._api.embed(texts, model, dimensions)
+        return await self._api.embed(texts, model, dimension)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
         """Raises FEATURE_UNSUPPORTED."""

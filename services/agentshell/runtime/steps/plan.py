@@ -42,7 +42,7 @@ class PlanRunner:
         )
         step, usage = request.step, Usage()
         usage.cost.currency_code = "USD"
-        max_steps = max(0, min(draft.MAX_STEPS, request.steps_left - 1))
+        max_steps = max(0, min(draft.MAX_STEPS, request.remaining_step_count - 1))
         problems: list[str] = []
         for mends in range(1 + _MAX_MENDS):
             # A written step's id is the step's, `#` and a name: no mend's key is one of them.

@@ -68,7 +68,7 @@ class NativeTier:
         """Finds what it needs, and tries it. Raises SANDBOX_UNAVAILABLE."""
         self._bubblewrap = shutil.which("bwrap") or ""
         if not self._bubblewrap:
-            raise unavailable("the native tier needs bubblewrap (bwrap), which is not installed")
+            raise unavailable("the native tier needs bubblewrap (bwrap), which is not installed: install it")
         prefixes = await self._prefixes()
         self._readable = sorted({path for path in (*_SYSTEM, *prefixes) if await asyncio.to_thread(Path(path).is_dir)})
         await (await self.start()).kill()
@@ -93,7 +93,9 @@ class NativeTier:
                 said, _ = await process.communicate()
             return json.loads(said)
         except (TimeoutError, ValueError) as error:
-            raise unavailable(f"tool.native_python {self._python!r} does not run as a user that is not root") from error
+            raise unavailable(
+                f"tool.native_python {self._python!r} does not run as a user that is not root: name one that does"
+            ) from error
         finally:
             if process.returncode is None:
                 process.kill()

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kfm/admin/v1/admin_service.proto\x12\x0ckfm.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x03\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05group\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05stack\x18\x07 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\x05\x12-\n\tbury_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03key\x18\n \x01(\t\x12\x0c\n\x04type\x18\x0b \x01(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12,\n\nsettlement\x18\r \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\x12\x36\n\x07headers\x18\x0e \x03(\x0b\x32%.kfm.admin.v1.DeadLetter.HeadersEntry\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x16ListDeadLettersRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\x05topic\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9._-]{0,200}$\"b\n\x17ListDeadLettersResponse\x12.\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x18.kfm.admin.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x14GetDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"F\n\x15GetDeadLetterResponse\x12-\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x18.kfm.admin.v1.DeadLetter\"h\n\x17ReplayDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"H\n\x18ReplayDeadLetterResponse\x12,\n\nsettlement\x18\x01 \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\"f\n\x15\x44ropDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"F\n\x16\x44ropDeadLetterResponse\x12,\n\nsettlement\x18\x01 \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\"\x15\n\x13RebuildTurnsRequest\"%\n\x14RebuildTurnsResponse\x12\r\n\x05turns\x18\x01 \x01(\x03*q\n\nSettlement\x12\x1a\n\x16SETTLEMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLEMENT_PENDING\x10\x01\x12\x17\n\x13SETTLEMENT_REPLAYED\x10\x02\x12\x16\n\x12SETTLEMENT_DROPPED\x10\x03\x32\xdf\x03\n\x0c\x41\x64minService\x12^\n\x0fListDeadLetters\x12$.kfm.admin.v1.ListDeadLettersRequest\x1a%.kfm.admin.v1.ListDeadLettersResponse\x12X\n\rGetDeadLetter\x12\".kfm.admin.v1.GetDeadLetterRequest\x1a#.kfm.admin.v1.GetDeadLetterResponse\x12\x61\n\x10ReplayDeadLetter\x12%.kfm.admin.v1.ReplayDeadLetterRequest\x1a&.kfm.admin.v1.ReplayDeadLetterResponse\x12[\n\x0e\x44ropDeadLetter\x12#.kfm.admin.v1.DropDeadLetterRequest\x1a$.kfm.admin.v1.DropDeadLetterResponse\x12U\n\x0cRebuildTurns\x12!.kfm.admin.v1.RebuildTurnsRequest\x1a\".kfm.admin.v1.RebuildTurnsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kfm/admin/v1/admin_service.proto\x12\x0ckfm.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x03\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05group\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\r\n\x05stack\x18\x07 \x01(\t\x12\x15\n\rattempt_count\x18\x08 \x01(\x05\x12-\n\tbury_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03key\x18\n \x01(\t\x12\x0c\n\x04type\x18\x0b \x01(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12,\n\nsettlement\x18\r \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\x12\x36\n\x07headers\x18\x0e \x03(\x0b\x32%.kfm.admin.v1.DeadLetter.HeadersEntry\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x16ListDeadLettersRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\x05topic\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9._-]{0,200}$\"b\n\x17ListDeadLettersResponse\x12.\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x18.kfm.admin.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x14GetDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"F\n\x15GetDeadLetterResponse\x12-\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\x18.kfm.admin.v1.DeadLetter\"h\n\x17ReplayDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"H\n\x18ReplayDeadLetterResponse\x12,\n\nsettlement\x18\x01 \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\"f\n\x15\x44ropDeadLetterRequest\x12M\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\tB5\xbaH2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$\"F\n\x16\x44ropDeadLetterResponse\x12,\n\nsettlement\x18\x01 \x01(\x0e\x32\x18.kfm.admin.v1.Settlement\"\x15\n\x13RebuildTurnsRequest\"*\n\x14RebuildTurnsResponse\x12\x12\n\nturn_count\x18\x01 \x01(\x03*q\n\nSettlement\x12\x1a\n\x16SETTLEMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLEMENT_PENDING\x10\x01\x12\x17\n\x13SETTLEMENT_REPLAYED\x10\x02\x12\x16\n\x12SETTLEMENT_DROPPED\x10\x03\x32\xdf\x03\n\x0c\x41\x64minService\x12^\n\x0fListDeadLetters\x12$.kfm.admin.v1.ListDeadLettersRequest\x1a%.kfm.admin.v1.ListDeadLettersResponse\x12X\n\rGetDeadLetter\x12\".kfm.admin.v1.GetDeadLetterRequest\x1a#.kfm.admin.v1.GetDeadLetterResponse\x12\x61\n\x10ReplayDeadLetter\x12%.kfm.admin.v1.ReplayDeadLetterRequest\x1a&.kfm.admin.v1.ReplayDeadLetterResponse\x12[\n\x0e\x44ropDeadLetter\x12#.kfm.admin.v1.DropDeadLetterRequest\x1a$.kfm.admin.v1.DropDeadLetterResponse\x12U\n\x0cRebuildTurns\x12!.kfm.admin.v1.RebuildTurnsRequest\x1a\".kfm.admin.v1.RebuildTurnsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,32 +47,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLAYDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$'
   _globals['_DROPDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._loaded_options = None
   _globals['_DROPDEADLETTERREQUEST'].fields_by_name['dead_letter_id']._serialized_options = b'\272H2r02.^[A-Za-z0-9._-]{1,200}/[0-9]{1,9}/[0-9]{1,18}$'
-  _globals['_SETTLEMENT']._serialized_start=1352
-  _globals['_SETTLEMENT']._serialized_end=1465
+  _globals['_SETTLEMENT']._serialized_start=1363
+  _globals['_SETTLEMENT']._serialized_end=1476
   _globals['_DEADLETTER']._serialized_start=113
-  _globals['_DEADLETTER']._serialized_end=525
-  _globals['_DEADLETTER_HEADERSENTRY']._serialized_start=479
-  _globals['_DEADLETTER_HEADERSENTRY']._serialized_end=525
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=528
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=657
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=659
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=757
-  _globals['_GETDEADLETTERREQUEST']._serialized_start=759
-  _globals['_GETDEADLETTERREQUEST']._serialized_end=860
-  _globals['_GETDEADLETTERRESPONSE']._serialized_start=862
-  _globals['_GETDEADLETTERRESPONSE']._serialized_end=932
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=934
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1038
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1040
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1112
-  _globals['_DROPDEADLETTERREQUEST']._serialized_start=1114
-  _globals['_DROPDEADLETTERREQUEST']._serialized_end=1216
-  _globals['_DROPDEADLETTERRESPONSE']._serialized_start=1218
-  _globals['_DROPDEADLETTERRESPONSE']._serialized_end=1288
-  _globals['_REBUILDTURNSREQUEST']._serialized_start=1290
-  _globals['_REBUILDTURNSREQUEST']._serialized_end=1311
-  _globals['_REBUILDTURNSRESPONSE']._serialized_start=1313
-  _globals['_REBUILDTURNSRESPONSE']._serialized_end=1350
-  _globals['_ADMINSERVICE']._serialized_start=1468
-  _globals['_ADMINSERVICE']._serialized_end=1947
+  _globals['_DEADLETTER']._serialized_end=531
+  _globals['_DEADLETTER_HEADERSENTRY']._serialized_start=485
+  _globals['_DEADLETTER_HEADERSENTRY']._serialized_end=531
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=534
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=663
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=665
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=763
+  _globals['_GETDEADLETTERREQUEST']._serialized_start=765
+  _globals['_GETDEADLETTERREQUEST']._serialized_end=866
+  _globals['_GETDEADLETTERRESPONSE']._serialized_start=868
+  _globals['_GETDEADLETTERRESPONSE']._serialized_end=938
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=940
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1044
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1046
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1118
+  _globals['_DROPDEADLETTERREQUEST']._serialized_start=1120
+  _globals['_DROPDEADLETTERREQUEST']._serialized_end=1222
+  _globals['_DROPDEADLETTERRESPONSE']._serialized_start=1224
+  _globals['_DROPDEADLETTERRESPONSE']._serialized_end=1294
+  _globals['_REBUILDTURNSREQUEST']._serialized_start=1296
+  _globals['_REBUILDTURNSREQUEST']._serialized_end=1317
+  _globals['_REBUILDTURNSRESPONSE']._serialized_start=1319
+  _globals['_REBUILDTURNSRESPONSE']._serialized_end=1361
+  _globals['_ADMINSERVICE']._serialized_start=1479
+  _globals['_ADMINSERVICE']._serialized_end=1958
 # @@protoc_insertion_point(module_scope)

@@ -79,9 +79,9 @@ class DeadLetter(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     STACK_FIELD_NUMBER: _builtins.int
-    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     BURY_TIME_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
@@ -99,11 +99,11 @@ class DeadLetter(_message.Message):
     """Where the record is in that partition."""
     group: _builtins.str
     """The group that could not handle it."""
-    reason: _builtins.str
+    message: _builtins.str
     """Why; for people. At most 255 bytes."""
     stack: _builtins.str
     """The last lines of the stack, where there was one. At most 255 bytes."""
-    attempts: _builtins.int
+    attempt_count: _builtins.int
     """How often it was tried."""
     key: _builtins.str
     """The record's key."""
@@ -131,9 +131,9 @@ class DeadLetter(_message.Message):
         partition: _builtins.int = ...,
         offset: _builtins.int = ...,
         group: _builtins.str = ...,
-        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
         stack: _builtins.str = ...,
-        attempts: _builtins.int = ...,
+        attempt_count: _builtins.int = ...,
         bury_time: _timestamp_pb2.Timestamp | None = ...,
         key: _builtins.str = ...,
         type: _builtins.str = ...,
@@ -144,7 +144,7 @@ class DeadLetter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bury_time", b"bury_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bury_time", b"bury_time", "dead_letter_id", b"dead_letter_id", "group", b"group", "headers", b"headers", "key", b"key", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "settlement", b"settlement", "stack", b"stack", "topic", b"topic", "traceparent", b"traceparent", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "bury_time", b"bury_time", "dead_letter_id", b"dead_letter_id", "group", b"group", "headers", b"headers", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "settlement", b"settlement", "stack", b"stack", "topic", b"topic", "traceparent", b"traceparent", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,17 +365,17 @@ class RebuildTurnsResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TURNS_FIELD_NUMBER: _builtins.int
-    turns: _builtins.int
+    TURN_COUNT_FIELD_NUMBER: _builtins.int
+    turn_count: _builtins.int
     """How many turns the index has been given."""
     def __init__(
         self,
         *,
-        turns: _builtins.int = ...,
+        turn_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["turn_count", b"turn_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

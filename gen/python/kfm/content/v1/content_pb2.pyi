@@ -384,7 +384,7 @@ class Usage(_message.Message):
     IMAGE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     AUDIO_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     AUDIO_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHED_ANSWERS_FIELD_NUMBER: _builtins.int
+    CACHED_ANSWER_COUNT_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
     LONG_CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
@@ -403,7 +403,7 @@ class Usage(_message.Message):
     """Of the input tokens, those of sound."""
     audio_output_tokens: _builtins.int
     """Of the output tokens, those of sound."""
-    cached_answers: _builtins.int
+    cached_answer_count: _builtins.int
     """Answers that were given again from the response cache and used nothing; what they had used is not counted."""
     estimated: _builtins.bool
     """Whether tokens are an estimate, since the vendor was cut off before it said them."""
@@ -425,13 +425,13 @@ class Usage(_message.Message):
         image_input_tokens: _builtins.int = ...,
         audio_input_tokens: _builtins.int = ...,
         audio_output_tokens: _builtins.int = ...,
-        cached_answers: _builtins.int = ...,
+        cached_answer_count: _builtins.int = ...,
         estimated: _builtins.bool = ...,
         long_cache_write_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input_tokens", b"audio_input_tokens", "audio_output_tokens", b"audio_output_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_answers", b"cached_answers", "cached_input_tokens", b"cached_input_tokens", "cost", b"cost", "estimated", b"estimated", "image_input_tokens", b"image_input_tokens", "input_tokens", b"input_tokens", "long_cache_write_tokens", b"long_cache_write_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input_tokens", b"audio_input_tokens", "audio_output_tokens", b"audio_output_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_answer_count", b"cached_answer_count", "cached_input_tokens", b"cached_input_tokens", "cost", b"cost", "estimated", b"estimated", "image_input_tokens", b"image_input_tokens", "input_tokens", b"input_tokens", "long_cache_write_tokens", b"long_cache_write_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

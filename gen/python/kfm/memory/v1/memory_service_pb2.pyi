@@ -348,7 +348,7 @@ class SearchRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     DIVERSITY_FIELD_NUMBER: _builtins.int
     RECENCY_HALF_LIFE_FIELD_NUMBER: _builtins.int
-    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    NEIGHBOUR_COUNT_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """What to look for."""
     limit: _builtins.int
@@ -363,7 +363,7 @@ class SearchRequest(_message.Message):
     """Prefers hits that are unlike those before them (maximal marginal relevance): from 0, which takes the best as they
     are, to 1, which looks at nothing else.
     """
-    neighbours: _builtins.int
+    neighbour_count: _builtins.int
     """How many chunks before and after a hit, of the same document, come with it."""
     @_builtins.property
     def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -393,11 +393,11 @@ class SearchRequest(_message.Message):
         min_score: _builtins.float | None = ...,
         diversity: _builtins.float = ...,
         recency_half_life: _duration_pb2.Duration | None = ...,
-        neighbours: _builtins.int = ...,
+        neighbour_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "filter", b"filter", "min_score", b"min_score", "recency_half_life", b"recency_half_life"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "diversity", b"diversity", "filter", b"filter", "kinds", b"kinds", "limit", b"limit", "min_score", b"min_score", "mode", b"mode", "namespaces", b"namespaces", "neighbours", b"neighbours", "query", b"query", "recency_half_life", b"recency_half_life"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "diversity", b"diversity", "filter", b"filter", "kinds", b"kinds", "limit", b"limit", "min_score", b"min_score", "mode", b"mode", "namespaces", b"namespaces", "neighbour_count", b"neighbour_count", "query", b"query", "recency_half_life", b"recency_half_life"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
@@ -1475,11 +1475,11 @@ class GetWindowResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
-    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    MESSAGE_TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_POSITION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     SUMMARIZED_POSITION_FIELD_NUMBER: _builtins.int
-    token_count: _builtins.int
+    message_tokens: _builtins.int
     """How many tokens they have, estimated."""
     first_position: _builtins.int
     """The place of the first of them; counts from 1. 0: there are none."""
@@ -1500,14 +1500,14 @@ class GetWindowResponse(_message.Message):
         self,
         *,
         messages: _abc.Iterable[_content_pb2.Message] | None = ...,
-        token_count: _builtins.int = ...,
+        message_tokens: _builtins.int = ...,
         first_position: _builtins.int = ...,
         summary: Global___Record | None = ...,
         summarized_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "messages", b"messages", "summarized_position", b"summarized_position", "summary", b"summary", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "message_tokens", b"message_tokens", "messages", b"messages", "summarized_position", b"summarized_position", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -303,13 +303,13 @@ class HttpOperation(_message.Message):
 
     TOOL_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
-    URL_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """Such as `GET`."""
-    url: _builtins.str
+    uri: _builtins.str
     """Where, with `{name}` in the place of each argument in the path."""
     secret: _builtins.str
     """The name of the secret that the host adds; empty: none."""
@@ -328,14 +328,14 @@ class HttpOperation(_message.Message):
         *,
         tool: _tool_service_pb2.Tool | None = ...,
         method: _builtins.str = ...,
-        url: _builtins.str = ...,
+        uri: _builtins.str = ...,
         parameters: _abc.Iterable[Global___HttpParameter] | None = ...,
         secret: _builtins.str = ...,
         max_response_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_response_bytes", b"max_response_bytes", "method", b"method", "parameters", b"parameters", "secret", b"secret", "tool", b"tool", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_response_bytes", b"max_response_bytes", "method", b"method", "parameters", b"parameters", "secret", b"secret", "tool", b"tool", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,9 +580,9 @@ class ReloadResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LOADED_COUNT_FIELD_NUMBER: _builtins.int
+    LOADED_PACK_COUNT_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
-    loaded_count: _builtins.int
+    loaded_pack_count: _builtins.int
     """How many packs are loaded."""
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[_error_pb2.Failure]:
@@ -591,12 +591,12 @@ class ReloadResponse(_message.Message):
     def __init__(
         self,
         *,
-        loaded_count: _builtins.int = ...,
+        loaded_pack_count: _builtins.int = ...,
         failures: _abc.Iterable[_error_pb2.Failure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "loaded_count", b"loaded_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "loaded_pack_count", b"loaded_pack_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

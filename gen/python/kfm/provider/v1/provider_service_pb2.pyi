@@ -120,15 +120,15 @@ class _AbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ability.Value
     ABILITY_OUTPUT_SCHEMA: _Ability.ValueType  # 10
     """Generation.output_schema."""
     ABILITY_PROMPT_CACHE: _Ability.ValueType  # 11
-    """PromptCache.messages."""
+    """PromptCache.message_count."""
     ABILITY_PROMPT_CACHE_KEY: _Ability.ValueType  # 12
     """PromptCache.key."""
     ABILITY_PROMPT_CACHE_TTL: _Ability.ValueType  # 13
     """PromptCache.ttl."""
     ABILITY_EMBEDDINGS: _Ability.ValueType  # 14
     """Embed."""
-    ABILITY_DIMENSIONS: _Ability.ValueType  # 15
-    """EmbedRequest.dimensions."""
+    ABILITY_DIMENSION: _Ability.ValueType  # 15
+    """EmbedRequest.dimension."""
     ABILITY_MODERATION: _Ability.ValueType  # 16
     """Moderate."""
     ABILITY_TOKEN_COUNT: _Ability.ValueType  # 17
@@ -160,15 +160,15 @@ ABILITY_IMAGE_LINKS: Ability.ValueType  # 9
 ABILITY_OUTPUT_SCHEMA: Ability.ValueType  # 10
 """Generation.output_schema."""
 ABILITY_PROMPT_CACHE: Ability.ValueType  # 11
-"""PromptCache.messages."""
+"""PromptCache.message_count."""
 ABILITY_PROMPT_CACHE_KEY: Ability.ValueType  # 12
 """PromptCache.key."""
 ABILITY_PROMPT_CACHE_TTL: Ability.ValueType  # 13
 """PromptCache.ttl."""
 ABILITY_EMBEDDINGS: Ability.ValueType  # 14
 """Embed."""
-ABILITY_DIMENSIONS: Ability.ValueType  # 15
-"""EmbedRequest.dimensions."""
+ABILITY_DIMENSION: Ability.ValueType  # 15
+"""EmbedRequest.dimension."""
 ABILITY_MODERATION: Ability.ValueType  # 16
 """Moderate."""
 ABILITY_TOKEN_COUNT: Ability.ValueType  # 17
@@ -337,10 +337,10 @@ class PromptCache(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MESSAGES_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
-    messages: _builtins.int
+    message_count: _builtins.int
     """So many of the first messages, with the tools before them, come again; 0: the system's messages that come first."""
     key: _builtins.str
     """Requests of one key begin alike, and reach the same cache."""
@@ -351,13 +351,13 @@ class PromptCache(_message.Message):
     def __init__(
         self,
         *,
-        messages: _builtins.int = ...,
+        message_count: _builtins.int = ...,
         key: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "messages", b"messages", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "message_count", b"message_count", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,14 +731,14 @@ class EmbedRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
-    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """As Generation.provider."""
     model: _builtins.str
     """The provider's name of the model; empty: the provider's default for vectors."""
-    dimensions: _builtins.int
-    """The components of a vector; absent: the model's own."""
+    dimension: _builtins.int
+    """How many numbers a vector has; absent: as many as the model's own."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
@@ -753,16 +753,16 @@ class EmbedRequest(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
-        dimensions: _builtins.int | None = ...,
+        dimension: _builtins.int | None = ...,
         purpose: Global___Purpose | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "purpose", b"purpose"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "model", b"model", "provider", b"provider", "purpose", b"purpose", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension", "model", b"model", "provider", b"provider", "purpose", b"purpose", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
-    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+    _WhichOneofReturnType__dimension: _TypeAlias = _typing.Literal["dimension"]  # noqa: Y015
+    _WhichOneofArgType__dimension: _TypeAlias = _typing.Literal["_dimension", b"_dimension"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimension) -> _WhichOneofReturnType__dimension | None: ...
 
 Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
@@ -1065,7 +1065,7 @@ class Model(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
-    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
@@ -1077,7 +1077,7 @@ class Model(_message.Message):
     """The provider's name of it."""
     description: _builtins.str
     """What it is, for people."""
-    context_tokens: _builtins.int
+    max_context_tokens: _builtins.int
     """The most tokens it reads and writes at once; 0: unknown."""
     is_default: _builtins.bool
     """Whether it is the provider's default."""
@@ -1101,7 +1101,7 @@ class Model(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         description: _builtins.str = ...,
-        context_tokens: _builtins.int = ...,
+        max_context_tokens: _builtins.int = ...,
         is_default: _builtins.bool = ...,
         price: Global___Price | None = ...,
         max_output_tokens: _builtins.int = ...,
@@ -1110,7 +1110,7 @@ class Model(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "aliases", b"aliases", "context_tokens", b"context_tokens", "description", b"description", "is_default", b"is_default", "max_output_tokens", b"max_output_tokens", "model", b"model", "price", b"price", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "aliases", b"aliases", "description", b"description", "is_default", b"is_default", "max_context_tokens", b"max_context_tokens", "max_output_tokens", b"max_output_tokens", "model", b"model", "price", b"price", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1282,10 +1282,10 @@ class UsageRow(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
-    CALLS_FIELD_NUMBER: _builtins.int
-    FAILED_CALLS_FIELD_NUMBER: _builtins.int
-    UNPRICED_CALLS_FIELD_NUMBER: _builtins.int
-    ESTIMATED_CALLS_FIELD_NUMBER: _builtins.int
+    CALL_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_CALL_COUNT_FIELD_NUMBER: _builtins.int
+    UNPRICED_CALL_COUNT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_CALL_COUNT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     personality_id: _builtins.str
@@ -1296,13 +1296,13 @@ class UsageRow(_message.Message):
     """The model, as the request or an alias named it."""
     principal_id: _builtins.str
     """The principal."""
-    calls: _builtins.int
+    call_count: _builtins.int
     """Calls to vendors, those that failed included."""
-    failed_calls: _builtins.int
+    failed_call_count: _builtins.int
     """Of these, those that failed or were cut off."""
-    unpriced_calls: _builtins.int
+    unpriced_call_count: _builtins.int
     """Of these, those whose cost is unknown."""
-    estimated_calls: _builtins.int
+    estimated_call_count: _builtins.int
     """Of these, those whose tokens are an estimate, since the vendor was cut off before it said them."""
     @_builtins.property
     def date(self) -> _date_pb2.Date:
@@ -1322,14 +1322,14 @@ class UsageRow(_message.Message):
         model: _builtins.str = ...,
         principal_id: _builtins.str = ...,
         usage: _content_pb2.Usage | None = ...,
-        calls: _builtins.int = ...,
-        failed_calls: _builtins.int = ...,
-        unpriced_calls: _builtins.int = ...,
-        estimated_calls: _builtins.int = ...,
+        call_count: _builtins.int = ...,
+        failed_call_count: _builtins.int = ...,
+        unpriced_call_count: _builtins.int = ...,
+        estimated_call_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "date", b"date", "estimated_calls", b"estimated_calls", "failed_calls", b"failed_calls", "model", b"model", "personality_id", b"personality_id", "principal_id", b"principal_id", "provider", b"provider", "session_id", b"session_id", "unpriced_calls", b"unpriced_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_count", b"call_count", "date", b"date", "estimated_call_count", b"estimated_call_count", "failed_call_count", b"failed_call_count", "model", b"model", "personality_id", b"personality_id", "principal_id", b"principal_id", "provider", b"provider", "session_id", b"session_id", "unpriced_call_count", b"unpriced_call_count", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

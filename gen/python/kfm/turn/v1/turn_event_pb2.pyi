@@ -645,9 +645,11 @@ class StepRequest(_message.Message):
     TRANSCRIPT_FIELD_NUMBER: _builtins.int
     OUTPUT_OFFSETS_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
-    STEPS_LEFT_FIELD_NUMBER: _builtins.int
+    REMAINING_STEP_COUNT_FIELD_NUMBER: _builtins.int
     MAX_TURN_TOKENS_FIELD_NUMBER: _builtins.int
     SUB_TURN_LIMITS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    INPUT_OFFSET_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     attempt: _builtins.int
@@ -660,10 +662,14 @@ class StepRequest(_message.Message):
     """Who asked."""
     depth: _builtins.int
     """How many turns are above; a sub-turn's is one more."""
-    steps_left: _builtins.int
+    remaining_step_count: _builtins.int
     """How many more steps the turn may have."""
     max_turn_tokens: _builtins.int
     """The most tokens that all calls of the turn to models may use; absent: no limit."""
+    priority: _turn_pb2.Priority.ValueType
+    """Which attempts of the tenant go first where not all can: the turn's."""
+    input_offset: _builtins.int
+    """Where the input is if it is not repeated here: as `output_offsets` say it, that of the turn's first event; 0: it is here."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope; `causation_id` is the StepScheduled."""
@@ -724,13 +730,15 @@ class StepRequest(_message.Message):
         transcript: _abc.Iterable[_content_pb2.Message] | None = ...,
         output_offsets: _abc.Iterable[_builtins.int] | None = ...,
         depth: _builtins.int = ...,
-        steps_left: _builtins.int = ...,
+        remaining_step_count: _builtins.int = ...,
         max_turn_tokens: _builtins.int | None = ...,
         sub_turn_limits: _turn_pb2.TurnLimits | None = ...,
+        priority: _turn_pb2.Priority.ValueType = ...,
+        input_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "start_time", b"start_time", "step", b"step", "steps_left", b"steps_left", "sub_turn_limits", b"sub_turn_limits", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "input_offset", b"input_offset", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "priority", b"priority", "remaining_step_count", b"remaining_step_count", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_turn_tokens: _TypeAlias = _typing.Literal["max_turn_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_turn_tokens: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens"]  # noqa: Y015

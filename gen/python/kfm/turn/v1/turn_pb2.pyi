@@ -982,7 +982,7 @@ class ApprovalStep(_message.Message):
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """When waiting ends, and the step fails. Absent: the configuration's."""
+        """How long it waits before the step fails. Absent: as long as the configuration says, which is also the most."""
 
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -472,22 +472,17 @@ Global___CancelTurnResponse: _TypeAlias = CancelTurnResponse  # noqa: Y015
 
 @_typing.final
 class ProvideInputRequest(_message.Message):
-    """Request of ProvideInput."""
+    """Request of ProvideInput. It needs no `request_id`: a step is answered once, whoever asks how often."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TURN_ID_FIELD_NUMBER: _builtins.int
     STEP_ID_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn."""
     step_id: _builtins.str
     """The step that waits, as the turn's plan names it."""
-    request_id: _builtins.str
-    """Not needed: the call is idempotent for good by what it says. The first answer counts, the same again changes nothing,
-    and another fails with TURN_STATE.
-    """
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """The answer."""
@@ -498,11 +493,10 @@ class ProvideInputRequest(_message.Message):
         turn_id: _builtins.str = ...,
         step_id: _builtins.str = ...,
         input: _content_pb2.Message | None = ...,
-        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request_id", b"request_id", "step_id", b"step_id", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "step_id", b"step_id", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -139,8 +139,9 @@ class TurnServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProvideInput(self, request, context):
-        """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
-        where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+        """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
+        same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
+        with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

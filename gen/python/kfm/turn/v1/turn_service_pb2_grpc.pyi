@@ -53,8 +53,9 @@ class TurnServiceStub:
     Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
     """
     ProvideInput: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]
-    """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
-    where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
+    same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
+    with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
     """
     ForkTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]
     """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
@@ -86,8 +87,9 @@ class TurnServiceAsyncStub(TurnServiceStub):
     Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
     """
     ProvideInput: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
-    """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
-    where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
+    same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
+    with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
     """
     ForkTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]  # type: ignore[assignment]
     """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
@@ -164,8 +166,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ProvideInputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ProvideInputResponse, _abc.Awaitable[_turn_service_pb2.ProvideInputResponse]]:
-        """Answers what a turn waits for. Fails with TURN_STATE where the step does not wait (any more), with PERMISSION_DENIED
-        where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+        """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
+        same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
+        with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
         """
 
     @_abc_1.abstractmethod
