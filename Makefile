@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; the others are their parts.
+# `make demo` and `make test` are all that a newcomer needs; most others are their parts.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ INCLUDE := -I proto -I third_party/protovalidate -I third_party/googleapis
 
 .PHONY: demo test check lint types contracts gen gen-check diagram unit properties image bench crash simulate clean
 
-demo: .venv/installed  ## Run one real turn over the whole mesh, in one process.
+demo: .venv/installed  ## Run real turns over the whole mesh, in one process.
 	$(BIN)/agentshell demo
 
 test: check unit  ## Everything that CI runs.
@@ -27,7 +27,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/basedpyright
 
-# Breaking changes are looked for between here and main; on main itself, since the commit before.
+# Breaking changes are those since main; on main itself, since the commit before.
 contracts: .venv/installed
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code proto
@@ -50,7 +50,7 @@ gen: .venv/installed  ## Generate gen/ from proto/, and the manifest's JSON Sche
 
 gen-check: gen
 	@test -z "$$(git status --porcelain gen personalities/*.json)" || { git status --short gen personalities/*.json; \
-	echo "what is generated is not what is committed: commit what make gen made"; exit 1; }
+	echo "generated files differ from what is committed: commit what make gen made"; exit 1; }
 
 diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the code.
 	$(BIN)/python -m agentshell.turn.diagram ARCHITECTURE.md
@@ -58,18 +58,17 @@ diagram: .venv/installed  ## Draw the state diagrams of ARCHITECTURE.md from the
 unit: .venv/installed image
 	$(BIN)/pytest
 
-properties: .venv/installed  ## Hold what is said of all inputs against other examples than those of each test run (SEED=).
+properties: .venv/installed  ## Run the property tests with fresh examples (SEED=).
 	$(BIN)/pytest -q -m hypothesis --hypothesis-profile=others $(if $(SEED),--hypothesis-seed=$(SEED))
 
-image: .venv/installed  ## Build the interpreter of the tools' sandbox, once on a machine.
+image: .venv/installed  ## Build the interpreter of the tools' sandbox, once per machine.
 	$(BIN)/python -m agentshell.tool.sandbox.image
 
-# ARGS=--quick shows that it runs, ARGS='stream resume' runs some parts. Restate takes part where AGENTSHELL_BENCH_RESTATE
-# names its server's program.
-bench: .venv-bench/installed  ## Measure it beside its peers, on a machine that does nothing else.
+# ARGS=--quick shows that it runs, ARGS='stream resume' runs some parts. benchmarks/README.md names peers that need a server.
+bench: .venv-bench/installed  ## Measure it beside its peers, on an otherwise idle machine.
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
-.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds ours took, which is one of the figures.
+.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds our own part took, which is one of the figures.
 	rm -rf .venv-bench
 	@began=$$(date +%s); set -x; $(PYTHON) -m venv .venv-bench && \
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . && \
@@ -77,10 +76,10 @@ bench: .venv-bench/installed  ## Measure it beside its peers, on a machine that 
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && \
 	echo $$seconds > $@
 
-crash: .venv/installed  ## Kill the mesh at the boundaries of its journal and at random (SEED=1 KILLS=1000 LOG=iggy), and check all that it owes.
+crash: .venv/installed  ## Kill the mesh at its journal's boundaries and at random, and check its promises (SEED= KILLS= LOG=).
 	$(BIN)/python -m tests.crash.explorer --seed $(or $(SEED),1) --kills $(or $(KILLS),100) --log $(or $(LOG),postgres)
 
-simulate: .venv/installed  ## Drive the engine's pure parts through many schedules.
+simulate: .venv/installed  ## Drive the engine's pure parts through many schedules (EXAMPLES=).
 	$(BIN)/python -m tests.simulation --examples $(or $(EXAMPLES),1000000) --processes 2
 
 clean:
