@@ -1,4 +1,4 @@
-"""A process of the mesh: starts some of the services, or all of them, and ends well."""
+"""A process of the mesh: starts some of the services, or all of them, and stops them cleanly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _GC_THRESHOLDS = (10_000, 50, 50)
 
 
 class Process:
-    """Runs the services named, or all where none is. To be made within the event loop that runs it."""
+    """Runs the named services, or all where none is named. Make it in the event loop that runs it.
+
+    Raises CONFIG_INVALID for an unknown service, and for a data directory that cannot be made.
+    """
 
     def __init__(self, config: Config, names: Sequence[str] = ()) -> None:
         if unknown := sorted(set(names).difference(SERVICES)):
@@ -108,7 +111,7 @@ class Process:
         self._leave_word()
         await self._server.ready()
         self._http.ready = True
-        gc.freeze()  # What there is now stays, and what comes is mostly freed without a search for cycles.
+        gc.freeze()  # What exists now stays, and what comes is mostly freed without a search for cycles.
         gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
 
@@ -116,7 +119,7 @@ class Process:
         address = self._addresses[service]
         credentials = tls.calling(self.config.tls, address)
         if service in self.names and service not in self.config.peers:
-            name = tls.own_name(self.config.tls)  # Of the certificate: that is hardly of where this process listens.
+            name = tls.own_name(self.config.tls)  # The certificate's: it hardly names where this process listens.
             return channel.within(self._server.loopback, address, self.keyring, credentials, name)
         return channel.connect(address, self.keyring, credentials)
 
@@ -127,7 +130,7 @@ class Process:
             key_file.touch(0o600)
             key_file.write_text(self.keyring.create(DEFAULT_TENANT, DEFAULT_PRINCIPAL) + "\n")
         if "gateway" in self.names:
-            # By a socket nobody needs to know whose certificate is shown at which address.
+            # Over a socket nobody needs to know which address shows whose certificate.
             by_socket = self.config.tls.certificate_file is not None and self._mesh_address.startswith("unix:")
             address = self._mesh_address if by_socket else self.address
             endpoints = Endpoints(address=address, http_address=self.http_address, pid=os.getpid())
@@ -135,7 +138,7 @@ class Process:
 
 
 async def _keep(work: Work) -> None:
-    """Does what a service does in the background. A defect is said, and ends it for a moment only."""
+    """Runs a service's work in the background. After a defect, which is logged, it begins again a moment later."""
     while True:
         try:
             return await work()

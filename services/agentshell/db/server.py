@@ -190,7 +190,7 @@ class PostgresServer:
             return await self._spawn(self._programs / "postgres", arguments, (cluster, socket))
 
     async def _keep(self, process: asyncio.subprocess.Process) -> None:
-        """Starts Postgres again whenever it ends, which `stop` has it do only when this is over."""
+        """Starts Postgres again whenever it ends, until `stop` cancels this."""
         loop = asyncio.get_running_loop()
         delay_seconds = _FIRST_RESTART_SECONDS
         while True:

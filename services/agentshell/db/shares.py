@@ -1,4 +1,4 @@
-"""Places for many: each name has so many at once, so that one whose work waits leaves room for the others."""
+"""Bounded shares: a name holds at most so many places at once, so that one whose work stalls leaves room for others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 
 class Shares:
-    """`most` places for each name. Whoever finds all of its own taken waits for one of them."""
+    """`most` places for each name. Whoever finds all of its own taken waits until one is free."""
 
     def __init__(self, most: int) -> None:
         self._most = most

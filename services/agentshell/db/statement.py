@@ -1,4 +1,4 @@
-"""One statement on a connection of its own: a third of the processor time of a cursor's, for what runs all the time."""
+"""A statement with a connection of its own, for what runs all the time: a third of a cursor's processor time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ _Connection = psycopg.AsyncConnection[Any]
 
 
 class Statement:
-    """A statement with parameters `$1, ...`, prepared once; it connects when it runs and is not connected.
+    """A statement with parameters `$1, ...`, prepared once. It connects when it runs and is not connected.
 
-    `Database.statement` makes it. Parameters and columns are in Postgres' binary form (binary.py).
-    Runs take turns.
+    `Database.statement` makes it. Parameters and columns are in Postgres' binary form (binary.py). One run at a time.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[_Connection]], query: str) -> None:
@@ -84,7 +83,7 @@ class _Wire:
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._wire = connection.pgconn
+        self._pgconn = connection.pgconn
         self._is_running = False
         self._input: asyncio.Future[None] | None = None  # What a run waits for.
         self.is_closed = False
@@ -92,16 +91,16 @@ class _Wire:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     async def prepare(self, query: str) -> None:
-        self._wire.send_prepare(_NAME, query.encode())
+        self._pgconn.send_prepare(_NAME, query.encode())
         await self._result()
 
     async def run(self, parameters: Sequence[bytes | None]) -> PGresult:
         formats = [Format.BINARY] * len(parameters)
-        self._wire.send_query_prepared(_NAME, parameters, formats, result_format=Format.BINARY)
+        self._pgconn.send_query_prepared(_NAME, parameters, formats, result_format=Format.BINARY)
         return await self._result()
 
     async def close(self) -> None:
-        is_left = not self.is_closed and self._wire.transaction_status == TransactionStatus.ACTIVE
+        is_left = not self.is_closed and self._pgconn.transaction_status == TransactionStatus.ACTIVE
         self._end()
         if is_left:  # Or it goes on for nobody: it waits for locks, and has some.
             with contextlib.suppress(psycopg.Error):
@@ -111,7 +110,7 @@ class _Wire:
     async def _result(self) -> PGresult:
         self._is_running = True
         try:
-            while self._wire.flush():  # It is more than the socket takes at once.
+            while self._pgconn.flush():  # It is more than the socket takes at once.
                 await self._writable()
             last: PGresult | None = None
             while (result := await self._next()) is not None:
@@ -126,10 +125,10 @@ class _Wire:
 
     async def _next(self) -> PGresult | None:
         """Returns the next of a run's results; None after the last."""
-        while self._wire.is_busy() and not self.is_closed:
+        while self._pgconn.is_busy() and not self.is_closed:
             self._input = asyncio.get_running_loop().create_future()
             await self._input
-        return self._wire.get_result()
+        return self._pgconn.get_result()
 
     async def _writable(self) -> None:
         loop, writable = asyncio.get_running_loop(), asyncio.Event()
@@ -141,7 +140,7 @@ class _Wire:
 
     def _read(self) -> None:
         try:
-            self._wire.consume_input()
+            self._pgconn.consume_input()
         except psycopg.OperationalError:
             self._end()
         if not self._is_running:  # To one who asks nothing the server says only that it goes.

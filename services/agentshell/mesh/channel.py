@@ -17,7 +17,7 @@ from agentshell.mesh.telemetry import PROPAGATOR
 # For a call on behalf of a caller without a deadline of its own: inside the mesh every call has one.
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
-# No `timeout` here, ever: grpc fires it early (facts/grpc.md section 4). Only UNAVAILABLE is tried again (AIP-194).
+# No `timeout` here, ever: gRPC fires it up to 1.7 s early (grpc/grpc#34547). Only UNAVAILABLE is tried again (AIP-194).
 _SERVICE_CONFIG: dict[str, Any] = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [

@@ -50,6 +50,8 @@ def _check_host_port(address: str) -> str:
 
 
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
+Host = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")]
+"""A name or an address, and a port where only that one is meant."""
 
 
 class ServerConfig(_Section):
@@ -58,7 +60,7 @@ class ServerConfig(_Section):
     address: HostPort = "127.0.0.1:7700"
     """Host:port for clients; port 0 takes a free one."""
     mesh_address: str = ""
-    """Unix:PATH or host:port for the mesh; empty: in the data directory."""
+    """`unix:PATH` or host:port for the mesh; empty: a socket in the data directory."""
     http_address: HostPort = "127.0.0.1:7701"
     """Host:port of /metrics and /health; port 0: a free one."""
     drain_seconds: PositiveFloat = 10.0
@@ -102,7 +104,7 @@ class DatabaseConfig(_Section):
     """Postgres."""
 
     url: str = ""
-    """Postgresql://...; empty: the bundled server in the data directory."""
+    """`postgresql://...`; empty: the bundled server in the data directory."""
     max_connections: PositiveInt = 16
     """Connections of one process."""
 
@@ -122,7 +124,7 @@ class LogConfig(_Section):
     driver: Literal["postgres", "iggy"] = "postgres"
     """Where the log is kept."""
     url: str = ""
-    """iggy://USER:PASSWORD@HOST:PORT/STREAM or iggy://TOKEN@HOST:PORT/STREAM, for the driver iggy."""
+    """`iggy://USER:PASSWORD@HOST:PORT/STREAM` or `iggy://TOKEN@HOST:PORT/STREAM`, for the driver `iggy`."""
     partitions: PositiveInt = 8
     """Partitions of each topic; fixed when the topic is made."""
     retention_days: PositiveInt = 30
@@ -185,7 +187,7 @@ class RuntimeConfig(_Section):
     """The same, of one tenant."""
     max_depth: int = Field(default=4, ge=1, le=16)
     """Turns below a turn that agent steps ask for."""
-    http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
+    http_hosts: tuple[Host, ...] = ()
     """Hosts that HTTP steps may call: `host`, or `host:port`."""
     max_http_bytes: PositiveInt = 256 * 1024
     """The largest answer that an HTTP step takes."""
@@ -224,7 +226,7 @@ class VendorConfig(_Section):
     max_concurrent_calls: PositiveInt = 64
     """Calls under way at one endpoint."""
     max_waiting_calls: int = Field(default=256, ge=0)
-    """Calls that wait for their turn at one endpoint; more are refused."""
+    """Calls that wait at one endpoint; more are refused."""
 
 
 class BudgetConfig(_Section):
@@ -437,7 +439,7 @@ class ToolConfig(_Section):
     """What it asks of the host."""
     max_egress_bytes: PositiveInt = 4 * 1024 * 1024
     """What it sends and receives, in all."""
-    http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
+    http_hosts: tuple[Host, ...] = ()
     """Hosts that it may call where its pack's manifest says so, too: `host`, or `host:port`."""
     secrets: tuple[ToolSecretConfig, ...] = ()
     """What the host adds to requests."""
@@ -468,7 +470,7 @@ class Config(_Section):
     data_dir: Path = Field(default_factory=lambda: _default_data_dir())
     """Everything that must survive."""
     peers: dict[str, str] = Field(default_factory=dict[str, str])
-    """Service -> address; missing: here."""
+    """Service -> address; missing: in this process, or at its socket in the data directory."""
     server: ServerConfig = ServerConfig()
     auth: AuthConfig = AuthConfig()
     tls: TlsConfig = TlsConfig()

@@ -66,7 +66,7 @@ class Member:
 
 
 class Parts:
-    """What the services of a process share. Each part is made when it is first asked for, and closed at the end."""
+    """What the services of a process share. Each part is made when it is first asked for, and closed by `close`."""
 
     def __init__(self, config: Config, connect: Connect) -> None:
         self.config = config
@@ -119,7 +119,7 @@ class Parts:
         return await IggyLog.open(config.url, lease_seconds=config.lease_seconds)
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Has something closed in its turn."""
+        """Has `close` awaited at the end: what was made last is closed first."""
         self._open.push_async_callback(close)
 
     async def close(self) -> None:

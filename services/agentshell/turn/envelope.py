@@ -1,4 +1,4 @@
-"""The header of events and how they are named: what makes a decision that is written twice one event."""
+"""The header of events, and how events are named: why a decision that is written twice is one event."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from kfm.turn.v1.turn_event_pb2 import TurnEvent
 TURNS = "agent.turns"
 OUTPUTS = "agent.outputs"
 STEPS = "agent.steps"
+
+# The groups that share their partitions: managers and gateways those of turns, workers those of steps.
+MANAGERS = "managers"
+GATEWAYS = "gateways"
+WORKERS = "workers"
 
 SPEC_VERSION = "1.0.0"
 
@@ -39,7 +44,7 @@ def type_of(event: TurnEvent) -> str:
 
 
 def begin(header: EventHeader, event_id: str, type_name: str) -> None:
-    """Names an event and says when: now."""
+    """Sets an event's id, type and time: now."""
     header.event_id = event_id
     header.type = type_name
     header.spec_version = SPEC_VERSION
