@@ -19,7 +19,7 @@ Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plai
 
 
 def text_of(message: Message) -> str:
-    """Returns the words of a message."""
+    """Returns the words of a message, each of its texts on a line of its own."""
     return "\n".join(part.text.text for part in message.parts if part.HasField("text"))
 
 

@@ -15,8 +15,10 @@ import re
 from collections.abc import Iterable
 
 from google.protobuf import json_format
+from google.protobuf.message import Message as AnyMessage
 
 from kfm.content.v1.content_pb2 import Message, Part
+from kfm.provider.v1.provider_service_pb2 import Generation
 
 _PIECE = re.compile(r"[A-Za-z0-9]+|\w+|[^\w\s]")
 _ASCII_CHARACTERS_PER_TOKEN = 6
@@ -31,6 +33,16 @@ def estimate(text: str) -> int:
     for piece in _PIECE.findall(text):
         size = _ASCII_CHARACTERS_PER_TOKEN if piece.isascii() else _OTHER_CHARACTERS_PER_TOKEN
         count += -(-len(piece) // size)
+    return count
+
+
+def estimate_generation(generation: Generation) -> int:
+    """Returns about how many tokens a model would read: messages, tools and the schema of the answer."""
+    count = sum(map(estimate_message, generation.messages))
+    for tool in generation.tools:
+        count += estimate(tool.name) + estimate(tool.description) + _json(tool.input_schema)
+    if generation.HasField("output_schema"):
+        count += _json(generation.output_schema)
     return count
 
 
@@ -53,10 +65,14 @@ def _part(part: Part) -> int:
         case "reasoning":
             return estimate(part.reasoning.text)
         case "tool_call":
-            return estimate(part.tool_call.name) + estimate(json_format.MessageToJson(part.tool_call.arguments))
+            return estimate(part.tool_call.name) + _json(part.tool_call.arguments)
         case "tool_result":
-            return estimate(json_format.MessageToJson(part.tool_result.output))
+            return _json(part.tool_result.output)
         case "image":
             return _IMAGE_TOKENS
         case _:
             return 0
+
+
+def _json(message: AnyMessage) -> int:
+    return estimate(json_format.MessageToJson(message))

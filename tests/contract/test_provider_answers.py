@@ -9,7 +9,7 @@ from tests.contract.provider import Part, Subject, Text, asked, question, refusa
 from tests.vendors.openai_server import OpenAICompatibleServer
 from tests.vendors.vendor_server import Call, Fault, Reply
 
-from agentshell.provider import tokens
+from agentshell import tokens
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb

@@ -25,7 +25,7 @@ from tests.contract.provider import (
 from tests.vendors.gemini_server import SIGNATURE
 from tests.vendors.vendor_server import Call, Fault, Reply, sse
 
-from agentshell.provider import tokens
+from agentshell import tokens
 from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb

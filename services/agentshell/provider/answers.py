@@ -2,22 +2,30 @@
 
 A request that is under way is claimed by its process, and a repeat elsewhere waits for what comes of it. A claim holds
 as long as its process does: each process holds an advisory lock for that, which ends with its connection.
+
+A client has its answer once that is on disk. A service of the mesh has it at once: it writes down what it is answered,
+before anything follows from that, so both would have to end before the answer is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
+
+import structlog
 
 from agentshell.db.binary import bigint
 from agentshell.db.database import Connection, Database
-from agentshell.mesh.errors import request_id_reused
+from agentshell.mesh.errors import AgentShellError, request_id_reused
 from agentshell.provider.runs import Request
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 _KEPT = "interval '24 hours'"
 _POLL_SECONDS = 0.1
 _KEEPERS = 4  # Answers that are kept at once: each waits for the disk.
+_MAX_MEANWHILE = 256  # Answers on their way for which nobody waits. Who brings one more waits for it.
+_CLOSE_SECONDS = 5.0
 
 # A claim outlives its answer, so that whoever looked for the answer just before it came cannot claim the request. An
 # answer that is too old is as if it were not there. Nobody else gets the lock of a process that lives.
@@ -54,14 +62,20 @@ WITH swept AS (
     )
 )
 INSERT INTO provider.answers AS a (tenant_id, request_id, request_digest, response)
-VALUES ($1::text, $2::text, $3::bytea, $4::bytea)
+SELECT $1::text, $2::text, $3::bytea, $4::bytea
 ON CONFLICT (tenant_id, request_id) DO UPDATE
 SET request_digest = excluded.request_digest, response = excluded.response, create_time = now()
 WHERE a.create_time <= now() - {_KEPT}
 """  # noqa: S608 - a constant
 
+# The next commit that waits for the disk takes it along, such as that by which the caller writes it down.
+_KEEP_MEANWHILE = _KEEP.replace("$4::bytea\n", "$4::bytea FROM set_config('synchronous_commit', 'off', true)\n")
+
 _TRUE = b"\x01"
 _RELEASE = "DELETE FROM provider.claim WHERE tenant_id = %s AND request_id = %s AND owner = %s"
+
+
+_logger = structlog.get_logger(__name__)
 
 
 class Answers:
@@ -71,12 +85,16 @@ class Answers:
         self._database = database
         self._claim = database.statement(_CLAIM)
         self._keep = database.statements(_KEEP, _KEEPERS)
+        self._keep_meanwhile = database.statements(_KEEP_MEANWHILE, _KEEPERS)
+        self._meanwhile: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._owner = secrets.randbits(62)
         self._locking = asyncio.Lock()
         self._lock: Connection | None = None  # Holds the lock that says that this process lives.
 
     async def close(self) -> None:
-        """Lets go of all claims."""
+        """Lets go of all claims, once what is on its way is kept."""
+        if self._meanwhile:
+            await asyncio.wait(self._meanwhile.values(), timeout=_CLOSE_SECONDS)
         if self._lock is not None:
             await self._lock.close()
 
@@ -85,6 +103,8 @@ class Answers:
 
         Raises REQUEST_ID_REUSED where another thing was asked.
         """
+        if meanwhile := self._meanwhile.get(_key(request)):
+            await asyncio.wait([meanwhile])
         values = [*_values(request), bigint(self._owner)]
         while True:
             row = await self._claim.run(values)
@@ -108,6 +128,23 @@ class Answers:
             return response
         return await self.claim(request) or response
 
+    async def keep_meanwhile(self, request: Request, response: pb.GenerateResponse) -> None:
+        """Keeps an answer while the caller goes on, which writes it down itself; a repeat waits for it."""
+        if len(self._meanwhile) >= _MAX_MEANWHILE:
+            await self.keep(request, response)
+            return
+        key = _key(request)
+        self._meanwhile[key] = asyncio.create_task(self._keep_or_release(request, response))
+        self._meanwhile[key].add_done_callback(lambda _: self._meanwhile.pop(key, None))
+
+    async def _keep_or_release(self, request: Request, response: pb.GenerateResponse) -> None:
+        try:
+            await self._keep_meanwhile.run([*_values(request), response.SerializeToString()])
+        except Exception as error:
+            _logger.warning("provider.answer.not_kept", request_id=request.request_id, problem=str(error))
+            with suppress(AgentShellError):  # Without a database, the claim ends with this process.
+                await self.release(request)
+
     async def release(self, request: Request) -> None:
         """Gives a claim up that came to no answer, for a repeat to make."""
         async with self._database.connection() as connection:
@@ -120,6 +157,10 @@ class Answers:
                 await self._lock.close()
             self._lock = await self._database.dedicated()
             await self._lock.execute("SELECT pg_advisory_lock(%s)", (self._owner,))
+
+
+def _key(request: Request) -> tuple[str, str]:
+    return request.tenant_id, request.request_id
 
 
 def _values(request: Request) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""One call to a vendor at one endpoint: its turn there, what it uses, and what its end says of the endpoint."""
+"""One call to a vendor at one endpoint: its place there, what it uses, and what its end says of the endpoint."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MOST_RETRY_SECONDS_BESIDE_OTHERS = 2.0
 
 
 class Remedy(Enum):
-    """Who may answer what an endpoint failed to."""
+    """Who may answer where an endpoint failed to."""
 
     AGAIN = "the same endpoint after a while, or any other"
     ELSEWHERE = "another endpoint of the provider, or another model"

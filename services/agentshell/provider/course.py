@@ -26,8 +26,8 @@ class Stage(NamedTuple):
     endpoints: Sequence[Endpoint]
 
 
-class Step(NamedTuple):
-    """An attempt to make: where, and after how long."""
+class Try(NamedTuple):
+    """An attempt that is to be made: where, and after how long."""
 
     candidate: Candidate
     endpoint: Endpoint
@@ -36,15 +36,15 @@ class Step(NamedTuple):
 
 def course(
     stages: Sequence[Stage], max_attempts: int, deadline: float, clock: Clock, random: Callable[[], float]
-) -> Generator[Step, AgentShellError, None]:
-    """Yields the next attempt, and takes the failure of each. It ends where that failure is the call's."""
+) -> Generator[Try, AgentShellError, None]:
+    """Yields the next attempt to make, and takes the failure of each. It ends where that failure is the call's."""
     for stage in stages:
         has_others = stage is not stages[-1]
         queue = [(0.0, endpoint) for endpoint in in_order(stage.endpoints, clock(), random)]
         failed = 0
         while queue and failed < max_attempts:
             ready, endpoint = queue.pop(0)
-            failure = yield Step(stage.candidate, endpoint, max(0.0, ready - clock()))
+            failure = yield Try(stage.candidate, endpoint, max(0.0, ready - clock()))
             match backoff.remedy(failure.reason):
                 case Remedy.NONE:
                     return

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+from agentshell import tokens
 from agentshell.mesh import call
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import metrics, output_schema, response_cache, token_bound, tokens
+from agentshell.provider import metrics, output_schema, response_cache, token_bound
 from agentshell.provider.adapters import answer
 from agentshell.provider.adapters.adapter import Tell
 from agentshell.provider.answers import Answers
@@ -55,7 +56,7 @@ class Generations:
         self._default_max_output_tokens = default_max_output_tokens
 
     async def answer(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
-        """Returns the answer, whose growth it has told; it is kept by then if the request has an id."""
+        """Returns the answer, whose growth it has told. A client's is kept by then, if its request has an id."""
         if not ask.request.request_id:
             return await self._cached(ask, tell)
         first = await self._answers.claim(ask.request)
@@ -63,7 +64,11 @@ class Generations:
             metrics.REPLAYS.inc()
             return _replay(first, tell)
         try:
-            return await self._answers.keep(ask.request, await self._cached(ask, tell))
+            response = await self._cached(ask, tell)
+            if not call.current().is_inside:
+                return await self._answers.keep(ask.request, response)
+            await self._answers.keep_meanwhile(ask.request, response)
+            return response
         except BaseException:
             await asyncio.shield(asyncio.create_task(self._release(ask.request)))
             raise

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agentshell import tokens
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import tokens
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 

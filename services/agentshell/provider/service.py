@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from agentshell import tokens
 from agentshell.db.database import Database
 from agentshell.mesh import call, errors, paging
 from agentshell.mesh.config import ProviderConfig
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import routing, token_bound, tokens
+from agentshell.provider import routing, token_bound
 from agentshell.provider.alarm import Alarm
 from agentshell.provider.answers import Answers
 from agentshell.provider.budget import Budgets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentshell.provider import tokens
+from agentshell import tokens
 from agentshell.provider.metering import Meter
 from kfm.content.v1 import content_pb2
 from kfm.content.v1.content_pb2 import Usage

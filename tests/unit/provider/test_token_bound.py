@@ -6,7 +6,8 @@ from google.protobuf import struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentshell.provider import token_bound, tokens
+from agentshell import tokens
+from agentshell.provider import token_bound
 from kfm.content.v1.content_pb2 import ROLE_USER, Image, Message, Part, Passage, Text, ToolCall, ToolResult
 from kfm.provider.v1 import provider_service_pb2 as pb
 

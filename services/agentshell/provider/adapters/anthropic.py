@@ -244,7 +244,7 @@ def _mark(blocks: Sequence[dict[str, Any]], cache: pb.PromptCache, provider: str
 
 
 def _tool(tool: pb.ToolDefinition) -> dict[str, Any]:
-    schema = part_text.schema(tool.input_schema) or {"type": "object", "properties": {}}
+    schema = part_text.tool_schema(tool.input_schema) or {"type": "object", "properties": {}}
     return {"name": tool.name, "description": tool.description, "input_schema": schema}
 
 

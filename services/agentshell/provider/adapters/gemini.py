@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain, count, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from agentshell.provider import tokens
+from agentshell import tokens
 from agentshell.provider.adapters import failure, part_text
 from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
 from agentshell.provider.adapters.answer import Answer
@@ -269,7 +269,7 @@ def _request(generation: pb.Generation, model: str, provider: str) -> dict[str, 
 
 
 def _tool(tool: pb.ToolDefinition) -> dict[str, Any]:
-    schema = {"parametersJsonSchema": part_text.schema(tool.input_schema)} if tool.input_schema.fields else {}
+    schema = {"parametersJsonSchema": part_text.tool_schema(tool.input_schema)} if tool.input_schema.fields else {}
     return {"name": tool.name, "description": tool.description, **schema}
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from agentshell.provider import extract, tokens
+from agentshell import tokens
+from agentshell.provider import extract
 from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
 from agentshell.provider.adapters.answer import Answer
 from kfm.content.v1 import content_pb2

@@ -114,9 +114,9 @@ def number(found: Mapping[str, Any], name: str) -> int:
     return found.get(name) or 0
 
 
-def parameters_of(tool: pb.ToolDefinition) -> dict[str, Any]:
+def parameters_of(tool: pb.ToolDefinition) -> Mapping[str, Any]:
     """Returns the schema of a tool's arguments, which may not be missing."""
-    return part_text.schema(tool.input_schema) or {"type": "object", "properties": {}}
+    return part_text.tool_schema(tool.input_schema) or {"type": "object", "properties": {}}
 
 
 def image_url(image: content_pb2.Image) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from agentshell.provider import tokens
+from agentshell import tokens
 from agentshell.provider.adapters import failure, openai, part_text, strict_schema
 from agentshell.provider.adapters.adapter import Access, Deltas, unsupported
 from agentshell.provider.adapters.answer import Answer

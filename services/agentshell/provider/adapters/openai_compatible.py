@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from agentshell import tokens
 from agentshell.mesh.errors import AgentShellError
-from agentshell.provider import tokens
 from agentshell.provider.adapters.adapter import Access, Deltas, no_model, unsupported
 from agentshell.provider.adapters.failure import Refused
 from agentshell.provider.adapters.openai_api import OpenAIApi

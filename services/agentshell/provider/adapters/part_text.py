@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -12,6 +14,9 @@ from agentshell.content import plain
 from kfm.content.v1 import content_pb2
 
 _CLOSING = "</passage"
+# The schemas of tools, which come again with each call: to make one of its Struct takes longer than all else of a tool.
+_KEPT_SCHEMAS = 256
+_MAX_KEPT_BYTES = 8 * 1024
 
 
 def passage(passage: content_pb2.Passage, number: int) -> str:
@@ -41,3 +46,14 @@ def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
 def schema(value: struct_pb2.Struct) -> dict[str, Any]:
     """Returns a JSON Schema, always in the same order, so that vendors find what they keep of requests."""
     return json.loads(dump(value))
+
+
+def tool_schema(value: struct_pb2.Struct) -> Mapping[str, Any]:
+    """Returns the JSON Schema of a tool's arguments as `schema` does; the same one to all, so nobody may change it."""
+    content = value.SerializeToString(deterministic=True)
+    return _kept_schema(content) if len(content) <= _MAX_KEPT_BYTES else schema(value)
+
+
+@lru_cache(maxsize=_KEPT_SCHEMAS)
+def _kept_schema(content: bytes) -> Mapping[str, Any]:
+    return schema(struct_pb2.Struct.FromString(content))

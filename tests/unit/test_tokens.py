@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentshell.provider import tokens
+from agentshell import tokens
 
 
 @pytest.mark.parametrize(
