@@ -253,18 +253,26 @@ async def test_an_unknown_personality_is_not_found_and_the_loaded_ones_are_named
     assert error.metadata == {"personality_id": "nobody"}
 
 
-async def test_a_pinned_version_is_served_while_it_is_kept(mesh: Mesh) -> None:
+async def test_a_pinned_version_is_served_however_many_follow_it_and_after_a_restart(tmp_path: Path) -> None:
     digests: list[str] = []
-    for number in range(VERSIONS_KEPT + 1):
-        async with unread(mesh.service):
-            write(mesh.packs / "a", PLAIN.format(id="a"), f"Version {number}.")
-        await (mesh.reload() if number else mesh.service.start())
-        digests.append((await mesh.get("a")).digest)
-    assert (await mesh.get("a", digests[1])).system_prompt == "Version 1."
-    error = await refusal(mesh.get("a", digests[0]))
-    assert error.reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
-    assert error.message.startswith(f"version {digests[0]} of personality 'a' is not kept: the last 8 versions")
-    assert error.metadata == {"personality_id": "a", "digest": digests[0]}
+    async with serving(tmp_path) as mesh:
+        for number in range(VERSIONS_KEPT + 2):
+            async with unread(mesh.service):
+                write(mesh.packs / "a", PLAIN.format(id="a"), f"Version {number}.")
+            await (mesh.reload() if number else mesh.service.start())
+            digests.append((await mesh.get("a")).digest)
+    async with unread(mesh.service):
+        write(mesh.packs / "a", PLAIN.format(id="a"), "The version of now.")
+    async with serving(tmp_path) as mesh:
+        await mesh.service.start()
+        prompts = [(await mesh.get("a", digest)).system_prompt for digest in digests]
+        assert prompts == [f"Version {number}." for number in range(VERSIONS_KEPT + 2)]
+        assert (await mesh.get("a")).system_prompt == "The version of now."
+        for personality_id, digest in (("b", digests[0]), ("a", f"sha256:{'0' * 64}"), ("a", "sha256:../a")):
+            error = await refusal(mesh.get(personality_id, digest))
+            assert error.reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
+            assert error.message.startswith(f"version {digest} of personality '{personality_id}' is not kept")
+            assert error.metadata == {"personality_id": personality_id, "digest": digest}
 
 
 async def test_reload_says_how_many_packs_are_loaded_and_what_is_wrong_with_the_others(mesh: Mesh) -> None:

@@ -15,7 +15,7 @@ from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, Turn, TurnState
 from xenocomm import Client, XenocommError
 
-_CALL_SECONDS = 10.0
+_CALL_SECONDS = 60.0
 _SOON_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
 _SESSIONS = ("s0", "s1", "s2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.flow.test_engine import asks_for, over
-from tests.flow.test_turns import create, run, spec
+from tests.flow.test_turns import WAIT_SECONDS, create, run, spec
 from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Call, Fault, Reply
 
@@ -67,7 +67,7 @@ async def test_a_cancelled_turn_cancels_what_it_had_others_answer(client: Client
     turn_id = await create(client, spec(plan=Plan(steps=[ask]), **SOCIAL))
     await vendor.wait_asked()
 
-    await TurnServiceStub(client.channel).CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=10)
+    await TurnServiceStub(client.channel).CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=WAIT_SECONDS)
 
     await vendor.wait_hung_up()
     below = [turn async for turn in client.list() if (await client.get(turn.turn_id)).parent.turn_id == turn_id]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
@@ -23,6 +22,7 @@ from tests.certificates import Authority
 from tests.flow.conftest import environment_for
 from tests.flow.mesh import Mesh
 from tests.flow.test_inputs import asks, waits
+from tests.ports import free_port
 from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Fault
 
@@ -34,6 +34,7 @@ from agentshell.mesh import ids
 from agentshell.mesh.config import Config
 from agentshell.mesh.data_directory import key_file
 from agentshell.turn.envelope import TURNS
+from agentshell.turn.state import is_over
 from kfm.admin.v1.admin_service_pb2 import DeadLetter
 from kfm.content.v1.content_pb2 import ROLE_ASSISTANT
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent, TurnUpdate
@@ -198,19 +199,21 @@ async def test_a_turn_outlives_its_caller_until_it_is_cancelled(embedded: Mesh, 
     asking = await start("ask", "Ready?", "--provider", "openai", "--json", data_dir=embedded.data_dir)
     assert asking.stdout is not None
     async with asyncio.timeout(_COMMAND_SECONDS):
+        turn_id = json_format.Parse(await asking.stdout.readline(), TurnUpdate()).event.turn_id
         while b'"delta"' not in await asking.stdout.readline():
             pass
     asking.send_signal(signal.SIGINT)
     ended = await ended_of(asking)
-    [turn] = await listed(embedded, "--state", "running", state=TURN_STATE_RUNNING)
     assert ended.code == 130
-    assert ended.err == f"\nthe turn goes on: `agentshell turns watch {turn.turn_id}`\n"
-    cancelled = await agentshell("turns", "cancel", turn.turn_id, "--message", "enough", data_dir=embedded.data_dir)
+    assert ended.err == f"\nthe turn goes on: `agentshell turns watch {turn_id}`\n"
+    running = await listed(embedded, "--state", "running", state=TURN_STATE_RUNNING)
+    assert turn_id in [turn.turn_id for turn in running]
+    cancelled = await agentshell("turns", "cancel", turn_id, "--message", "enough", data_dir=embedded.data_dir)
     assert (cancelled.code, cancelled.err) == (0, "")
-    watched = await agentshell("turns", "watch", turn.turn_id, data_dir=embedded.data_dir)
+    watched = await agentshell("turns", "watch", turn_id, data_dir=embedded.data_dir)
     assert (watched.code, watched.out) == (1, "")
     assert "CANCELLED" in watched.err
-    again = await agentshell("turns", "cancel", turn.turn_id, data_dir=embedded.data_dir)
+    again = await agentshell("turns", "cancel", turn_id, data_dir=embedded.data_dir)
     assert again.code == 1
     assert "TURN_STATE" in again.err
 
@@ -276,7 +279,9 @@ async def test_an_operator_finds_replays_and_drops_what_cannot_be_decoded(embedd
 
 async def test_the_index_of_turns_is_made_again_from_the_log(embedded: Mesh) -> None:
     command = ("turns", "list", "--limit", "10000", "--json")
-    before = await agentshell(*command, data_dir=embedded.data_dir)
+    async with asyncio.timeout(_COMMAND_SECONDS):  # Nothing more is written to it when it has the end of each turn.
+        while not all(map(is_over, (before := await agentshell(*command, data_dir=embedded.data_dir)).messages(Turn))):
+            pass
     async with _database(embedded) as database, database.connection() as connection:
         await connection.execute("DELETE FROM gateway.turn")
     assert await agentshell(*command, data_dir=embedded.data_dir) == Ended(0, "", "")
@@ -373,8 +378,7 @@ async def test_up_stops_at_sigterm_and_starts_again_with_all_turns() -> None:
 async def test_a_client_reads_on_when_the_mesh_is_restarted_within_an_answer(
     vendor: OpenAIChatServer, end: signal.Signals
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     environment = {"AGENTSHELL_SERVER__ADDRESS": address, "AGENTSHELL_SERVER__DRAIN_SECONDS": "0.2"}
     vendor.fault = Fault(stall_after=2)
     with tempfile.TemporaryDirectory(prefix="as-") as name:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from tests.flow.ledger import Ledger
-from tests.flow.test_turns import create, run, spec
+from tests.flow.test_turns import WAIT_SECONDS, create, run, spec
 from tests.vendors.openai_server import OpenAIChatServer
 from tests.vendors.vendor_server import Call, Fault, Reply
 
@@ -186,7 +186,7 @@ async def test_cancelling_a_turn_cancels_the_turns_below_it(client: Client, vend
     child = Step(step_id="ask", agent=AgentStep(personality_id="social"))
     turn_id = await create(client, spec(plan=Plan(steps=[child])))
     await vendor.wait_asked()
-    await TurnServiceStub(client.channel).CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=10)
+    await TurnServiceStub(client.channel).CancelTurn(pb.CancelTurnRequest(turn_id=turn_id), timeout=WAIT_SECONDS)
     await vendor.wait_hung_up()
     below = [turn async for turn in client.list() if (await client.get(turn.turn_id)).parent.turn_id == turn_id]
     async for _ in client.watch(below[0].turn_id):

@@ -38,7 +38,15 @@ from kfm.provider.v1.provider_service_pb2_grpc import ProviderServiceStub
 from kfm.tool.v1 import tool_service_pb2 as tool
 from kfm.tool.v1.tool_service_pb2_grpc import ToolServiceStub
 from kfm.turn.v1 import turn_service_pb2 as turn
-from kfm.turn.v1.turn_pb2 import MemoryStep, ModelStep, ParentStep, Plan, Step
+from kfm.turn.v1.turn_pb2 import (
+    TURN_STATE_COMPLETED,
+    TURN_STATE_WAITING,
+    MemoryStep,
+    ModelStep,
+    ParentStep,
+    Plan,
+    Step,
+)
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 
 MARK = "zanzibar"
@@ -346,6 +354,10 @@ async def _settled(owner: Owner) -> Owner:
         _ = [told async for told in ToolServiceStub(owner.channels["tool"]).InvokeTool(asked, **options)]
     page = await kept.List(memory.ListRequest(namespace=names.namespaces[0], page_size=1), **options)
     turns = TurnServiceStub(owner.channels["gateway"])
+    ended = [TURN_STATE_WAITING, TURN_STATE_COMPLETED]
+    async with asyncio.timeout(WAIT_SECONDS):  # The list is a moment behind what happens.
+        while [each.state for each in (await turns.ListTurns(turn.ListTurnsRequest(), **options)).turns] != ended:
+            pass
     listed = await turns.ListTurns(turn.ListTurnsRequest(page_size=1), **options)
     assert page.next_page_token
     assert listed.next_page_token

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Mapping
@@ -12,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.certificates import Authority
+from tests.ports import free_port
 
 from agentshell.mesh.credentials import Keyring
 
@@ -19,11 +19,6 @@ _SECONDS = 120.0
 _QUESTION = "What happens if the process is killed during a turn?"
 _AGENTSHELL = str(Path(sys.executable).with_name("agentshell"))
 _BUF = str(Path(sys.executable).with_name("buf"))
-
-
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return f"localhost:{found.getsockname()[1]}"
 
 
 async def _run(*command: str, environment: Mapping[str, str]) -> tuple[int | None, str]:
@@ -65,7 +60,7 @@ async def _ready(process: Process) -> str:
 async def test_two_machines_and_their_clients_meet_over_tls_alone(tmp_path: Path, database_url: str) -> None:
     authority = Authority(tmp_path / "authority")
     certificate_file, key_file = authority.issue("mesh", "localhost")
-    mesh_address = _free_address()
+    mesh_address = f"localhost:{free_port()}"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("AGENTSHELL_")}
     common = plain | {
         "AGENTSHELL_DATABASE__URL": database_url,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import defaultdict
 from typing import Any
 
 import grpc
@@ -88,7 +89,7 @@ async def wait_for_text(client: Client, turn_id: str) -> None:
 
 
 async def fail_once(client: Client, vendor: OpenAIChatServer, fault: Fault) -> str:
-    """Starts a turn whose first attempt meets the fault, and heals the vendor while the next one is put off."""
+    """Starts a turn whose first attempt meets the fault, and heals the vendor once it hears that the attempt failed."""
     vendor.fault = fault
     retry = RetryPolicy(first_delay=Duration(seconds=2))
     turn_id = await create(
@@ -176,7 +177,8 @@ async def test_a_cancelled_turn_ends_the_call_to_the_vendor(client: Client, vend
     await client.cancel(turn_id, "enough")
     await vendor.wait_hung_up()
     updates = [update async for update in client.watch(turn_id)]
-    assert kinds(updates)[-2:] == ["turn_cancel_requested", "turn_cancelled"]
+    # What the vendor said just before may have come in between.
+    assert [kind for kind in kinds(updates) if kind != "text"][-2:] == ["turn_cancel_requested", "turn_cancelled"]
     assert (await client.get(turn_id)).state == TURN_STATE_CANCELLED
     with pytest.raises(XenocommError) as caught:
         await client.cancel(turn_id)
@@ -198,19 +200,20 @@ async def test_a_caller_that_goes_away_does_not_end_its_turn(client: Client, ven
 async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
     limits = TurnLimits()
-    limits.max_duration.FromSeconds(2)  # The vendor has been called by then.
+    limits.max_duration.FromSeconds(2)
     updates = await run(client, asking_vendor(limits=limits))
     failure = updates[-1].event.turn_failed.failure
     assert failure.message
     assert failure.reason in (ERROR_REASON_TURN_TIMEOUT, ERROR_REASON_STEP_TIMEOUT), "whoever saw it first"
-    await vendor.wait_hung_up()
+    if vendor.requests:  # On a machine that has much to do the time may be up before the vendor is called.
+        await vendor.wait_hung_up()
 
 
 async def test_a_step_that_fails_for_a_while_is_tried_again(client: Client, vendor: OpenAIChatServer) -> None:
     turn_id = await fail_once(client, vendor, Fault(status=503))
     updates = [update async for update in client.watch(turn_id)]
     assert kinds(updates)[-5:] == ["step_failed", "step_scheduled", "text", "step_succeeded", "turn_completed"]
-    assert updates[-2].event.step_succeeded.attempt == 2
+    assert updates[-2].event.step_succeeded.attempt == 1 + kinds(updates).count("step_failed")
 
 
 async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAIChatServer) -> None:
@@ -225,11 +228,11 @@ async def test_a_failure_says_what_failed_and_why(client: Client, vendor: OpenAI
 async def test_text_of_a_run_that_broke_off_is_void(client: Client, vendor: OpenAIChatServer) -> None:
     turn_id = await fail_once(client, vendor, Fault(cut_after=3))
     transcript = Transcript()
-    texts: list[str] = []
+    said = defaultdict[int, str](str)
     async for update in client.watch(turn_id):
         transcript.add(update)
-        texts += update.delta.texts if update.delta.attempt == 2 else []
-    assert transcript.text == "Ready to serve." == "".join(texts)
+        said[update.delta.attempt] += "".join(update.delta.texts)
+    assert transcript.text == "Ready to serve." == said[max(said)]
 
 
 async def test_turns_of_one_session_run_one_after_another(client: Client, vendor: OpenAIChatServer) -> None:
@@ -305,13 +308,13 @@ async def test_a_client_that_does_not_read_slows_nobody_and_misses_nothing(clien
 
 async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor: OpenAIChatServer) -> None:
     vendor.fault = Fault(stall_after=3)
-    stub = TurnServiceStub(client.channel)
-    call = stub.RunTurn(pb.RunTurnRequest(turn=asking_vendor()), timeout=2.0)
-    turn_id = await acknowledged(call)
+    turn, request_id = asking_vendor(), uuid.uuid4().hex
+    request = pb.RunTurnRequest(request_id=request_id, turn=turn)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
+        async for _ in TurnServiceStub(client.channel).RunTurn(request, timeout=2.0):
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    turn_id = await create(client, turn, request_id)  # As a caller that lost it finds it.
     await wait_for_text(client, turn_id)
     assert (await client.get(turn_id)).state == TURN_STATE_RUNNING
     await client.cancel(turn_id)
@@ -322,4 +325,4 @@ async def test_two_tenants_sessions_of_one_name_are_two(mesh: Mesh, vendor: Open
     async with mesh.client("tenant-a") as ann, mesh.client("tenant-b") as bob:
         await ann.ask("My secret is 42.", session="shared-name", provider="openai")
         await bob.ask("What is the secret?", session="shared-name", provider="openai")
-    assert "42" not in str(vendor.requests[-1].body)
+    assert "My secret" not in str(vendor.requests[-1].body)
