@@ -155,6 +155,25 @@ async def serving(service: BreakingTurnService, address: str = "127.0.0.1:0") ->
         await server.stop(0)
 
 
+@contextlib.asynccontextmanager
+async def from_far_away(address: str, seconds: float) -> AsyncGenerator[str]:
+    """A way to a server by which the first bytes take so long."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(seconds)
+        there = await asyncio.open_connection(*address.split(":"))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def read_all(client: Client) -> list[e.TurnUpdate]:
     return [update async for update in client.run("count to four")]
 
@@ -230,9 +249,11 @@ async def test_a_turn_that_takes_too_long_ends_the_wait_and_names_the_turn() -> 
     service = BreakingTurnService()
     service.hang = True
     async with serving(service) as address, Client.connect(address, _KEY, timeout_seconds=1.5) as client:
+        stream = client.run("count to four")
         with pytest.raises(XenocommError) as caught:
-            await client.ask("count to four")
-    assert (caught.value.reason, caught.value.metadata) == ("DEADLINE_EXCEEDED", {"turn_id": "t1"})
+            async for _ in stream:
+                pass
+    assert (caught.value.reason, caught.value.metadata) == ("DEADLINE_EXCEEDED", {"turn_id": stream.turn_id})
 
 
 async def test_a_server_that_stays_away_is_given_up_at_the_deadline() -> None:
@@ -243,6 +264,15 @@ async def test_a_server_that_stays_away_is_given_up_at_the_deadline() -> None:
             with pytest.raises(XenocommError) as caught:
                 await client.ask("count to four")
     assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+async def test_a_server_that_is_far_away_is_waited_for() -> None:
+    async with (
+        serving(BreakingTurnService()) as near,
+        from_far_away(near, 0.5) as address,
+        Client.connect(address, _KEY) as client,
+    ):
+        assert await read_all(client) == _UPDATES
 
 
 async def test_connecting_to_nobody_fails_at_once_and_names_the_address() -> None:

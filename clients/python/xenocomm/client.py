@@ -19,9 +19,11 @@ from kfm.turn.v1.turn_pb2 import (
     PLAN_STRATEGY_UNSPECIFIED,
     PRIORITY_UNSPECIFIED,
     ModelChoice,
+    Plan,
     PlanStrategy,
     Priority,
     Turn,
+    TurnLimits,
     TurnState,
 )
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -58,7 +60,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Not a pause, but how long a connection may take to be made: over a wide network several times what a message does.
+    ("grpc.min_reconnect_backoff_ms", round(_CONNECT_TIMEOUT_SECONDS * 1000)),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),  # Another client's failures are not ours.
 ]
@@ -110,6 +113,8 @@ class Client:
         model: str = "",
         strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
         priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
+        plan: Plan | None = None,
+        limits: TurnLimits | None = None,
         request_id: str = "",
     ) -> Answer:
         """Runs a turn and returns its answer. Empty arguments fall to the mesh's defaults; see `run`."""
@@ -122,6 +127,8 @@ class Client:
             model=model,
             strategy=strategy,
             priority=priority,
+            plan=plan,
+            limits=limits,
             request_id=request_id,
         )
         async with contextlib.aclosing(stream):
@@ -139,12 +146,15 @@ class Client:
         model: str = "",
         strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
         priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
+        plan: Plan | None = None,
+        limits: TurnLimits | None = None,
         request_id: str = "",
     ) -> TurnStream:
         """Starts a turn and streams what happens until it is over.
 
-        The first update asked for starts it. A caller that may itself be restarted gives a `request_id` of its own and
-        repeats it: within 24 hours that makes no second turn.
+        Without a `plan` the mesh makes one; `limits` only narrow those of the pack and the mesh. The first update asked
+        for starts it. A caller that may itself be restarted gives a `request_id` of its own and repeats it: that makes
+        no second turn, ever.
         """
         spec = pb.TurnSpec(
             session_id=session,
@@ -153,6 +163,8 @@ class Client:
             model=_choice(provider, model),
             strategy=strategy,
             priority=priority,
+            plan=plan,
+            limits=limits,
         )
         request = pb.RunTurnRequest(request_id=request_id or str(uuid.uuid4()), turn=spec)
         return TurnStream(self._turns, request, self._timeout_seconds)
@@ -215,6 +227,8 @@ class Client:
         model: str = "",
         strategy: PlanStrategy.ValueType = PLAN_STRATEGY_UNSPECIFIED,
         priority: Priority.ValueType = PRIORITY_UNSPECIFIED,
+        plan: Plan | None = None,
+        limits: TurnLimits | None = None,
         request_id: str = "",
     ) -> Turn:
         """Starts a turn that shares the past of another up to the end of a step, and returns it; empty: shares none.
@@ -228,6 +242,8 @@ class Client:
             model=_choice(provider, model),
             strategy=strategy,
             priority=priority,
+            plan=plan,
+            limits=limits,
         )
         request = pb.ForkTurnRequest(
             turn_id=turn_id, step_id=step_id, changes=changes, request_id=request_id or str(uuid.uuid4())

@@ -49,5 +49,5 @@ class Transcript:
 
 
 def text_of(message: Message) -> str:
-    """Returns the words of a message."""
+    """Returns the words of a message, its texts one after another as they were streamed."""
     return "".join(part.text.text for part in message.parts if part.HasField("text"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentshell.cli import mesh, options
-from agentshell.cli.ending import FAILED, ending, fail
+from agentshell.cli.ending import FAILED, fail
 from agentshell.cli.options import (
     Address,
     DataDir,
@@ -28,7 +28,7 @@ from agentshell.cli.options import (
 if TYPE_CHECKING:
     from kfm.turn.v1.turn_event_pb2 import TurnUpdate
     from kfm.turn.v1.turn_pb2 import PlanStrategy, Priority, Turn
-    from xenocomm import TurnStream
+    from xenocomm import Client, TurnStream
 
 
 def ask(
@@ -46,21 +46,19 @@ def ask(
 ) -> None:
     """Ask, and print the answer. Exits with 1 when the turn fails, with 3 when there is no mesh."""
 
-    async def run(place: mesh.Place) -> None:
-        async with mesh.connect(place) as client:
-            stream = client.run(
-                text,
-                personality=personality,
-                session=session,
-                provider=provider,
-                model=model,
-                strategy=planned(strategy),
-                priority=urgent(priority),
-            )
-            await show(stream, as_json)
+    async def run(client: Client) -> None:
+        stream = client.run(
+            text,
+            personality=personality,
+            session=session,
+            provider=provider,
+            model=model,
+            strategy=planned(strategy),
+            priority=urgent(priority),
+        )
+        await show(stream, as_json)
 
-    with ending():
-        asyncio.run(run(mesh.find(mesh.load_config(None, data_dir), address, key_file)))
+    mesh.run(run, address, key_file, data_dir)
 
 
 def planned(strategy: Strategy | None) -> PlanStrategy.ValueType:

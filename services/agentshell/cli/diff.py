@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from kfm.content.v1.content_pb2 import Message, Usage
     from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent
     from kfm.turn.v1.turn_pb2 import Step, Turn
+    from xenocomm import Client
 
 _MAX_LINES = 40
 
@@ -29,15 +29,14 @@ def diff(
 ) -> None:
     """Compare two turns, step by step. Exits with 1 if they differ in more than time."""
 
-    async def run() -> tuple[Turn, Turn]:
-        place = mesh.find(mesh.load_config(None, data_dir), address, key_file)
-        async with mesh.connect(place) as client:
-            a = [event async for event in client.events(first)]
-            return folded(a), folded([event async for event in client.events(second)])
+    async def run(client: Client) -> tuple[Turn, Turn]:
+        a = [event async for event in client.events(first)]
+        return folded(a), folded([event async for event in client.events(second)])
 
+    turns = mesh.run(run, address, key_file, data_dir)
     with ending():
         same = True
-        for is_same, line in compared(*asyncio.run(run())):
+        for is_same, line in compared(*turns):
             same = same and is_same
             typer.echo(line)
         if not same:

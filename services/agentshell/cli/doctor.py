@@ -78,11 +78,11 @@ async def _examine(
     for listened in filter(None, (config.server.address, config.server.mesh_address)):
         yield _tls(config, listened)
     try:
-        place = mesh.find(config, address, key_file)
-        limits: dict[str, Any] = {"timeout_seconds": _CHECK_TIMEOUT_SECONDS, "tls": place.tls or False}
-        async with Client.connect(place.address, place.api_key, **limits) as client:
-            yield await _services(client, place.address)
-            yield await _api_key(client, place)
+        target = mesh.find(config, address, key_file)
+        limits: dict[str, Any] = {"timeout_seconds": _CHECK_TIMEOUT_SECONDS, "tls": target.tls or False}
+        async with Client.connect(target.address, target.api_key, **limits) as client:
+            yield await _services(client, target.address)
+            yield await _api_key(client, target)
             yield await _personality(client)
             yield await _vectors(client)
     except AgentShellError as error:
@@ -196,18 +196,18 @@ async def _services(client: Client, address: str) -> Finding:
     return Finding("mesh", well, says, "" if well else "wait until it is ready; its log says what holds it")
 
 
-async def _api_key(client: Client, place: mesh.Place) -> Finding:
+async def _api_key(client: Client, target: mesh.Target) -> Finding:
     from xenocomm import XenocommError
 
     mend = f"--key-file or {mesh.KEY_VARIABLE} names one; `agentshell keys create` makes one"
-    if not place.api_key:
-        return Finding("API key", False, f"none in {place.key_origin}", mend)
+    if not target.api_key:
+        return Finding("API key", False, f"none in {target.key_origin}", mend)
     try:
         async for _ in client.list(page_size=1):
             break
     except XenocommError as error:
-        return Finding("API key", False, f"{place.key_origin}: {error.message}", mend)
-    return Finding("API key", True, f"{place.key_origin}: accepted")
+        return Finding("API key", False, f"{target.key_origin}: {error.message}", mend)
+    return Finding("API key", True, f"{target.key_origin}: accepted")
 
 
 async def _personality(client: Client) -> Finding:
@@ -264,7 +264,7 @@ async def _vectors(client: Client) -> Finding:
         if each.next_embedder
     ]
     first = f" (of the first {_MAX_NAMESPACES} namespaces)" if response.next_page_token else ""
-    return Finding("vectors", True, f"{', '.join(said) or 'none yet'}{first}, in {response.store}")
+    return Finding("vectors", True, f"{', '.join(said) or 'none of this tenant yet'}{first}, in {response.store}")
 
 
 def _embedders(config: Config) -> Generator[Finding]:

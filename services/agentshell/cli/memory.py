@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from agentshell.cli import mesh
-from agentshell.cli.ending import FAILED, USAGE, ending, fail
+from agentshell.cli.ending import FAILED, USAGE, fail
 from agentshell.cli.options import Address, DataDir, KeyFile
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def export(
     request = ExportRequest(user_id=user) if user else ExportRequest(everything=True)
     if namespace:
         request = ExportRequest(namespace=namespace)
-    _run(lambda client: _export(client, file, request), address, key_file, data_dir)
+    mesh.run(lambda client: _export(client, file, request), address, key_file, data_dir)
 
 
 @app.command("import")
@@ -57,15 +56,12 @@ def import_file(
     data_dir: DataDir = None,
 ) -> None:
     """Bring the records and messages of a file in, for the key's tenant. Twice does no harm: what is there is left."""
-    _run(lambda client: _import(client, file, partial), address, key_file, data_dir)
+    mesh.run(lambda client: _import(client, file, partial), address, key_file, data_dir)
 
 
 async def _export(client: Client, path: Path, request: ExportRequest) -> None:
-    import grpc.aio
-
     from agentshell.cli import copy_file
     from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
-    from xenocomm.errors import from_rpc
 
     with _open(path) as file:
         counts = _resume(path, file, request)
@@ -74,8 +70,6 @@ async def _export(client: Client, path: Path, request: ExportRequest) -> None:
             async for response in call:
                 copy_file.add(file, response)
                 counts[response.item.WhichOneof("kind") or ""] += 1
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
         finally:
             call.cancel()
         copy_file.end(file, counts["record"], counts["message"])
@@ -108,20 +102,14 @@ def _resume(path: Path, file: BinaryIO, request: ExportRequest) -> dict[str, int
 
 
 async def _import(client: Client, path: Path, partial: bool) -> None:
-    import grpc.aio
-
     from agentshell.cli import copy_file
     from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
-    from xenocomm.errors import from_rpc
 
     with path.open("rb") as file:
         scan = _scan(path, file)
         if not scan.is_whole and not partial:
             fail(f"{path} is cut short after {scan.end} bytes: export it again, or give --partial", FAILED)
-        try:
-            answer = await MemoryServiceStub(client.channel).Import(_requests(copy_file.items(file)))
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from None
+        answer = await MemoryServiceStub(client.channel).Import(_requests(copy_file.items(file)))
     typer.echo(f"{answer.record_count} records, {answer.message_count} messages")
     typer.echo(f"there already: {answer.unchanged_record_count} records, {answer.unchanged_message_count} messages")
 
@@ -149,12 +137,3 @@ def _scan(path: Path, file: BinaryIO) -> copy_file.Scan:
         return copy_file.scan(file)
     except ValueError as error:
         fail(f"{path}: {error}", FAILED)
-
-
-def _run(work: Callable[[Client], Awaitable[None]], address: str, key_file: Path | None, data_dir: Path | None) -> None:
-    async def run() -> None:
-        async with mesh.connect(mesh.find(mesh.load_config(None, data_dir), address, key_file)) as client:
-            await work(client)
-
-    with ending():
-        asyncio.run(run())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentshell.cli.ending import USAGE, fail
+from agentshell.cli.ending import USAGE, ending, fail
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "AGENTSHELL_API_KEY"
 _GRACE_SECONDS = 30.0  # What a turn's answer may take to arrive after the turn's own limit.
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """Where a mesh is. `api_key` is empty where none was found; `key_origin` says where it was looked for.
 
     `tls` is what to call it with; None: plainly.
@@ -47,7 +49,7 @@ def load_config(config_file: Path | None, data_dir: Path | None, **sections: dic
     return config.load(config_file, os.environ, overrides)
 
 
-def find(config: Config, address: str = "", key_file: Path | None = None) -> Place:
+def find(config: Config, address: str = "", key_file: Path | None = None) -> Target:
     """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one.
 
     Raises CONFIG_INVALID for files of TLS.
@@ -67,23 +69,44 @@ def find(config: Config, address: str = "", key_file: Path | None = None) -> Pla
             api_key = file.read_text()
     timeout_seconds = config.runtime.max_turn_seconds + _GRACE_SECONDS
     address = address or config.server.address
-    return Place(address, tls.calling(config.tls, address), api_key.strip(), origin, timeout_seconds)
+    return Target(address, tls.calling(config.tls, address), api_key.strip(), origin, timeout_seconds)
+
+
+def run(work: Callable[[Client], Awaitable[_T]], address: str, key_file: Path | None, data_dir: Path | None) -> _T:
+    """Runs `work` with the mesh that a command's options name, and returns its result. A failure ends the command."""
+
+    async def connected() -> _T:
+        async with connect(load_config(None, data_dir), address, key_file) as client:
+            return await work(client)
+
+    with ending():
+        return asyncio.run(connected())
 
 
 @contextlib.asynccontextmanager
-async def connect(place: Place) -> AsyncGenerator[Client]:
-    """Connects; ends the command where nothing answers or there is no key."""
-    from xenocomm import Client
+async def connect(config: Config, address: str = "", key_file: Path | None = None) -> AsyncGenerator[Client]:
+    """Connects to the mesh that `find` finds; ends the command where there is no key.
 
-    timeout_seconds, secured = place.timeout_seconds, place.tls or False
-    async with Client.connect(place.address, place.api_key, timeout_seconds=timeout_seconds, tls=secured) as client:
-        if not place.api_key:
+    Raises XenocommError, also for calls of other stubs over the client's channel.
+    """
+    import grpc.aio
+
+    from xenocomm import Client
+    from xenocomm.errors import from_rpc
+
+    target = find(config, address, key_file)
+    timeout_seconds, secured = target.timeout_seconds, target.tls or False
+    async with Client.connect(target.address, target.api_key, timeout_seconds=timeout_seconds, tls=secured) as client:
+        if not target.api_key:
             fail(
-                f"no API key in {place.key_origin}: name its file with --key-file or set {KEY_VARIABLE}; "
+                f"no API key in {target.key_origin}: name its file with --key-file or set {KEY_VARIABLE}; "
                 "`agentshell keys create` makes one",
                 USAGE,
             )
-        yield client
+        try:
+            yield client
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
 
 
 @contextlib.asynccontextmanager
@@ -95,8 +118,8 @@ async def operate(config: Config, address: str, timeout_seconds: float) -> Async
     from xenocomm.errors import from_rpc
 
     keyring = data_directory.keyring(config)
-    place = find(config, address)
-    async with channel.connect(place.address, keyring, place.tls) as connected:
+    target = find(config, address)
+    async with channel.connect(target.address, keyring, target.tls) as connected:
         try:
             with call.scope(call.OPERATOR, timeout_seconds):
                 yield connected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentshell.personality.pack import Pack
     from agentshell.personality.yaml_file import PackError
     from kfm.error.v1.error_pb2 import Failure
-    from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceAsyncStub
+    from xenocomm import Client
 
 _TIMEOUT_SECONDS = 60.0
 _PAGE = 500
@@ -122,10 +122,12 @@ def list_packs(
 ) -> None:
     """List the personalities that the mesh serves; to operators what is wrong with packs, too: then it exits with 1."""
 
-    async def run(stub: PersonalityServiceAsyncStub) -> None:
+    async def run(client: Client) -> None:
         from agentshell.cli.render import console, json_line, packs_table
         from kfm.personality.v1.personality_service_pb2 import ListRequest, ListResponse
+        from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 
+        stub = PersonalityServiceStub(client.channel)
         found, request = ListResponse(), ListRequest(page_size=_PAGE)
         while True:
             page = await stub.List(request, timeout=_TIMEOUT_SECONDS)
@@ -144,7 +146,7 @@ def list_packs(
         if found.failures:
             raise typer.Exit(FAILED)
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -220,25 +222,3 @@ def _private_key(file: Path | None) -> bytes | None:
     except ValueError as error:
         fail(f"{file}: {error}", USAGE)
     return private
-
-
-def _run(
-    work: Callable[[PersonalityServiceAsyncStub], Awaitable[None]],
-    address: str,
-    key_file: Path | None,
-    data_dir: Path | None,
-) -> None:
-    async def run(place: mesh.Place) -> None:
-        import grpc.aio
-
-        from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
-        from xenocomm.errors import from_rpc
-
-        async with mesh.connect(place) as client:
-            try:
-                await work(PersonalityServiceStub(client.channel))
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error) from None
-
-    with ending():
-        asyncio.run(run(mesh.find(mesh.load_config(None, data_dir), address, key_file)))

@@ -61,7 +61,7 @@ def ask_cases(
     async def run() -> None:
         tested = [_read(folder, case or ()) for folder in folders]
         config = mesh.load_config(config_file, data_dir)
-        serving = _elsewhere(config, address, key_file) if address else _here(config, folders)
+        serving = mesh.connect(config, address, key_file) if address else _here(config, folders)
         async with serving as client:
             failed = [await _test(client, one, provider, model, seconds) for one in tested]
         if any(failed):
@@ -128,10 +128,6 @@ def _packs_directory(directory: Path, folders: Sequence[Path]) -> Path:
     for number, folder in enumerate(dict.fromkeys(folder.resolve() for folder in folders)):
         (packs / f"{number}-{folder.name}").symlink_to(folder, target_is_directory=True)
     return packs
-
-
-def _elsewhere(config: Config, address: str, key_file: Path | None) -> contextlib.AbstractAsyncContextManager[Client]:
-    return mesh.connect(mesh.find(config, address, key_file))
 
 
 async def _test(client: Client, tested: _Tested, provider: str, model: str, seconds: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,18 +37,16 @@ def replay(
     if sum((bool(turn_ids), file is not None, every)) != 1:
         fail("name turns, or give --file, or --all", USAGE)
 
-    async def run() -> bool:
-        if file is not None:
-            told = [_tell(turn_id, events) for turn_id, events in _histories(file).items()]
-            return all(told)
-        place = mesh.find(mesh.load_config(None, data_dir), address, key_file)
-        async with mesh.connect(place) as client:
-            names = _all_turns(client) if every else _each(turn_ids or [])
-            told = [_tell(name, [event async for event in client.events(name)]) async for name in names]
-            return all(told)
+    async def run(client: Client) -> list[bool]:
+        names = _all_turns(client) if every else _each(turn_ids or [])
+        return [_tell(name, [event async for event in client.events(name)]) async for name in names]
 
     with ending():
-        if not asyncio.run(run()):
+        if file is not None:
+            told = [_tell(turn_id, events) for turn_id, events in _histories(file).items()]
+        else:
+            told = mesh.run(run, address, key_file, data_dir)
+        if not all(told):
             raise typer.Exit(FAILED)
 
 

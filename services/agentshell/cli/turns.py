@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,7 +76,7 @@ def list_turns(
         else:
             console().print(turns_table(turns))
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -107,7 +105,7 @@ def show(
             if turn.failure.message:
                 out.print(f"\n{turn.failure.message}", markup=False)
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -119,7 +117,7 @@ def watch(
     data_dir: DataDir = None,
 ) -> None:
     """Follow a turn from its beginning to its end, as `ask` does."""
-    _run(lambda client: show_stream(client.watch(turn_id), as_json), address, key_file, data_dir)
+    mesh.run(lambda client: show_stream(client.watch(turn_id), as_json), address, key_file, data_dir)
 
 
 @app.command()
@@ -136,7 +134,7 @@ def cancel(
         await client.cancel(turn_id, message)
         typer.echo(f"asked for; `agentshell turns show {turn_id}` says what came of it")
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -154,7 +152,7 @@ def answer(
         await client.provide_input(turn_id, _named(turn_id, step), text)
         typer.echo(f"answered; `agentshell turns watch {turn_id}` follows what comes of it")
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -190,7 +188,7 @@ def fork(
         typer.echo(f"turn {forked.turn_id}", err=True)
         await show_stream(client.watch(forked.turn_id), as_json)
 
-    _run(run, address, key_file, data_dir)
+    mesh.run(run, address, key_file, data_dir)
 
 
 @app.command()
@@ -212,12 +210,3 @@ def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
 def _named(turn_id: str, step: str) -> str:
     """Returns a step as its turn's plan names it: with the turn before it."""
     return step if not step or step.startswith(f"{turn_id}/") else f"{turn_id}/{step}"
-
-
-def _run(work: Callable[[Client], Awaitable[None]], address: str, key_file: Path | None, data_dir: Path | None) -> None:
-    async def run(place: mesh.Place) -> None:
-        async with mesh.connect(place) as client:
-            await work(client)
-
-    with ending():
-        asyncio.run(run(mesh.find(mesh.load_config(None, data_dir), address, key_file)))

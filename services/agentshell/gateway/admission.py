@@ -76,7 +76,7 @@ def planning(asked: TurnSpec, pack: Personality) -> tuple[Plan, PlanStrategy.Val
 
 
 def bound_waits(given: Plan, config: RuntimeConfig) -> None:
-    """Says of each approval of a plan how long it waits: as long as it asks for, and no longer than configured."""
+    """Sets how long each approval of a plan waits: as long as it asks for, but no longer than configured."""
     most = timedelta(seconds=config.approval_wait_seconds)
     for step in given.steps:
         if step.HasField("approval"):

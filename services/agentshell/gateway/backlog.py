@@ -1,10 +1,11 @@
-"""How many turns are open: more than a bounded number are not admitted, so that those that are get their turn."""
+"""How many turns are open: no more than a bounded number are admitted, so that those that are get done."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 
 from agentshell.db.database import Database
@@ -14,6 +15,7 @@ from kfm.error.v1 import error_pb2
 
 _KEPT_SECONDS = 0.5
 _RETRY_DELAY = timedelta(seconds=1)
+_AGAIN = f"try again in {_RETRY_DELAY.seconds} s"
 
 # The states are those of the index. A claim that nothing came of within a minute was cut off, and is no turn.
 _COUNT = """
@@ -31,7 +33,7 @@ WHERE tenant_id = %s AND (turn_id = %s OR (turn_id = %s AND state IN (1, 2, 4)))
 class Backlog:
     """Counts open turns, at most twice a second; in between it adds what this process admits.
 
-    The limits are met about: gateways do not know what others have admitted since they counted.
+    The limits are approximate: a gateway does not know what others have admitted since it counted.
     """
 
     def __init__(self, database: Database, config: RuntimeConfig) -> None:
@@ -48,16 +50,10 @@ class Backlog:
         A turn that is known already passes, and so does one that an open turn waits for: to refuse it frees nothing.
         """
         await self._count()
-        key, most, count = "runtime.max_open_turns", self._most, self._open.total()
-        if self._open[tenant_id] >= self._most_of_tenant:
-            key, most, count = "runtime.max_open_turns_per_tenant", self._most_of_tenant, self._open[tenant_id]
-        if count >= most and not await self._is_known(tenant_id, turn_id, parent_id):
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_OVERLOADED,
-                f"{count} turns are open, the limit is {most} ('{key}'); try again in {_RETRY_DELAY.seconds} s",
-                metadata={"open": str(count), "limit": str(most), "key": key},
-                retry_delay=_RETRY_DELAY,
-            )
+        mine = self._open[tenant_id]
+        is_full = mine >= self._most_of_tenant
+        if (is_full or self._open.total() >= self._most) and not await self._is_known(tenant_id, turn_id, parent_id):
+            raise _tenant_is_full(mine, self._most_of_tenant) if is_full else _mesh_is_full()
         self._open[tenant_id] += 1
 
     async def _count(self) -> None:
@@ -73,3 +69,18 @@ class Backlog:
         async with self._database.connection() as connection:
             cursor = await connection.execute(_FIND, (tenant_id, turn_id, parent_id))
             return await cursor.fetchone() is not None
+
+
+def _tenant_is_full(count: int, most: int) -> AgentShellError:
+    key = "runtime.max_open_turns_per_tenant"
+    message = f"{count} turns of yours are open, the limit is {most} ({key!r}); end some, or {_AGAIN}"
+    return _overloaded(message, {"open_count": str(count), "limit": str(most), "key": key})
+
+
+def _mesh_is_full() -> AgentShellError:  # How many turns others have is not the caller's to know.
+    key = "runtime.max_open_turns"
+    return _overloaded(f"the mesh has as many turns open as it admits ({key!r}); {_AGAIN}", {"key": key})
+
+
+def _overloaded(message: str, metadata: Mapping[str, str]) -> AgentShellError:
+    return AgentShellError(error_pb2.ERROR_REASON_OVERLOADED, message, metadata=metadata, retry_delay=_RETRY_DELAY)

@@ -30,7 +30,9 @@ def decode(text: str, turn_id: str) -> Cursor:
     except (binascii.Error, UnicodeError, ValueError):
         raise ValueError("the cursor was not made by this service; leave it empty to begin at the beginning") from None
     if named != turn_id:
-        raise ValueError(f"the cursor belongs to turn {named}, not to {turn_id}")
+        raise ValueError(
+            f"the cursor is one of turn {named}, not of {turn_id}; leave it empty to begin at the beginning"
+        )
     if cursor.turns_offset < 0 or cursor.outputs_offset < 0:
         raise ValueError("the cursor was not made by this service; leave it empty to begin at the beginning")
     return cursor

@@ -39,7 +39,7 @@ def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
 
 
 def is_undoing(turn: t.Turn, step_id: str) -> bool:
-    """Returns whether the step undoes another: then what is past is no longer so."""
+    """Returns whether the step is a compensation: what it has undone cannot be shared as past."""
     return any(step.step_id == step_id and step.compensates for step in turn.plan.steps)
 
 
@@ -61,7 +61,7 @@ def past(turn: t.Turn) -> t.Plan:
 
 
 def _strip(step: t.Step, prefix: str) -> None:
-    """Takes the turn out of the names: the inverse of `plan.own`."""
+    """Takes the turn's id out of the names: the inverse of `plan.own`."""
     step.step_id = step.step_id.removeprefix(prefix)
     step.depends_on[:] = [name.removeprefix(prefix) for name in step.depends_on]
     step.compensates = step.compensates.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Whether somebody's answer to a question of a turn counts. Pure."""
+"""Whether an answer to a turn's question counts. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The personalities that turns are admitted for, remembered for a moment."""
+"""The personalities of the turns that are admitted, remembered for a moment."""
 
 from __future__ import annotations
 

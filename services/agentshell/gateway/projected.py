@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from agentshell.gateway.projector import GROUP
 from agentshell.log.log import Log
 from agentshell.turn import envelope
 
@@ -23,9 +22,9 @@ class Projected:
         self._offsets: Mapping[int, int] = {}
 
     async def offsets(self) -> Mapping[int, int]:
-        """Returns, by partition, offsets before which all is in every row that is read from now on."""
+        """Returns, by partition, the offset before which every event is in the rows that are read from now on."""
         async with self._looked:
             if time.monotonic() >= self._expiry:
-                self._offsets = await self._log.committed(envelope.TURNS, GROUP)
+                self._offsets = await self._log.committed(envelope.TURNS, envelope.GATEWAYS)
                 self._expiry = time.monotonic() + _KEPT_SECONDS
         return self._offsets

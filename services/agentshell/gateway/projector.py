@@ -23,7 +23,6 @@ from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
 _log = structlog.get_logger("agentshell.projector")
 
-GROUP = "gateways"
 _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
@@ -95,7 +94,7 @@ class Projector:
     async def _run(self) -> None:
         while True:
             try:
-                self._lease = await self._log.join(envelope.TURNS, GROUP, self._member)
+                self._lease = await self._log.join(envelope.TURNS, envelope.GATEWAYS, self._member)
                 for known in (self._open, self._unsaved, self._ends):
                     known.clear()
                 while True:

@@ -33,6 +33,9 @@ from kfm.turn.v1.turn_event_pb2 import InputProvided, TurnCancelRequested, TurnE
 from kfm.turn.v1.turn_pb2 import (
     PRIORITY_NORMAL,
     STEP_STATE_SUCCEEDED,
+    TURN_STATE_REQUESTED,
+    TURN_STATE_RUNNING,
+    TURN_STATE_WAITING,
     ForkPoint,
     ParentStep,
     Turn,
@@ -44,6 +47,7 @@ _READ_RECORDS = 500
 _PAGE_BYTES = 1024 * 1024  # A page ends with the item that passes it: below the 4 MiB that gRPC takes by default.
 _TURN_BYTES = 2 * 1024 * 1024
 _SCANNED_RECORDS = 5000  # at the most for one page of events; the token goes on from there
+_NEVER_CANCELLED = frozenset((TURN_STATE_REQUESTED, TURN_STATE_RUNNING, TURN_STATE_WAITING))
 
 
 class TurnService(TurnServiceServicer):
@@ -162,19 +166,23 @@ class TurnService(TurnServiceServicer):
         context: grpc.aio.ServicerContext[pb.CancelTurnRequest, pb.CancelTurnResponse],
     ) -> pb.CancelTurnResponse:
         row = await self._find(request.turn_id)
-        turn = row.turn
+        turn_id, is_taken = row.turn.turn_id, not is_over(row.turn)
         cancel = TurnCancelRequested(message=request.message, principal_id=call.current().principal.principal_id)
-        event = _stamped(TurnEvent(turn_cancel_requested=cancel), turn.turn_id, turn.session_id)
+        event = _stamped(TurnEvent(turn_cancel_requested=cancel), turn_id, row.turn.session_id)
         if request.request_id:  # So that a repeat is known by it.
             event.header.event_id = ids.digest(event.header.event_id, request.request_id)
-        if not is_over(turn):
+        offset = row.next_offset if row.turn.state in _NEVER_CANCELLED else row.turns_offset
+        if is_taken:
             await self._append(event)
-        elif not (request.request_id and await self._has_asked(row, event, request.request_id)):
-            state = TurnState.Name(turn.state)
+        if request.request_id:  # What was asked by it first counts, and not what has become of the turn.
+            is_taken = await self._has_asked(row, event, offset, request.request_id)
+        if not is_taken:
+            await self._catch_up(row)
+            state = TurnState.Name(row.turn.state)
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_STATE,
-                f"turn {turn.turn_id} is over ({state}); there is nothing to cancel",
-                metadata={"turn_id": turn.turn_id, "state": state},
+                f"turn {turn_id} is over ({state}); there is nothing to cancel",
+                metadata={"turn_id": turn_id, "state": state},
             )
         return pb.CancelTurnResponse()
 
@@ -203,7 +211,9 @@ class TurnService(TurnServiceServicer):
         self, request: pb.ForkTurnRequest, context: grpc.aio.ServicerContext[pb.ForkTurnRequest, pb.ForkTurnResponse]
     ) -> pb.ForkTurnResponse:
         if request.step_id and request.changes.plan.steps:
-            raise errors.invalid("changes.plan", "cannot be given with step_id: the plan is that of the shared past")
+            raise errors.invalid(
+                "changes.plan", "cannot be given with step_id, whose plan is that of the shared past: leave one out"
+            )
         row = await self._find(request.turn_id)
         source, past = await self._past(row, request.step_id)
         if source.fork.step_id and not request.step_id and not (request.changes.plan.steps or request.changes.strategy):
@@ -247,11 +257,7 @@ class TurnService(TurnServiceServicer):
         claim = IndexedTurn(tenant_id, turn, *floors, digest)
         row = await self._index.claim(claim)
         if row.request_digest not in (None, digest):
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-                f"request_id {request_id!r} was used for another turn; use a new one for each turn",
-                metadata={"request_id": request_id, "turn_id": turn_id},
-            )
+            raise errors.request_id_reused(request_id)
         if row.folded_offset is None:  # New, or claimed by a call that may have been cut off before it appended.
             ack = await self._append(event)
             if row is claim and not ack.duplicate:
@@ -304,9 +310,12 @@ class TurnService(TurnServiceServicer):
             raise errors.invalid("step_id", f"{step_id!r} undoes what was done; name a step before it")
         return requested, turn
 
-    async def _has_asked(self, row: IndexedTurn, cancel: TurnEvent, request_id: str) -> bool:
-        """Returns whether this was asked before the turn was over. Raises REQUEST_ID_REUSED for something else."""
-        async for _, event in self._events(row, row.turns_offset):
+    async def _has_asked(self, row: IndexedTurn, cancel: TurnEvent, offset: int, request_id: str) -> bool:
+        """Returns whether this was asked, from `offset` on, before the turn was over.
+
+        Raises REQUEST_ID_REUSED where something else was.
+        """
+        async for _, event in self._events(row, offset):
             if event.header.event_id == cancel.header.event_id:
                 if event.turn_cancel_requested != cancel.turn_cancel_requested:
                     raise errors.request_id_reused(request_id)

@@ -57,7 +57,8 @@ def check_record(record: pb.Record, field: str) -> None:
     if record.metadata.ByteSize() > MAX_METADATA_BYTES:
         raise AgentShellError(
             error_pb2.ERROR_REASON_TOO_LARGE,
-            f"{field}.metadata has {record.metadata.ByteSize()} bytes, the limit is {MAX_METADATA_BYTES}: keep long texts in records of their own",
+            f"{field}.metadata has {record.metadata.ByteSize()} bytes, the limit is {MAX_METADATA_BYTES}: "
+            "keep long texts in records of their own",
             metadata={"field": f"{field}.metadata", "limit_bytes": str(MAX_METADATA_BYTES)},
         )
 

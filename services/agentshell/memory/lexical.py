@@ -1,4 +1,4 @@
-"""The embedder `lexical`: hashed words and pieces of words. Needs no model, and knows no meaning.
+"""Vectors of hashed words and pieces of words: they need no model, and know no meaning. Pure.
 
 Texts are close when they share words or spelling. Half of the vector counts stems, the other half grams of 3 to 5
 characters, which find what a stem misses: names, typing errors, compounds, languages without a stemmer.

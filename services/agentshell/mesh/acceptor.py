@@ -2,7 +2,7 @@
 
 grpc.aio takes one call at a time, each over five rounds of the event loop: a burst comes in one by one, and where much
 is under way a call waits for what all others do in five rounds. It has no option for that, so this reaches below its
-surface: grpcio is pinned, and where another version differs no call is served in any test.
+surface: grpcio is pinned, and with a version that differs there no test could make a call.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class _Acceptor(_AioServer):
                     self._calls.append(call)
                 else:
                     self._next.set_result(call)
-        except Exception as error:  # The server stops: what it has not begun to serve ends as what it did not take.
+        except Exception as error:  # The server stops: calls not begun end like those it never took.
             self._calls.clear()
             if not self._next.done():
                 self._next.set_exception(error)
 
 
 class _Next(asyncio.Future[Any]):
-    """Who begins to wait when it is done goes on at once, and not in the next round."""
+    """One whose waiter goes on at once where it is done already, instead of in the next round."""
 
     def add_done_callback(self, fn: Callable[[asyncio.Future[Any]], object], *, context: Any = None) -> None:
         if self.done():

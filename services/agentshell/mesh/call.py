@@ -1,4 +1,4 @@
-"""The call that is being served: whose it is and until when. Carried by a context variable into every call it makes."""
+"""The call being served: whose it is and until when. A context variable carries it into every call that it makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
-# Owns what all tenants may read and none may write: the knowledge of personality packs, in namespaces `knowledge/*`.
+# Owns what every tenant may read and none may write: the knowledge of personality packs, in `knowledge/*`.
 # No API key can be made for it; only a mesh token can carry it.
 SHARED_TENANT = "@shared"
 
@@ -51,12 +51,15 @@ def current() -> Call:
     """Returns the call being served. Raises CREDENTIAL_INVALID outside of one."""
     call = _current.get()
     if call is None:
-        raise AgentShellError(error_pb2.ERROR_REASON_CREDENTIAL_INVALID, "nobody's call is being served here")
+        raise AgentShellError(
+            error_pb2.ERROR_REASON_CREDENTIAL_INVALID,
+            "nobody's call is being served here: work of the mesh's own runs within call.scope()",
+        )
     return call
 
 
 def is_served() -> bool:
-    """Returns whether a call is being served here: not so where a process tidies up by itself."""
+    """Returns whether a call is being served here; false where a process tidies up by itself."""
     return _current.get() is not None
 
 
@@ -66,12 +69,12 @@ def tenant() -> str:
 
 
 def is_operator() -> bool:
-    """Returns whether an operator calls, and not anybody else, on whoever's behalf."""
+    """Returns whether it is an operator who calls."""
     return current().principal == OPERATOR
 
 
 def require_operator() -> None:
-    """Returns where an operator calls. Raises PERMISSION_DENIED where it is anybody else."""
+    """Raises PERMISSION_DENIED unless it is an operator who calls."""
     if not is_operator():
         raise AgentShellError(
             error_pb2.ERROR_REASON_PERMISSION_DENIED,

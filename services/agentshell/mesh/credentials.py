@@ -1,6 +1,6 @@
 """Who may call: API keys for clients, short-lived signed tokens inside the mesh.
 
-An API key is `ask_<id>_<secret>`; the keys file has the digest of the secret alone. A mesh token is a JWT of a minute,
+An API key is `ask_<id>_<secret>`; the keys file has only a digest of the secret. A mesh token is a JWT for a minute,
 signed with the mesh's own secret, that says on whose behalf a service calls another.
 """
 
@@ -106,7 +106,9 @@ class Keyring:
         key_id, _, secret = credential.removeprefix("ask_").partition("_")
         key = self._keys.get(key_id)
         if key is None or not hmac.compare_digest(key.secret_sha256, _sha256(secret)):
-            raise _invalid("the API key is not one of this mesh; `agentshell keys create` makes one")
+            raise _invalid(
+                "the API key is unknown to this mesh, or revoked: send another, which `agentshell keys create` makes"
+            )
         return Principal(key.tenant_id, key.principal_id)
 
     def _verify_token(self, credential: str) -> Principal:
@@ -122,7 +124,10 @@ class Keyring:
                 error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the mesh token has expired on its way; call again"
             ) from None
         except jwt.InvalidTokenError as error:
-            raise _invalid(f"the token is neither an API key nor a token of this mesh: {error}") from None
+            raise _invalid(
+                f"the credential is neither an API key, which begins with 'ask_', nor a token of this mesh ({error}); "
+                "`agentshell keys create` makes an API key"
+            ) from None
         principal = Principal(str(claims["tenant"]), str(claims["sub"]))
         if len(self._verified) >= _TOKENS_KEPT:
             self._verified.clear()

@@ -163,14 +163,9 @@ def request_id_reused(request_id: str) -> AgentShellError:
     """The error for a `request_id` that was another request's."""
     return AgentShellError(
         error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-        f"request_id {request_id!r} was used within 24 hours for another request: take a new one",
+        f"request_id {request_id!r} was used for another request: take a new one for each",
         metadata={"request_id": request_id},
     )
-
-
-def not_implemented(what: str) -> AgentShellError:
-    """The error for what the contract has and this release does not."""
-    return AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, f"{what} is in the contract but not in this release")
 
 
 def of(exception: BaseException) -> AgentShellError:
@@ -180,14 +175,15 @@ def of(exception: BaseException) -> AgentShellError:
             return exception
         case grpc.aio.AioRpcError():
             return _from_rpc(exception)
-        case NotImplementedError():
-            return not_implemented("this RPC")
+        case NotImplementedError():  # The generated servicer's, for an RPC that the service does not have.
+            message = "this RPC is in the contract but not in this release"
+            return AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, message)
         case asyncio.CancelledError():
             return AgentShellError(error_pb2.ERROR_REASON_CANCELLED, "the call was cancelled")
         case TimeoutError():
             return AgentShellError(
                 error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
-                "the deadline passed before there was an answer",
+                "the deadline passed before there was an answer; allow more time",
                 cause=exception,
             )
         case _:

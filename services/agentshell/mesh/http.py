@@ -1,4 +1,4 @@
-"""The small HTTP port of a process, for machines that watch it: /metrics, /health/live, /health/ready."""
+"""The small HTTP server of a process, for machines that watch it: /metrics, /health/live, /health/ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names: ULIDs for what happens anew, digests for what is decided."""
+"""Ids: ULIDs for what happens once, digests for what may be decided again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ulid() -> str:
 def digest(*parts: str | int) -> str:
     """Returns an id that is the same for the same parts, always: 26 characters, of the form of a ULID.
 
-    A decision named so and written twice is one decision.
+    So a decision that is written twice is one decision.
     """
     packed = "\0".join(map(str, parts))
     return _encode(int.from_bytes(hashlib.sha256(packed.encode()).digest()[:16]))

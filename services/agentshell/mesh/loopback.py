@@ -1,7 +1,7 @@
 """Calls between services of one process: all that they are over a socket, without the socket.
 
-A call crosses as bytes, and is served in a task and a context of its own, behind the same interceptor. So neither side
-can tell where the other one is, and a service may move to another process any day.
+A call crosses as bytes, and is served in a task and a context of its own, behind the same interceptor. Neither side
+can tell where the other is, so a service may move to another process any day.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class LoopbackCall:
         return response
 
     async def read(self) -> Any:
-        """Returns the next response; EOF after the last. Whoever is cancelled here cancels it. Raises AioRpcError."""
+        """Returns the next response; EOF after the last. Cancelling the reader cancels the call. Raises AioRpcError."""
         while not self._responses:
             if self._status is not None:
                 return self._over(self._status)

@@ -13,8 +13,8 @@ from agentshell.mesh.server_interceptor import unknown
 class Methods(grpc.GenericRpcHandler):
     """What generated code adds a servicer to; `wrap` puts the interceptor around a method's handler.
 
-    None is *registered* with grpc.aio, which has a task wait for each that is, and looks at all of them at each call: a
-    seventh of the time of a small call where there are 80.
+    None of them is *registered* with grpc.aio, which has a task wait for each that is, and looks at all of them at each
+    call: a seventh of the time of a small call where there are 80.
     """
 
     def __init__(self, wrap: Callable[[str, Any], Any]) -> None:

@@ -16,13 +16,13 @@ from kfm.error.v1 import error_pb2
 _DIGEST_BYTES = 12
 _INTEGER_BITS = 63  # And its sign: what a database takes.
 _SEPARATOR = "\0"
-# Fields that say which part of an answer is asked for; the others are the query.
+# Fields that say which part of the answer is asked for; all others are the query.
 _POSITIONS = frozenset({"page_token", "page_size", "cursor"})
 _PROBLEM = "was not made by this service for this query"
 
 
 def page_size(asked: int, default: int, most: int) -> int:
-    """Returns how many to list: 0 asks for the default, and more than the most is the most."""
+    """Returns how many to list: 0 asks for the default, and `most` is the limit."""
     return min(asked or default, most)
 
 

@@ -1,4 +1,4 @@
-"""A process of the mesh as the network sees it: one gRPC server with health, reflection, and a good end."""
+"""A process of the mesh as the network sees it: one gRPC server with health, reflection and graceful shutdown."""
 
 from __future__ import annotations
 

@@ -182,11 +182,11 @@ async def test_a_document_over_the_limits_is_refused(acme: Caller, monkeypatch: 
     monkeypatch.setattr(ingestion, "MAX_DOCUMENT_BYTES", 1000)
     monkeypatch.setattr(reading, "MAX_CHUNKS", 4)
     assert (await acme.ingest(("a.md", b"x" * 1000), ("b.md", b"# x\n" * 4))).written_chunk_count == 8
-    for content in (b"x" * 1001, b"# x\n" * 5):
+    for content, limit in ((b"x" * 1001, {"limit_bytes": "1000"}), (b"# x\n" * 5, {"limit_chunks": "4"})):
         with pytest.raises(AgentShellError) as error:
             await acme.ingest(("a.md", content))
         assert error.value.reason == error_pb2.ERROR_REASON_TOO_LARGE
-        assert error.value.metadata == {"source_uri": "a.md", "limit_bytes": "1000"}
+        assert error.value.metadata == {"source_uri": "a.md", **limit}
 
 
 async def test_a_stream_out_of_order_is_refused_by_the_name_of_the_part(acme: Caller) -> None:

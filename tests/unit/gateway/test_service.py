@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from tests.unit.gateway.turn_log import TENANT, append, beginning, folded, told,
 from agentshell.db.database import Database
 from agentshell.gateway import admission
 from agentshell.gateway.backlog import Backlog
-from agentshell.gateway.projector import GROUP, Projector
+from agentshell.gateway.projector import Projector
 from agentshell.gateway.service import TurnService
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.log.postgres import PostgresLog
@@ -33,7 +33,7 @@ from kfm.personality.v1.personality_service_pb2_grpc import (
     add_PersonalityServiceServicer_to_server,
 )
 from kfm.turn.v1 import turn_service_pb2 as pb
-from kfm.turn.v1.turn_event_pb2 import PlanCreated, StepScheduled, TurnEvent, TurnRequested, TurnWaiting
+from kfm.turn.v1.turn_event_pb2 import PlanCreated, StepScheduled, TurnCancelled, TurnEvent, TurnRequested, TurnWaiting
 from kfm.turn.v1.turn_pb2 import TURN_STATE_REQUESTED, TURN_STATE_WAITING, ApprovalStep, Plan, Step, Turn
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub, add_TurnServiceServicer_to_server
 
@@ -106,7 +106,7 @@ async def project(log: PostgresLog, index: TurnIndex, *events: TurnEvent) -> Non
     end = await append(log, *events)
 
     async def is_committed() -> bool:
-        return (await log.committed(envelope.TURNS, GROUP)).get(0) == end
+        return (await log.committed(envelope.TURNS, envelope.GATEWAYS)).get(0) == end
 
     projecting = asyncio.create_task(Projector(log, index).run())
     await until(is_committed)
@@ -135,3 +135,29 @@ async def test_an_answer_that_the_turns_end_could_not_repeat_is_refused(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ProvideInput(pb.ProvideInputRequest(turn_id="T", step_id="ask", input=long), metadata=key)
     assert errors.of(caught.value).reason == error_pb2.ERROR_REASON_TOO_LARGE
+
+
+async def test_a_request_id_names_one_cancellation_while_the_turn_is_being_ended_too(
+    log: PostgresLog, index: TurnIndex, database: Database
+) -> None:
+    await project(log, index, *waiting())
+    asked = [pb.CancelTurnRequest(turn_id="T", message=message, request_id="r") for message in ("enough", "no more")]
+    async with serving(log, index, database) as (stub, key):
+        at_once = await asyncio.gather(*(reason_of(stub.CancelTurn(each, metadata=key)) for each in asked))
+        assert sorted(at_once) == ["", "REQUEST_ID_REUSED"], "one of them was first, and it counts"
+        again = [await reason_of(stub.CancelTurn(each, metadata=key)) for each in asked]
+        assert again == at_once
+        assert not await reason_of(stub.CancelTurn(pb.CancelTurnRequest(turn_id="T", request_id="s"), metadata=key))
+        await append(log, told("T", turn_cancelled=TurnCancelled()))
+        assert [await reason_of(stub.CancelTurn(each, metadata=key)) for each in asked] == at_once
+        late = pb.CancelTurnRequest(turn_id="T", request_id="t")
+        assert await reason_of(stub.CancelTurn(late, metadata=key)) == "TURN_STATE"
+
+
+async def reason_of(call: Awaitable[object]) -> str:
+    """Returns why a call is refused; empty: it is not."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as refused:
+        return errors.of(refused).name
+    return ""

@@ -1,4 +1,4 @@
-"""The embedder `lexical`: hashed words and pieces of words, and no model."""
+"""The embedder `lexical`: the vectors of `memory/lexical.py`, made a few at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentshell.memory import lexical
 from agentshell.memory.embedders.embedder import Role, unit
 from agentshell.memory.stores.store import Embedding
 
-# A chunk costs 0.3 ms; between two slices others have their turn.
+# A chunk costs 0.3 ms; between two slices the event loop goes on with others.
 _SLICE = 8
 
 

@@ -54,7 +54,8 @@ class ProviderEmbedder:
         if len(response.embeddings) != len(texts):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-                f"{self.name} answered {len(texts)} texts with {len(response.embeddings)} vectors: try again, or choose another embedder",
+                f"{self.name} answered {len(texts)} texts with {len(response.embeddings)} vectors: try again, or "
+                "choose another embedder",
             )
         return [embedding.values for embedding in response.embeddings]
 

@@ -1,4 +1,4 @@
-"""A plan as a model writes it: what it is told, and what becomes of its words. Pure."""
+"""A plan as a model writes it: what the model is told, and what is made of its answer. Pure."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ _REFERENCE = re.compile(r"""\boutputs\s*(?:\[\s*(?:'([^']*)'|"([^"]*)")\s*\]|\.\
 
 
 def instructions(tools: Sequence[ToolDefinition]) -> str:
-    """Returns what a model is told that is to write a plan."""
+    """Returns what to tell a model that is to write a plan."""
     schemas = [json.dumps(plain(tool.input_schema), sort_keys=True) for tool in tools]  # The same in any process.
     listed = [f"- {t.name}: {t.description} Arguments: {schema}" for t, schema in zip(tools, schemas, strict=True)]
     return _INSTRUCTIONS.format(schema=json.dumps(SCHEMA), tools="\n".join(listed) or "none")
 
 
 def mend(problems: Sequence[str]) -> Message:
-    """Returns what a model is told whose plan has problems."""
+    """Returns what to tell a model whose plan has problems."""
     said = "\n".join(f"- {problem}" for problem in problems)
     text = f"That plan cannot be run:\n{said}\nSay the whole plan again, mended: one JSON object and nothing else."
     return Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])

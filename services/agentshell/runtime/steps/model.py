@@ -54,13 +54,14 @@ class ModelRunner:
             provider = asked.generation.provider or "default"
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-                f"provider {provider!r} ended its answer to {asked.request_id} without finishing it",
+                f"provider {provider!r} ended its answer to {asked.request_id} without finishing it: ask again, or "
+                "another model",
             )
         return answer
 
 
 def _check(answer: GenerateResponse, personality: Personality, generation: Generation) -> None:
-    """Refuses a call of what the step withholds. One of what is not there is for the model to mend."""
+    """Refuses a call of a tool that the step withholds; one of a tool that there is not is for the model to mend."""
     withheld = set(personality.tools) - {tool.name for tool in generation.tools}
     for asked in calls_of(answer.message):
         if asked.name in withheld:

@@ -1,4 +1,4 @@
-"""Where a prompt comes from: the personality, what was said before, the tools."""
+"""What a prompt is made of: the personality, what was said before, the tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Digest = tuple[str, str]
 
 
 class Sources:
-    """Asks the services that have it. What belongs to a personality's digest never changes, and is kept."""
+    """Asks the services that have it. What a personality's digest determines never changes, and is kept."""
 
     def __init__(
         self,

@@ -42,8 +42,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `feature` names it.
     """
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 6
-    """RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`. A message of more
-    than 4 MiB, or what the server is configured for, is refused by gRPC itself, with the code alone.
+    """RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`, or a
+    document has more pieces than `limit_chunks`. A message of more than 4 MiB, or what the server is configured for, is
+    refused by gRPC itself, with the code alone.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 7
     """ALREADY_EXISTS: the `request_id` was used with another body: within 24 hours or, where it makes a call idempotent for
@@ -208,8 +209,9 @@ ERROR_REASON_FEATURE_UNSUPPORTED: ErrorReason.ValueType  # 5
 `feature` names it.
 """
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 6
-"""RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`. A message of more
-than 4 MiB, or what the server is configured for, is refused by gRPC itself, with the code alone.
+"""RESOURCE_EXHAUSTED: a turn, a record or a document is larger than the limit in metadata `limit_bytes`, or a
+document has more pieces than `limit_chunks`. A message of more than 4 MiB, or what the server is configured for, is
+refused by gRPC itself, with the code alone.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 7
 """ALREADY_EXISTS: the `request_id` was used with another body: within 24 hours or, where it makes a call idempotent for
