@@ -22,7 +22,7 @@ _seconds = cache(TURN_SECONDS.labels)
 
 
 class Conclusion:
-    """Concludes turns that are over. It may be done more than once."""
+    """Concludes turns that are over. Doing it again does no harm."""
 
     def __init__(self, history: History, sub_turns: SubTurns, parking: Parking) -> None:
         self._history = history
@@ -30,7 +30,7 @@ class Conclusion:
         self._parking = parking
 
     def is_needed(self, open_turn: OpenTurn, *, was_parked: bool) -> bool:
-        """Returns whether the turn's end needs more than to be told."""
+        """Returns whether the turn's end needs more than being told."""
         answered = open_turn.turn.output.role == ROLE_ASSISTANT
         return answered or was_parked or open_turn.turn.state != TURN_STATE_COMPLETED
 

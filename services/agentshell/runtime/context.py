@@ -1,6 +1,7 @@
 """What of a conversation a model is sent, so that it fits. Pure: the same conversation is always cut the same way.
 
 Tokens are estimated, for no vendor says beforehand: a quarter of a part's encoded bytes, and a few for each message.
+`agentshell.tokens` comes nearer, but reads every word: 20 ms for 100,000 tokens, which each step would pay again.
 """
 
 from __future__ import annotations

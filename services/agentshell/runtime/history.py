@@ -27,7 +27,7 @@ class History:
         self._memory = MemoryServiceStub(memory)
 
     async def remember(self, tenant_id: str, turn: Turn) -> None:
-        """Adds the turn's input and output. Tries for a while; then says in the log what the history lacks."""
+        """Adds the turn's input and output. Tries for a while; if that fails, logs what the history lacks."""
         request = AppendMessagesRequest(
             session_id=turn.session_id,
             messages=[turn.input, turn.output],

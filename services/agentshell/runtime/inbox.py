@@ -1,4 +1,4 @@
-"""What an owner is told: records of the log, results of steps, times that are up, turns that are seen to, failures."""
+"""What an owner hears: records of the log, results of steps, timers, turns concluded or parked, failures."""
 
 from __future__ import annotations
 

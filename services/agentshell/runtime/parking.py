@@ -1,4 +1,4 @@
-"""Where turns are that wait for somebody: out of memory and out of the log's way, for as long as it takes."""
+"""Where turns that wait for somebody are kept: out of memory and out of the log's way, for as long as it takes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _MAX_ATTEMPTS = 3
 
 
 class Poison:
-    """Counts how often a record failed. The owners of a process share it: each that failed is followed by another."""
+    """Counts how often a record failed. All owners of a process share it, since each failure ends one of them."""
 
     def __init__(self, log: Log, group: str) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class Poison:
         self._attempts: dict[tuple[int, int], int] = {}  # place -> how many failed
 
     async def blame(self, stored: StoredRecord, error: Exception) -> None:
-        """Buries a record that cannot be decoded, or handled for the third time; else raises what it failed with."""
+        """Buries a record that cannot be decoded, or has failed for the third time; else raises what it failed with."""
         place = (stored.partition, stored.offset)
         attempts = self._attempts[place] = self._attempts.get(place, 0) + 1
         if not isinstance(error, DecodeError) and attempts < _MAX_ATTEMPTS:

@@ -16,12 +16,14 @@ class _Entry:
     session: str
     priority: Priority.ValueType
     age: int
+    is_awaited: bool
 
 
 class Schedule:
     """Turns that are not over. At most `max_active` have begun; those of one session begin one after another.
 
-    Where not all can begin, `FairQueue` says which is next.
+    Where not all can begin, `FairQueue` says which is next. Those that another turn waits for begin at once: all the room
+    there is may be taken by turns that wait for them.
     """
 
     def __init__(self, max_active: int) -> None:
@@ -31,6 +33,7 @@ class Schedule:
         self._sessions: dict[str, deque[str]] = {}
         self._active: set[str] = set()
         self._ready = FairQueue[str]()  # the first of each session
+        self._awaited: list[str] = []  # the same, of those that need no room
 
     @property
     def active_count(self) -> int:
@@ -41,9 +44,17 @@ class Schedule:
         """Returns whether the turn has begun."""
         return turn_id in self._active
 
-    def add(self, turn_id: str, tenant_id: str, session: str, priority: Priority.ValueType = PRIORITY_NORMAL) -> None:
-        """Adds a turn behind the others of its session."""
-        self._entries[turn_id] = _Entry(tenant_id, session, priority, next(self._ages))
+    def add(
+        self,
+        turn_id: str,
+        tenant_id: str,
+        session: str,
+        priority: Priority.ValueType = PRIORITY_NORMAL,
+        *,
+        is_awaited: bool = False,
+    ) -> None:
+        """Adds a turn behind the others of its session. `is_awaited`: another turn waits for it."""
+        self._entries[turn_id] = _Entry(tenant_id, session, priority, next(self._ages), is_awaited)
         queue = self._sessions.setdefault(session, deque())
         queue.append(turn_id)
         if queue[0] == turn_id:
@@ -58,8 +69,8 @@ class Schedule:
     def begin(self) -> list[str]:
         """Begins turns as long as there is room, and returns them."""
         begun: list[str] = []
-        while len(self._active) < self._max_active and self._ready:
-            _, turn_id = self._ready.take()
+        while self._awaited or (len(self._active) < self._max_active and self._ready):
+            turn_id = self._awaited.pop() if self._awaited else self._ready.take()[1]
             if turn_id in self._entries and turn_id not in self._active:
                 self.resume(turn_id)
                 begun.append(turn_id)
@@ -81,4 +92,7 @@ class Schedule:
 
     def _offer(self, turn_id: str) -> None:
         entry = self._entries[turn_id]
-        self._ready.put(entry.tenant_id, entry.priority, entry.age, turn_id)
+        if entry.is_awaited:
+            self._awaited.append(turn_id)
+        else:
+            self._ready.put(entry.tenant_id, entry.priority, entry.age, turn_id)

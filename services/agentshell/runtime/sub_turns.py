@@ -30,7 +30,7 @@ class SubTurns:
         self._turns = TurnServiceStub(gateway)
 
     async def cancel(self, tenant_id: str, turn: Turn) -> None:
-        """Cancels the turns of steps that were under way when `turn` ended. Tries for a while, then says so."""
+        """Cancels the turns of steps that were under way when `turn` ended. Tries for a while, then logs it."""
         steps = [step for step in turn.plan.steps if has_turn(step) and step.state == STEP_STATE_SCHEDULED]
         await asyncio.gather(*(self._cancel(tenant_id, turn, step.step_id) for step in steps))
 

@@ -6,21 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable
 
+# The loop's clock and the calendar's may drift apart: once a day it is seen how much time is left.
 _LONGEST_SECONDS = 24 * 3600.0
 
 
 class Timers:
-    """A timer a turn. `up` is called with the turn's id when its time is up, or a day has passed."""
+    """A timer a turn. `up` is called with the turn's id when its time is up."""
 
     def __init__(self, up: Callable[[str], None]) -> None:
         self._up = up
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def set(self, turn_id: str, when: float) -> None:
-        """Sets the turn's timer, in seconds since 1970, instead of the one that it has."""
+        """Sets the turn's timer, in seconds since 1970; it replaces any earlier one."""
         self.cancel(turn_id)
-        delay = min(max(0.0, when - time.time()), _LONGEST_SECONDS)
-        self._timers[turn_id] = asyncio.get_running_loop().call_later(delay, self._up, turn_id)
+        loop, delay = asyncio.get_running_loop(), max(0.0, when - time.time())
+        if delay > _LONGEST_SECONDS:
+            self._timers[turn_id] = loop.call_later(_LONGEST_SECONDS, self.set, turn_id, when)
+        else:
+            self._timers[turn_id] = loop.call_later(delay, self._up, turn_id)
 
     def cancel(self, turn_id: str) -> None:
         """Ends the turn's timer, if it has one."""

@@ -71,7 +71,7 @@ def end_nanoseconds(turn: t.Turn) -> int:
 def expire(turn: t.Turn) -> e.TurnEvent:
     """Returns the event that ends a turn whose time is up."""
     limit = turn.limits.max_duration.ToTimedelta().total_seconds()
-    message = f"the turn took longer than its limit of {limit:g} s; ask for less, or raise limits.max_duration"
+    message = f"the turn took longer than its limit of {limit:g} s; {_how_to_raise('max_duration', 'max_turn_seconds')}"
     late = _failed(turn, code_pb2.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_TURN_TIMEOUT, message)
     for step in turn.plan.steps:
         if step.HasField("failure") and step.state in (t.STEP_STATE_FAILED, t.STEP_STATE_SCHEDULED):
@@ -120,7 +120,7 @@ def is_transient(failure: Failure) -> bool:
 
 
 def unfit(step: t.Step, reason: error_pb2.ErrorReason.ValueType, message: str) -> e.TurnEvent:
-    """Returns the event of a step that cannot be begun, or not be begun again."""
+    """Returns the event of a step that cannot be begun, or begun again."""
     failure = Failure(code=code_pb2.INVALID_ARGUMENT, reason=reason, message=message)
     return e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
 
@@ -267,7 +267,7 @@ def _beyond_steps(turn: t.Turn, count: int) -> e.TurnEvent | None:
     limit = turn.limits.max_steps
     if count <= limit:
         return None
-    message = f"the plan has {count} steps, the turn's limit is {limit}; raise limits.max_steps"
+    message = f"the plan has {count} steps, the turn's limit is {limit}; {_how_to_raise('max_steps', 'max_steps')}"
     return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_STEP_LIMIT, message)
 
 
@@ -279,16 +279,23 @@ def _beyond_budget(turn: t.Turn) -> e.TurnEvent | None:
     usage = usage_of(turn)
     tokens = usage.input_tokens + usage.output_tokens
     if limits.HasField("max_tokens") and tokens > limits.max_tokens:
-        message = f"the turn used {tokens} tokens, its limit is {limits.max_tokens}; raise limits.max_tokens"
+        advice = _how_to_raise("max_tokens", "max_turn_tokens")
+        message = f"the turn used {tokens} tokens, its limit is {limits.max_tokens}; {advice}"
         return _failed(turn, exhausted, error_pb2.ERROR_REASON_TOKEN_LIMIT, message)
     if limits.HasField("max_cost") and not usage.HasField("cost"):
         message = "a step's cost is unknown, and the turn has a limit of cost; price its model, or leave the limit out"
         return _failed(turn, exhausted, error_pb2.ERROR_REASON_COST_LIMIT, message)
     if limits.HasField("max_cost") and usage.cost.amount_micros > limits.max_cost.amount_micros:
         cost, most = usage.cost.amount_micros / 1e6, limits.max_cost.amount_micros / 1e6
-        message = f"the turn cost {cost:g} USD, its limit is {most:g}; raise limits.max_cost"
+        advice = _how_to_raise("max_cost", "max_turn_cost_usd")
+        message = f"the turn cost {cost:g} USD, its limit is {most:g}; {advice}"
         return _failed(turn, exhausted, error_pb2.ERROR_REASON_COST_LIMIT, message)
     return None
+
+
+def _how_to_raise(field: str, key: str) -> str:
+    """Returns what there is to do about a limit: to raise another than the lowest changes nothing."""
+    return f"that is the least of the request's limits.{field}, the pack's and 'runtime.{key}': raise the lowest"
 
 
 def _because_of(turn: t.Turn, step: t.Step) -> e.TurnEvent:

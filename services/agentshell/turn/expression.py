@@ -1,4 +1,4 @@
-"""The expressions of a plan: CEL over what was asked and what steps produced. No loops but one, no I/O, no clock."""
+"""The expressions of a plan: CEL over what was asked and what steps produced. At most one loop, no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cel import Program
 
 MAX_ITEMS = 100
-# Who evaluates is a manager's one loop: an expression may walk a list once, not lists of lists of lists.
+# A manager's only loop evaluates them: an expression may walk a list once, not lists of lists of lists.
 _WALKS = re.compile(r"\.\s*(?:map|filter|all|exists|exists_one)\s*\(")
 _MAX_WALKS = 1
 

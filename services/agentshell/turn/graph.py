@@ -1,4 +1,4 @@
-"""Where the steps of a plan stand to one another: which can start, which never can, which nobody waits for."""
+"""How the steps of a plan stand to one another: which can start, which never will, and which nobody waits for."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def root_of(step: Step) -> tuple[str, int]:
 
 
 def _asked(step: Step, calls: Sequence[ToolCall]) -> PlanExtended:
-    """The tools, at the same time, then the model again. A tool that fails is the model's to deal with."""
+    """Returns the tools, all at once, and then the model again. A tool that fails is the model's to deal with."""
     root, number = root_of(step)
     tools = [
         Step(

@@ -17,6 +17,7 @@ class Merge:
         self._fold = Fold(t.Turn(turn_id=turn_id))
         self._newest_run: dict[str, str] = {}
         self._next_index: dict[str, int] = {}
+        self._void: dict[str, int] = {}  # step -> the attempt whose beginning did not count
 
     @property
     def is_over(self) -> bool:
@@ -25,14 +26,17 @@ class Merge:
 
     def sees_event(self, event: TurnEvent) -> bool:
         """Returns whether the reader is to see the event: one of this turn that changes it."""
-        return self._fold.apply(event)
+        counts = self._fold.apply(event)
+        if not counts and event.HasField("step_scheduled"):
+            self._void[event.step_scheduled.step_id] = event.step_scheduled.attempt
+        return counts
 
     def awaits(self, delta: OutputDelta) -> bool:
         """Returns whether the text belongs to an attempt whose StepScheduled is yet to be fed: feed that first."""
         if delta.turn_id != self._fold.turn.turn_id or self.is_over:
             return False
         step = self._fold.steps.get(delta.step_id)
-        return step is None or delta.attempt > step.attempt
+        return step is None or delta.attempt > max(step.attempt, self._void.get(delta.step_id, 0))
 
     def sees_delta(self, delta: OutputDelta) -> bool:
         """Returns whether the reader is to see the text: of an attempt under way, its newest run, and next in it."""

@@ -213,7 +213,10 @@ def _end(turn: t.Turn, kind: str, event: TurnEvent) -> None:
 def _is_news(turn: t.Turn, step: t.Step, kind: str, event: TurnEvent) -> bool:
     match kind:
         case "step_scheduled":
-            return event.step_scheduled.attempt > step.attempt
+            scheduled = event.step_scheduled
+            # Whoever knows of a failure waits before the next attempt; a new owner that does not know of it does not.
+            knows = step.state != t.STEP_STATE_FAILED or scheduled.HasField("start_delay")
+            return knows and scheduled.attempt > step.attempt
         case "step_failed":
             return event.step_failed.attempt == step.attempt
         case "input_provided":
