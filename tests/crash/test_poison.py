@@ -86,15 +86,15 @@ async def ended(log: PostgresLog, *steps: Step, text: str = "hello") -> Turn:
     asked = Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
     requested = TurnRequested(input=asked, principal_id="ann", plan=Plan(steps=steps), limits=LIMITS)
     [ack] = await log.append(envelope.TURNS, [record_of(told(turn_requested=requested))])
-    return await over(log, ack.offset)
+    return await over(log, 0, ack.offset)
 
 
-async def over(log: PostgresLog, offset: int) -> Turn:
+async def over(log: PostgresLog, partition: int, offset: int) -> Turn:
     """Returns the turn that begins there when it is over."""
     turn = Turn()
     async with asyncio.timeout(BOUND_SECONDS):
         while not is_over(turn):
-            for stored in await log.read(envelope.TURNS, 0, offset, 100, BOUND_SECONDS):
+            for stored in await log.read(envelope.TURNS, partition, offset, 100, BOUND_SECONDS):
                 offset = stored.offset + 1
                 with suppress(DecodeError):
                     apply(turn, event_of(stored.record))
@@ -163,7 +163,7 @@ async def test_what_nobody_can_read_is_buried_and_nothing_that_is_read_again_bes
     poison = Record("acme/s", ids.record_id("poison"), b"\xff")
     await log.append(envelope.TURNS, [record_of(told(turn_requested=requested)), poison])
     async with managed(log, database, local(log, NoopRunner())):
-        turn = await over(log, 0)
+        turn = await over(log, 0, 0)
     buried = await log.read(f"{envelope.TURNS}.dlq", 0, 0, 10, BOUND_SECONDS)
     await log.close()
     assert turn.state == TURN_STATE_CANCELLED

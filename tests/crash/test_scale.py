@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Generator
 
 import pytest
 from tests.conftest import create_database
+from tests.contract.log_stores import NEEDS_IGGY
+from tests.crash.explorer import LOGS
 from tests.flow.ledger import Ledger
 from tests.flow.mesh import Mesh
 from tests.flow.test_engine import post
@@ -32,10 +34,12 @@ def ledger() -> Generator[Ledger]:
         yield ledger
 
 
-@pytest.fixture(scope="module")
-async def wide(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, ledger: Ledger) -> AsyncGenerator[Mesh]:
+@pytest.fixture(scope="module", params=["postgres", pytest.param("iggy", marks=NEEDS_IGGY)])
+async def wide(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres_url: str, ledger: Ledger
+) -> AsyncGenerator[Mesh]:
     """Two managers, three workers, two gateways."""
-    environment = {"AGENTSHELL_RUNTIME__HTTP_HOSTS": f'["{ledger.host}"]'}
+    environment = {"AGENTSHELL_RUNTIME__HTTP_HOSTS": f'["{ledger.host}"]', **LOGS[request.param]()}
     database = await create_database(postgres_url)
     mesh = Mesh(tmp_path_factory.mktemp("wide"), database, environment, separate=True, services=_SERVICES)
     try:

@@ -38,6 +38,12 @@ class _OpenTurn:
         return self.fold.turn
 
     @property
+    def attempts(self) -> set[tuple[str, int]]:
+        """What is to be under way."""
+        steps = self.turn.plan.steps
+        return {(step.step_id, step.attempt) for step in steps if step.state == t.STEP_STATE_SCHEDULED}
+
+    @property
     def rests(self) -> bool:
         """Whether it is over, or waits for somebody."""
         return is_over(self.turn) or self.turn.state == t.TURN_STATE_WAITING
@@ -49,8 +55,9 @@ class Owner:
     `end` is where what was there when it began ends: it decides nothing before it has read that.
     """
 
-    def __init__(self, world: World, end: int, skew_micros: int) -> None:
+    def __init__(self, world: World, end: int, skew_micros: int, process: int) -> None:
         self.is_alive = True
+        self.process = process
         self.position = 0
         self.inbox: list[TurnEvent] = []
         self._world = world
@@ -79,12 +86,15 @@ class Owner:
         if offset in open_turn.own:
             open_turn.own.discard(offset)
             open_turn.is_touched |= not open_turn.own
+            open_turn.awaits_own &= bool(open_turn.own)
             return
-        if offset >= self._end and event.HasField("step_scheduled"):
-            open_turn.is_interrupted = True  # Another owner, gone by now, has begun what nobody will finish.
+        # What another owner has begun, which is gone by now, nobody will finish.
         if offset < open_turn.newest_own:
+            known = open_turn.attempts
             self._fold_anew(event.turn_id, open_turn)  # Decided without knowing this: the log's order counts.
+            open_turn.is_interrupted |= not open_turn.attempts <= known
         elif self._apply(open_turn, event):
+            open_turn.is_interrupted |= event.HasField("step_scheduled")
             self._go_on(event.turn_id, open_turn)
 
     def handle(self) -> None:
@@ -92,7 +102,9 @@ class Owner:
         news: list[TurnEvent] = []
         results, self.inbox = self.inbox, []
         for result in results:
-            self._add(self._turns[result.turn_id], result, news)
+            open_turn = self._turns[result.turn_id]
+            if self._add(open_turn, result, news) and result.HasField("step_failed"):
+                open_turn.awaits_own = True  # Another owner may have begun the next attempt: then that counts.
         if self.position >= self._end:
             self._decide_all(news)
         if news:
@@ -119,7 +131,6 @@ class Owner:
         for turn_id, open_turn in self._turns.items():
             if is_late or open_turn.is_touched or open_turn.is_interrupted:
                 open_turn.is_touched = False
-                open_turn.awaits_own = open_turn.awaits_own and bool(open_turn.own)
                 if not open_turn.own and open_turn.is_scheduled and open_turn.rests:  # The log says so.
                     open_turn.is_scheduled = False
                     self._schedule.remove(turn_id)
@@ -156,13 +167,12 @@ class Owner:
         turn = open_turn.turn
         if open_turn.is_scheduled and turn.state != t.TURN_STATE_REQUESTED:
             self._schedule.resume(turn_id)
-        events = [] if is_over(turn) else restart(turn)
-        if not self._world.attempts_outlive_owners:
-            self._add_all(open_turn, events, news)
-            return
-        for event in events:  # Asked for again as they were.
+        for event in [] if is_over(turn) else restart(turn):
             scheduled = event.step_scheduled
-            self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt - 1)
+            if self._world.attempts_outlive_owners:  # Asked for again as they were.
+                self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt - 1)
+            elif not self._world.goes_on(self, scheduled.step_id, scheduled.attempt - 1):
+                self._add_all(open_turn, [event], news)
 
     def _write(self, news: list[TurnEvent]) -> None:
         acks = self._world.append(self, news)

@@ -32,9 +32,9 @@ _RESTING = (t.TURN_STATE_WAITING, t.TURN_STATE_COMPLETED, t.TURN_STATE_FAILED, t
 _INVALID_ARGUMENT, _UNAVAILABLE = 3, 14
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Attempt:
-    owner: Owner
+    owner: Owner  # who hears of it, if anybody
     turn_id: str
     step: t.Step
     attempt: int
@@ -115,10 +115,21 @@ class World:
             acks = self.log.append(events)
         return acks
 
+    def goes_on(self, owner: Owner, step_id: str, attempt: int) -> bool:
+        """Returns whether an attempt is under way that an owner before this one has begun in the same process."""
+        for each in self._attempts:
+            if (each.step.step_id, each.attempt) == (step_id, attempt) and each.owner.process == owner.process:
+                each.owner = owner
+                return True
+        return False
+
     def end(self, owner: Owner) -> None:
-        """Ends an owner, and the attempts that do not outlive it."""
+        """Ends an owner; its attempts go on for a while, where nobody hears of them."""
         owner.is_alive = False
         self._owners = [other for other in self._owners if other is not owner]
+
+    def hand_over(self, owner: Owner) -> None:
+        """Ends the attempts of an owner that has ended."""
         if not self.attempts_outlive_owners:
             for attempt in [each for each in self._attempts if each.owner is owner]:
                 self._attempts.remove(attempt)
@@ -140,12 +151,16 @@ class World:
                 self.end(owner)
         there = len(self.log.events)
         end = there if self._is_calm or self._one_owner or random.random() < 0.8 else random.randrange(there + 1)
-        self._owners.append(Owner(self, end, 0 if self._is_calm else random.choice((0, 0, -20_000, 20_000))))
+        skew_micros = 0 if self._is_calm else random.choice((0, 0, -20_000, 20_000))
+        process = random.choice([at for at in range(3) if at not in {owner.process for owner in self._owners}])
+        self._owners.append(Owner(self, end, skew_micros, process))
 
     def crash(self) -> None:
         """Ends an owner."""
         if self._owners:
-            self.end(self._random.choice(self._owners))
+            owner = self._random.choice(self._owners)
+            self.end(owner)
+            self.hand_over(owner)
 
     def own(self) -> None:
         """Has an owner read what it may see of the log by now, and do what follows."""
@@ -158,7 +173,11 @@ class World:
     def work(self) -> None:
         """Makes an attempt."""
         if self._attempts:
-            self._finish(self._random.choice(self._attempts))
+            attempt = self._random.choice(self._attempts)
+            if not attempt.owner.is_alive and self._random.random() < 0.5:
+                self.hand_over(attempt.owner)
+            else:
+                self._finish(attempt)
 
     def pass_time(self) -> None:
         """Moves the clock: by a moment, or so far that somebody's time is up."""

@@ -18,11 +18,14 @@ from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop, TurnE
 
 Done = Callable[[TurnEvent], None]
 
+# A smaller input is sooner said again than looked up.
+_MAX_REPEATED_BYTES = 1024
+
 
 class Dispatch(Protocol):
     """Has attempts made and ended. What it returns belongs into `agent.steps`, in one append with the decision."""
 
-    # Whether attempts go on when the owner that asked for them is gone.
+    # Whether attempts go on when the process of the owner that asked for them is gone.
     outlives_owner: bool
 
     def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
@@ -33,13 +36,24 @@ class Dispatch(Protocol):
         """Ends the attempts at a step, or at all steps of the turn."""
         ...
 
+    def goes_on(self, step_id: str, attempt: int, done: Done) -> bool:
+        """Returns whether an attempt that an owner before began is under way here; `done` gets what comes of it."""
+        ...
+
+    def keep(self, done: Done) -> None:
+        """Ends the attempts here of which `done` is not to hear: they are others' by now, who begin them anew."""
+        ...
+
     def close(self) -> None:
-        """Ends what does not outlive its owner."""
+        """Ends what does not outlive the process."""
         ...
 
 
 class LocalDispatch:
-    """Hands attempts to the worker of this process: no second record, and no waiting for one."""
+    """Hands attempts to the worker of this process: no second record, and no waiting for one.
+
+    They go on from one owner of the process to the next: where partitions move, those that it keeps are not disturbed.
+    """
 
     outlives_owner = False
 
@@ -54,12 +68,18 @@ class LocalDispatch:
         self._worker.cancel(open_turn.turn.turn_id, step_id)
         return []
 
+    def goes_on(self, step_id: str, attempt: int, done: Done) -> bool:
+        return self._worker.redirect(step_id, attempt, done)
+
+    def keep(self, done: Done) -> None:
+        self._worker.keep(done)
+
     def close(self) -> None:
         self._worker.hand_over()
 
 
 class LogDispatch:
-    """Writes attempts to `agent.steps`, for the group of workers. Outputs of steps are referred to, not repeated."""
+    """Writes attempts to `agent.steps`, for the group of workers. What the log has is referred to, not repeated."""
 
     outlives_owner = True
 
@@ -81,12 +101,23 @@ class LogDispatch:
         envelope.begin(stop.header, event_id, StepStop.DESCRIPTOR.full_name)
         return [command_record(StepCommand(stop=stop))]
 
+    def goes_on(self, step_id: str, attempt: int, done: Done) -> bool:
+        """What goes on is not known here: it is asked for again as it was, which changes nothing where it does."""
+        return False
+
+    def keep(self, done: Done) -> None:
+        """Nothing is here."""
+
     def close(self) -> None:
         """Nothing ends: the next owner hears of it by the log."""
 
 
 def _by_reference(open_turn: OpenTurn, request: StepRequest) -> StepRequest:
-    """Returns the request with an offset in place of each output that the log has."""
+    """Returns the request with an offset in place of each output that the log has, and of a large input."""
+    is_large = request.input.ByteSize() > _MAX_REPEATED_BYTES
+    if is_large and request.input == open_turn.turn.input and open_turn.input_offset >= 0:
+        request.input_offset = open_turn.input_offset
+        request.ClearField("input")
     steps = open_turn.fold.steps
     before, rounds = sources(steps, steps[request.step.step_id])
     outputs = (*request.dependencies, *request.transcript)

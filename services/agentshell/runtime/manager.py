@@ -18,7 +18,6 @@ from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell.manager")
 
-GROUP = "managers"
 _RETRY_SECONDS = 0.5
 
 
@@ -28,14 +27,14 @@ class Manager:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._log = means.log
-        self._poison = Poison(means.log, GROUP)
+        self._poison = Poison(means.log, envelope.MANAGERS)
         self._member = f"manager-{ids.ulid()}"
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Joins the group and begins."""
-        self._lease = await self._log.join(envelope.TURNS, GROUP, self._member)
+        self._lease = await self._log.join(envelope.TURNS, envelope.MANAGERS, self._member)
         self._task = asyncio.create_task(self._run(self._lease), name="manager")
 
     async def stop(self) -> None:
@@ -44,6 +43,7 @@ class Manager:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._means.dispatch.close()
         if self._lease is not None:
             with contextlib.suppress(AgentShellError):
                 await self._log.leave(self._lease)

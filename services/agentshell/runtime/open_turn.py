@@ -9,7 +9,7 @@ from agentshell.turn.decision import INPUT_GRACE, end_nanoseconds, input_end_tim
 from agentshell.turn.state import Fold
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnRequested
-from kfm.turn.v1.turn_pb2 import TURN_STATE_CANCELLING, TURN_STATE_WAITING, Turn
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, TURN_STATE_CANCELLING, TURN_STATE_WAITING, Turn
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class OpenTurn:
     fold: Fold = field(default_factory=lambda: Fold(Turn()))
     deadline: float = 0.0  # in seconds since 1970
     written_offset: int = -1
+    input_offset: int = -1  # where its beginning is, with what was asked; -1: not known
     output_offsets: dict[str, int] = field(default_factory=dict[str, int])  # step -> where its result is
     interrupted: bool = False  # Its steps under way are nobody's: another owner began them.
     due: bool = False  # Some time is up.
@@ -62,6 +63,12 @@ class OpenTurn:
         return self.fold.turn
 
     @property
+    def attempts(self) -> set[tuple[str, int]]:
+        """The steps that somebody is to be making now, and which attempt at each."""
+        steps = (step for step in self.turn.plan.steps if step.state == STEP_STATE_SCHEDULED)
+        return {(step.step_id, step.attempt) for step in steps if not step.HasField("approval")}
+
+    @property
     def is_confirmed(self) -> bool:
         """Whether it is as the log has it."""
         return self.folded_offset >= self.written_offset
@@ -70,3 +77,5 @@ class OpenTurn:
         """Says where an event is."""
         if event.HasField("step_succeeded"):
             self.output_offsets[event.step_succeeded.step_id] = offset
+        elif event.HasField("turn_requested"):
+            self.input_offset = offset

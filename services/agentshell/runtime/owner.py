@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -25,6 +25,7 @@ from agentshell.mesh.telemetry import TURNS_ACTIVE
 from agentshell.runtime import conclusion
 from agentshell.runtime.conclusion import Conclusion
 from agentshell.runtime.dispatch import Dispatch
+from agentshell.runtime.ended import Ended
 from agentshell.runtime.inbox import Concluded, Due, Inbox, Item, Parked
 from agentshell.runtime.journal import Journal
 from agentshell.runtime.open_turn import OpenTurn
@@ -41,7 +42,7 @@ from agentshell.turn.state import Fold, is_over
 from kfm.error.v1 import error_pb2
 from kfm.error.v1.error_pb2 import Failure
 from kfm.turn.v1.turn_event_pb2 import TurnEvent, TurnFailed
-from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, TURN_STATE_REQUESTED, TURN_STATE_WAITING, Turn
+from kfm.turn.v1.turn_pb2 import STEP_STATE_SKIPPED, TURN_STATE_REQUESTED, TURN_STATE_WAITING, Turn
 
 _log = structlog.get_logger("agentshell.manager")
 
@@ -64,6 +65,7 @@ class Means:
     parking: Parking
     conclusion: Conclusion
     config: RuntimeConfig
+    ended: Ended = field(default_factory=Ended)
 
 
 class Owner:
@@ -86,7 +88,7 @@ class Owner:
         self._schedule = Schedule(means.config.max_active_turns)
         self._touched: dict[str, OpenTurn] = {}  # to be decided about
         self._unsettled: dict[str, OpenTurn] = {}  # to be seen to once their newest events are in the log
-        self._repeated: _News = []  # attempts to be asked for again
+        self._repeated: list[Record] = []  # what workers are to be told again
         self._progress = Progress((), {}, ())
         self._commit_time = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,8 +127,9 @@ class Owner:
                     await self._fold(item)
                     self._ahead.release()
                 case TurnEvent():
-                    if open_turn := self._turns.get(item.turn_id):
-                        self._add(open_turn, item, news)
+                    if (open_turn := self._turns.get(item.turn_id)) and self._add(open_turn, item, news):
+                        # What follows from a failure is for good, and another owner may have begun the next attempt.
+                        open_turn.holds |= item.HasField("step_failed")
                 case Due():
                     await self._wake(item.turn_id)
                 case Concluded():
@@ -163,12 +166,12 @@ class Owner:
     async def _fold_event(self, stored: StoredRecord) -> None:
         event = event_of(stored.record)
         open_turn = self._turns.get(event.turn_id)
-        if open_turn is None and event.HasField("turn_requested"):
-            open_turn = OpenTurn(stored.partition, stored.offset, event.turn_requested, event.header)
-            self._open(event.turn_id, open_turn)
-        elif open_turn is None and event.turn_id in self._parked:
+        if open_turn is None and event.turn_id in self._parked:
             open_turn = await self._unpark(event.turn_id, stored.offset)
             self._touch(event.turn_id)
+        elif open_turn is None and event.HasField("turn_requested") and event.turn_id not in self._means.ended:
+            open_turn = OpenTurn(stored.partition, stored.offset, event.turn_requested, event.header)
+            self._open(event.turn_id, open_turn)
         if open_turn is None or stored.offset <= open_turn.folded_offset:
             return
         if stored.offset < open_turn.written_offset:
@@ -195,7 +198,7 @@ class Owner:
 
     async def _fold_anew(self, open_turn: OpenTurn) -> None:
         """Folds a turn in the log's order, where another's record has come before what we have written."""
-        turn_id, last = open_turn.turn.turn_id, open_turn.written_offset
+        turn_id, last, attempts = open_turn.turn.turn_id, open_turn.written_offset, open_turn.attempts
         parked = await self._means.parking.load(turn_id) if turn_id in self._parked else None
         open_turn.fold = parked.fold if parked else Fold(Turn())
         offset = parked.folded_offset + 1 if parked else open_turn.offset
@@ -206,15 +209,18 @@ class Owner:
                     event = event_of(stored.record)
                     if event.turn_id == turn_id and stored.offset <= last:
                         open_turn.place(event, stored.offset)
-                        open_turn.interrupted |= open_turn.apply(event) and event.HasField("step_scheduled")
+                        open_turn.apply(event)
             offset = records[-1].offset + 1 if records else last + 1
         open_turn.folded_offset = last
+        open_turn.interrupted |= not open_turn.attempts <= attempts  # Else they are those that were begun here.
 
     def _open(self, turn_id: str, open_turn: OpenTurn) -> None:
         header = open_turn.header
         self._turns[turn_id] = open_turn
         session = envelope.session_key(header.tenant_id, header.session_id)
-        self._schedule.add(turn_id, header.tenant_id, session, open_turn.requested.priority)
+        requested = open_turn.requested
+        is_awaited = requested.HasField("parent")
+        self._schedule.add(turn_id, header.tenant_id, session, requested.priority, is_awaited=is_awaited)
 
     def _end_replay(self, partition: int) -> None:
         for turn_id, open_turn in self._turns.items():
@@ -285,32 +291,46 @@ class Owner:
         if turn.state != TURN_STATE_REQUESTED:
             self._schedule.resume(turn.turn_id)
         self._set_timer(open_turn)
-        events = [] if is_over(turn) else restart(turn)
-        if not self._means.dispatch.outlives_owner:
-            self._add_all(open_turn, events, news)
-            return
-        for event in events:  # Asked for again as they were: what a worker has or had already changes nothing.
-            event.step_scheduled.attempt -= 1
-            self._repeated.append((open_turn, stamp(event, turn.turn_id, open_turn.header)))
+        self._repeated += self._stops(open_turn)
+        for event in [] if is_over(turn) else restart(turn):
+            scheduled = event.step_scheduled
+            if self._means.dispatch.goes_on(scheduled.step_id, scheduled.attempt - 1, self._inbox.put):
+                continue
+            if self._means.dispatch.outlives_owner:  # Asked for again as it was: where it goes on that changes nothing.
+                scheduled.attempt -= 1
+                self._repeated += self._ask(open_turn, stamp(event, turn.turn_id, open_turn.header))
+            else:
+                self._add_all(open_turn, [event], news)
+
+    def _stops(self, open_turn: OpenTurn) -> list[Record]:
+        """Ends what nobody wants any more: the owner before may have come to its end before it told the workers."""
+        turn, stop = open_turn.turn, self._means.dispatch.stop
+        skipped = [s.step_id for s in turn.plan.steps if s.state == STEP_STATE_SKIPPED and s.attempt]
+        if is_over(turn):
+            return stop(open_turn) if skipped or open_turn.attempts else []
+        return [record for step_id in skipped for record in stop(open_turn, step_id)]
 
     def _add_all(self, open_turn: OpenTurn, events: Iterable[TurnEvent], news: _News) -> None:
         for event in events:
             self._add(open_turn, stamp(event, open_turn.turn.turn_id, open_turn.header), news)
 
-    def _add(self, open_turn: OpenTurn, event: TurnEvent, news: _News) -> None:
-        if open_turn.apply(event):
-            news.append((open_turn, event))
-            self._touch(event.turn_id)  # What changed is decided about again, until nothing follows.
+    def _add(self, open_turn: OpenTurn, event: TurnEvent, news: _News) -> bool:
+        if not open_turn.apply(event):
+            return False
+        news.append((open_turn, event))
+        self._touch(event.turn_id)  # What changed is decided about again, until nothing follows.
+        return True
 
     # What is written, and done.
 
     async def _write(self, news: _News) -> None:
-        told, self._repeated = [*news, *self._repeated], []
+        commands, self._repeated = self._repeated, []
         records = [record_of(event) for _, event in news]
         if self._means.dispatch.outlives_owner:
-            acks = await self._journal.write(records, [record for each in told for record in self._command(*each)])
+            commands += (record for each in news for record in self._command(*each))
+            acks = await self._journal.write(records, commands)
         else:
-            doing = asyncio.create_task(self._do(told))
+            doing = asyncio.create_task(self._do(news))
             try:
                 acks = await self._journal.write(records, [])
                 await doing
@@ -338,7 +358,7 @@ class Owner:
             case "step_skipped" if open_turn.fold.steps[event.step_skipped.step_id].attempt:
                 return dispatch.stop(open_turn, event.step_skipped.step_id)
             case "turn_completed" | "turn_failed" | "turn_cancelled":
-                if any(step.state == STEP_STATE_SCHEDULED for step in turn.plan.steps):
+                if open_turn.attempts:
                     return dispatch.stop(open_turn)
             case _:
                 pass
@@ -413,8 +433,10 @@ class Owner:
 
     def _release(self, turn_id: str) -> None:
         """Forgets a turn; the next of its session, or another that waits, may begin."""
-        if self._turns.pop(turn_id, None):
+        if open_turn := self._turns.pop(turn_id, None):
             self._schedule.remove(turn_id)
+            if is_over(open_turn.turn):
+                self._means.ended.add(turn_id)
         self._timers.cancel(turn_id)
 
     # Time, progress, and the end.
@@ -428,6 +450,8 @@ class Owner:
         if offsets := self._progress.to_commit((turn.partition, turn.offset) for turn in self._turns.values()):
             await self._log.commit(self._lease, offsets)
             self._progress.committed(offsets)
+        if self._progress.has_replayed:
+            self._means.dispatch.keep(self._inbox.put)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -443,5 +467,4 @@ class Owner:
         for task in self._tasks:
             task.cancel()
         self._timers.close()
-        self._means.dispatch.close()
         TURNS_ACTIVE.set(0)

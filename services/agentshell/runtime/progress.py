@@ -24,12 +24,17 @@ class Progress:
         """Returns whether what was there at the start is not all read yet: nothing is decided before that."""
         return partition in self._replay_ends
 
+    @property
+    def has_replayed(self) -> bool:
+        """Whether all that was there at the start is read."""
+        return not self._replay_ends
+
     def wrote(self, turn_id: str, ack: Ack) -> None:
-        """Says what the owner has written itself: it is known already when it is read."""
+        """Notes what the owner has written itself: when that is read, it is known already."""
         self._written[ack.partition, ack.offset] = turn_id
 
     def read(self, partition: int, offset: int) -> str:
-        """Says that a record was read, and returns the turn of one of our own; empty: it is news."""
+        """Notes that a record was read; returns its turn where the owner wrote it itself, else an empty string."""
         self._positions[partition] = offset + 1
         return self._written.pop((partition, offset), "")
 
@@ -49,5 +54,5 @@ class Progress:
         return {p: offset for p, offset in progress.items() if offset > self._committed.get(p, 0)}
 
     def committed(self, offsets: Mapping[int, int]) -> None:
-        """Says what was committed."""
+        """Notes what was committed."""
         self._committed.update(offsets)

@@ -22,8 +22,8 @@ class _Entry:
 class Schedule:
     """Turns that are not over. At most `max_active` have begun; those of one session begin one after another.
 
-    Where not all can begin, `FairQueue` says which is next. Those that another turn waits for begin at once: all the room
-    there is may be taken by turns that wait for them.
+    Where not all can begin, `FairQueue` says which is next. Those that another turn waits for begin at once: turns that
+    wait for them may have taken all the room.
     """
 
     def __init__(self, max_active: int) -> None:

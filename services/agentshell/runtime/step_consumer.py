@@ -22,7 +22,6 @@ from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, TurnEvent
 
 _log = structlog.get_logger("agentshell.worker")
 
-GROUP = "workers"
 _POLL_RECORDS = 100
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
@@ -47,7 +46,7 @@ class StepConsumer:
 
     async def start(self) -> None:
         """Joins the group and begins."""
-        self._lease = await self._log.join(envelope.STEPS, GROUP, self._member)
+        self._lease = await self._log.join(envelope.STEPS, envelope.WORKERS, self._member)
         self._task = asyncio.create_task(self._run(self._lease), name="step consumer")
 
     async def stop(self, timeout: float) -> None:
@@ -81,7 +80,7 @@ class StepConsumer:
 
     async def _resume(self, lease: Lease) -> None:
         """Goes on with what is in partitions that nobody else has had meanwhile, and lets go of the rest."""
-        committed = await self._log.committed(envelope.STEPS, GROUP)
+        committed = await self._log.committed(envelope.STEPS, envelope.WORKERS)
         kept = {at for at in lease.partitions if committed.get(at) == self._committed.get(at)}
         lost = [key for key, (partition, _) in self._open.items() if partition not in kept]
         self._worker.hand_over({step_id for step_id, _ in lost})
@@ -97,12 +96,12 @@ class StepConsumer:
             try:
                 await self._take(stored, command_of(stored.record))
             except DecodeError as error:
-                await bury(self._log, envelope.STEPS, GROUP, stored, f"undecodable: {error}")
+                await bury(self._log, envelope.STEPS, envelope.WORKERS, stored, f"undecodable: {error}")
             except Exception as error:
                 if errors.of(error).code in errors.TRANSIENT_CODES:
                     raise
                 _log.exception("command buried", partition=stored.partition, offset=stored.offset)
-                await bury(self._log, envelope.STEPS, GROUP, stored, f"{type(error).__name__}: {error}")
+                await bury(self._log, envelope.STEPS, envelope.WORKERS, stored, f"{type(error).__name__}: {error}")
             self._positions[stored.partition] = stored.offset + 1
         await self._commit(lease)
         while len(self._open) >= _MAX_OPEN:
@@ -127,16 +126,22 @@ class StepConsumer:
         self._worker.start(request, lambda event: self._spawn(key, event))
 
     async def _complete(self, request: StepRequest) -> None:
-        """Puts the outputs into a request that refers to them."""
+        """Puts the outputs, and the input, into a request that refers to them."""
         header = request.header
         partition = partition_of(envelope.session_key(header.tenant_id, header.session_id), self._partitions)
+        if request.HasField("input_offset"):
+            event = await self._event(partition, request.input_offset)
+            request.input.CopyFrom(event.turn_requested.input)
         outputs: list[Message] = [*request.dependencies, *request.transcript]
         for output, offset in zip(outputs, request.output_offsets, strict=True):
             if not offset:
                 continue
-            [stored] = await self._log.read(envelope.TURNS, partition, offset, 1, 0.0)
-            event = event_of(stored.record)
+            event = await self._event(partition, offset)
             output.CopyFrom(event.step_succeeded.result.output)
+
+    async def _event(self, partition: int, offset: int) -> TurnEvent:
+        [stored] = await self._log.read(envelope.TURNS, partition, offset, 1, 0.0)
+        return event_of(stored.record)
 
     def _spawn(self, key: tuple[str, int], event: TurnEvent) -> None:
         task = asyncio.create_task(self._publish(key, event))

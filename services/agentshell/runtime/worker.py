@@ -19,6 +19,7 @@ from agentshell.runtime.outputs import Outputs
 from agentshell.runtime.places import Places
 from agentshell.runtime.request import has_turn
 from agentshell.runtime.steps.step import HANDED_OVER, StepRunner
+from agentshell.turn.decision import nanoseconds
 from agentshell.turn.records import stamp
 from kfm.error.v1 import error_pb2
 from kfm.error.v1.error_pb2 import Failure
@@ -117,31 +118,32 @@ class Worker:
     async def _make(self, request: StepRequest) -> TurnEvent:
         kind = request.step.WhichOneof("kind") or ""
         event, began = TurnEvent(), time.perf_counter()
-        with telemetry.span(f"step {kind}", request.header.traceparent) as span:
-            try:
-                result = await self._within_deadline(request, kind)
-                succeeded = event.step_succeeded
-                succeeded.step_id, succeeded.attempt = request.step.step_id, request.attempt
-                succeeded.result.CopyFrom(result)
-                _ended(kind, "succeeded").inc()
-            except Exception as exception:
-                error = errors.of(exception)
-                span.set_status(trace.StatusCode.ERROR, redaction.redact(error.message))
-                if error.reason == error_pb2.ERROR_REASON_INTERNAL:
-                    _log.error("step failed", kind=kind, attempt=request.attempt, exc_info=exception)
-                failure = _told(error)
-                event.step_failed.CopyFrom(
-                    StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
-                )
-                _ended(kind, error.name.lower()).inc()
-            finally:
-                _seconds(kind).observe(time.perf_counter() - began)
+        span = telemetry.enter_span(f"step {kind}", request.header.traceparent)
+        try:
+            result = await self._within_deadline(request, kind)
+            succeeded = event.step_succeeded
+            succeeded.step_id, succeeded.attempt = request.step.step_id, request.attempt
+            succeeded.result.CopyFrom(result)
+            _ended(kind, "succeeded").inc()
+        except Exception as exception:
+            error = errors.of(exception)
+            span.set_status(trace.StatusCode.ERROR, redaction.redact(error.message))
+            if error.reason == error_pb2.ERROR_REASON_INTERNAL:
+                _log.error("step failed", kind=kind, attempt=request.attempt, exc_info=exception)
+            failure = _told(error)
+            event.step_failed.CopyFrom(
+                StepFailed(step_id=request.step.step_id, attempt=request.attempt, failure=failure)
+            )
+            _ended(kind, error.name.lower()).inc()
+        finally:
+            _seconds(kind).observe(time.perf_counter() - began)
+            span.end()
         return stamp(event, request.turn_id, request.header)
 
     async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:
         outputs = Outputs(self._log, request)
-        end, asked = (at.ToNanoseconds() / 1e9 for at in (request.deadline, request.header.time))
-        seconds = end - max(asked, time.time())  # The clock may be set back.
+        asked = nanoseconds(request.header.time)
+        seconds = (nanoseconds(request.deadline) - max(asked, time.time_ns())) / 1e9  # The clock may be set back.
         principal = call.Principal(request.header.tenant_id, request.principal_id)
         call.enter(principal, seconds)  # For as long as the task lasts, and that is the attempt's.
         try:

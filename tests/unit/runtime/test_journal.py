@@ -18,12 +18,13 @@ from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, StepResult, TurnLimits
 
 _CALLS = 100
 _CALL_BYTES = 8000  # about 2,000 tokens
+_INPUT_BYTES = 100_000
 _MAX_OVERHEAD_BYTES = 2048
 _CONFIG = RuntimeConfig()
 
 
 def test_a_turn_of_200_000_tokens_and_100_tool_calls_writes_each_content_once() -> None:
-    journal, content = Journal(), 0
+    journal, content = Journal(), _INPUT_BYTES
     while not is_over(journal.open_turn.turn):
         for request in journal.decide():
             result = answer(request)
@@ -46,7 +47,7 @@ class Journal:
         self.turns_bytes = self.steps_bytes = 0
         limits = TurnLimits(max_steps=1000, max_attempts=3)
         limits.max_duration.FromSeconds(3600)
-        question = Message(role=ROLE_USER, parts=[Part(text=Text(text="Look at it all."))])
+        question = Message(role=ROLE_USER, parts=[Part(text=Text(text="x" * _INPUT_BYTES))])
         self._requested = TurnRequested(input=question, limits=limits, personality_id="handy")
         header = EventHeader(tenant_id="acme", session_id="s-1", correlation_id="T" * 26, traceparent="0" * 55)
         self.open_turn = OpenTurn(0, 0, self._requested, header)

@@ -30,6 +30,19 @@ def test_turns_over_the_limit_wait_for_room() -> None:
     assert schedule.begin() == ["c"], "a turn that is gone does not use up the room it waited for"
 
 
+def test_a_turn_that_another_waits_for_begins_though_all_the_room_is_taken() -> None:
+    schedule = Schedule(1)
+    for turn_id in ("above", "next"):
+        schedule.add(turn_id, "acme", turn_id)
+    assert schedule.begin() == ["above"]
+    schedule.add("below", "acme", "its own", is_awaited=True)
+    assert schedule.begin() == ["below"]
+    schedule.remove("above")
+    assert schedule.begin() == [], "it takes the room that it was not asked to wait for"
+    schedule.remove("below")
+    assert schedule.begin() == ["next"]
+
+
 def test_the_tenant_with_the_fewest_turns_under_way_is_next() -> None:
     schedule = Schedule(4)
     for at in range(10):

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 import pytest
 
+from agentshell.content import text_of
 from agentshell.db.database import Database
 from agentshell.log.log import Lease, Topic, partition_of
 from agentshell.log.postgres import PostgresLog
@@ -17,11 +18,11 @@ from agentshell.runtime.step_consumer import StepConsumer
 from agentshell.runtime.steps.step import Emit
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
-from agentshell.turn.records import command_record, event_of
-from kfm.content.v1.content_pb2 import Message
+from agentshell.turn.records import command_record, event_of, record_of, stamp
+from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.event.v1.event_pb2 import EventHeader
-from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest
-from kfm.turn.v1.turn_pb2 import NoopStep, Step, StepResult
+from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, TurnEvent, TurnRequested
+from kfm.turn.v1.turn_pb2 import PRIORITY_HIGH, PRIORITY_NORMAL, NoopStep, Priority, Step, StepResult
 
 BOUND_SECONDS = 30.0
 
@@ -54,11 +55,13 @@ class Work:
 
     def __init__(self) -> None:
         self.made = Counter[str]()
+        self.asked: list[str] = []
         self.gate = asyncio.Event()
         self._begun = asyncio.Condition()
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         self.made[request.turn_id] += 1
+        self.asked.append(text_of(request.input))
         async with self._begun:
             self._begun.notify_all()
         await self.gate.wait()
@@ -88,6 +91,14 @@ async def ask(log: Log, turn_id: str, **fields: Message) -> None:
         request.output_offsets.append(99)  # There is nothing.
     request.deadline.FromNanoseconds(time.time_ns() + 60_000_000_000)
     await log.append(envelope.STEPS, [command_record(StepCommand(run=request))])
+
+
+def asked(turn_id: str, tenant_id: str, priority: Priority.ValueType = PRIORITY_NORMAL) -> StepRequest:
+    header = EventHeader(tenant_id=tenant_id, session_id="s")
+    step = Step(step_id=f"{turn_id}/a", noop=NoopStep())
+    request = StepRequest(turn_id=turn_id, step=step, attempt=1, header=header, priority=priority)
+    request.deadline.FromNanoseconds(time.time_ns() + 60_000_000_000)
+    return request
 
 
 async def results(log: Log, count: int) -> list[str]:
@@ -120,6 +131,34 @@ async def test_a_worker_goes_on_with_what_is_in_the_partitions_that_it_keeps(log
     finally:
         for worker in workers:
             await worker.stop(0)
+
+
+async def test_tenants_take_turns_at_a_workers_places_and_what_is_urgent_comes_first(log: Log) -> None:
+    work, ended = Work(), asyncio.Queue[str]()
+    worker = Worker(log, {"noop": work}, 1)
+    for request in (asked("1", "flood"), asked("2", "flood"), asked("3", "flood", PRIORITY_HIGH), asked("4", "small")):
+        worker.start(request, lambda event: ended.put_nowait(event.turn_id))
+    await work.wait(1)  # By then the others wait for the one place.
+    work.gate.set()
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert [await ended.get() for _ in range(4)] == ["1", "3", "4", "2"]
+
+
+async def test_an_input_that_is_not_repeated_is_looked_up(log: Log) -> None:
+    header = EventHeader(tenant_id="acme", session_id="s")
+    requested = TurnRequested(input=Message(role=ROLE_USER, parts=[Part(text=Text(text="What?"))]))
+    await log.append(envelope.TURNS, [record_of(stamp(TurnEvent(turn_requested=requested), "1", header))])
+    request = asked("1", "acme")
+    request.header.event_id, request.input_offset = "run", 0
+    work = Work()
+    worker = consumer(log, work)
+    await worker.start()
+    try:
+        await log.append(envelope.STEPS, [command_record(StepCommand(run=request))])
+        await work.wait(1)
+        assert work.asked == ["What?"]
+    finally:
+        await worker.stop(0)
 
 
 async def test_a_command_that_cannot_be_carried_out_is_buried_and_holds_up_no_other(log: Log) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ def delta(run_id: str, index: int, *texts: str, attempt: int = 1, turn_id: str =
     return e.OutputDelta(turn_id=turn_id, step_id="T/a", attempt=attempt, run_id=run_id, index=index, texts=texts)
 
 
-def scheduled(attempt: int) -> e.TurnEvent:
-    return event(step_scheduled=e.StepScheduled(step_id="T/a", attempt=attempt))
+def scheduled(attempt: int, **delay: Duration) -> e.TurnEvent:
+    return event(step_scheduled=e.StepScheduled(step_id="T/a", attempt=attempt, **delay))
 
 
 def reading() -> Merge:
@@ -53,9 +54,17 @@ def test_text_of_an_attempt_waits_for_its_beginning() -> None:
     assert merge.awaits(second)
     assert merge.sees_event(event(step_failed=e.StepFailed(step_id="T/a", attempt=1)))
     assert merge.awaits(second)
-    assert merge.sees_event(scheduled(2))
+    assert merge.sees_event(scheduled(2, start_delay=Duration(seconds=1)))
     assert not merge.awaits(second)
     assert merge.sees_delta(second)
+
+
+def test_nobody_waits_for_the_beginning_of_an_attempt_that_did_not_count() -> None:
+    merge = reading()
+    assert merge.sees_event(event(step_failed=e.StepFailed(step_id="T/a", attempt=1)))
+    assert not merge.sees_event(scheduled(2)), "by a new owner that did not know of the failure"
+    assert not merge.awaits(delta("R2", 0, "A", attempt=2))
+    assert not merge.sees_delta(delta("R2", 0, "A", attempt=2))
 
 
 def test_text_after_the_end_of_its_step_or_of_another_turn_is_not_seen() -> None:

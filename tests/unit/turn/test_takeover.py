@@ -2,6 +2,7 @@
 
 from tests.unit.turn.driver import UNAVAILABLE, Driver, fails, noop, request, says
 
+from agentshell.turn.decision import restart
 from agentshell.turn.state import apply
 from kfm.turn.v1 import turn_event_pb2 as e
 from kfm.turn.v1 import turn_pb2 as t
@@ -39,6 +40,15 @@ def test_a_failure_of_an_attempt_that_is_past_changes_nothing_but_its_success_co
     assert not driver.settle("a", says("again"))
     driver.decide()
     assert driver.turn.output == says("a").output
+
+
+def test_an_attempt_that_has_failed_is_not_begun_again_by_who_does_not_know_of_it() -> None:
+    driver = under_way(noop("a"))
+    [again] = restart(driver.turn)
+    assert driver.settle("a", fails(UNAVAILABLE))
+    assert not driver.write(again)
+    [after] = driver.decide()
+    assert after.step_scheduled.attempt == 2
 
 
 def test_what_grew_is_not_grown_again() -> None:

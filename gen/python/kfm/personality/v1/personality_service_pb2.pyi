@@ -515,7 +515,7 @@ class GetRequest(_message.Message):
     personality_id: _builtins.str
     """Which one: an id, whose default version is meant, or `id@version`; empty: the tenant's default."""
     digest: _builtins.str
-    """Which version of its pack, among those that are live and the last 8 that were loaded; empty: as `personality_id` says."""
+    """Which version of its pack, among those that are live, or were within 90 days; empty: as `personality_id` says."""
     with_tool_code: _builtins.bool
     """Whether to return the code of its pack's own tools."""
     def __init__(

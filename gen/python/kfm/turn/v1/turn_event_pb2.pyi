@@ -669,7 +669,7 @@ class StepRequest(_message.Message):
     priority: _turn_pb2.Priority.ValueType
     """Which attempts of the tenant go first where not all can: the turn's."""
     input_offset: _builtins.int
-    """Where the input is if it is not repeated here: as `output_offsets` say it, that of the turn's first event; 0: it is here."""
+    """Where the input is: the offset in the turn's partition of `agent.turns` of the turn's first event; absent: it is here."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope; `causation_id` is the StepScheduled."""
@@ -734,14 +734,19 @@ class StepRequest(_message.Message):
         max_turn_tokens: _builtins.int | None = ...,
         sub_turn_limits: _turn_pb2.TurnLimits | None = ...,
         priority: _turn_pb2.Priority.ValueType = ...,
-        input_offset: _builtins.int = ...,
+        input_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_offset", b"_input_offset", "_max_turn_tokens", b"_max_turn_tokens", "deadline", b"deadline", "header", b"header", "input", b"input", "input_offset", b"input_offset", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "input_offset", b"input_offset", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "priority", b"priority", "remaining_step_count", b"remaining_step_count", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_offset", b"_input_offset", "_max_turn_tokens", b"_max_turn_tokens", "attempt", b"attempt", "deadline", b"deadline", "dependencies", b"dependencies", "depth", b"depth", "header", b"header", "input", b"input", "input_offset", b"input_offset", "max_turn_tokens", b"max_turn_tokens", "model", b"model", "output_offsets", b"output_offsets", "personality_digest", b"personality_digest", "personality_id", b"personality_id", "principal_id", b"principal_id", "priority", b"priority", "remaining_step_count", b"remaining_step_count", "start_time", b"start_time", "step", b"step", "sub_turn_limits", b"sub_turn_limits", "transcript", b"transcript", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__input_offset: _TypeAlias = _typing.Literal["input_offset"]  # noqa: Y015
+    _WhichOneofArgType__input_offset: _TypeAlias = _typing.Literal["_input_offset", b"_input_offset"]  # noqa: Y015
     _WhichOneofReturnType__max_turn_tokens: _TypeAlias = _typing.Literal["max_turn_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_turn_tokens: _TypeAlias = _typing.Literal["_max_turn_tokens", b"_max_turn_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_offset) -> _WhichOneofReturnType__input_offset | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_turn_tokens) -> _WhichOneofReturnType__max_turn_tokens | None: ...
 
 Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
