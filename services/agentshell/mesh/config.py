@@ -169,8 +169,8 @@ class RuntimeConfig(_Section):
     """Messages of the session that a model is shown."""
     max_passages: PositiveInt = 6
     """Passages that a memory step finds."""
-    max_active_turns: PositiveInt = 1000
-    """Turns under way in a manager; the others wait in the log."""
+    max_active_turns: PositiveInt = 2000
+    """Turns under way in a manager; the others wait in the log. More than a tenant's: none takes all the room."""
     max_active_steps: PositiveInt = 64
     """Steps under way in a worker; the others wait in the log."""
     max_context_tokens: PositiveInt = 100_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,8 @@ from agentshell.personality.archives import Archives
 from agentshell.personality.knowledge import Knowledge, namespace
 from agentshell.personality.loader import Change, Loader, Origin, Rejected, Removed, named
 from agentshell.personality.pack import Pack
-from agentshell.personality.registry import VERSIONS_KEPT, Registry
+from agentshell.personality.registry import Registry
+from agentshell.personality.versions import KEPT_DAYS, Versions
 from kfm.content.v1.content_pb2 import Money
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1 import personality_service_pb2 as pb
@@ -46,7 +47,8 @@ Watch = Callable[[], AsyncGenerator[Collection[Origin]]]
 class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer):
     """Serves the packs of the configured directories, as they change, and of the configured archives.
 
-    `memory` is where their knowledge goes; `cache` is where copies of archives stay, None: nowhere.
+    `memory` is where their knowledge goes; `cache` is where copies of archives stay, and versions that turns are pinned
+    to; None: nowhere.
     """
 
     def __init__(self, config: PersonalityConfig, memory: grpc.aio.Channel, cache: Path | None = None) -> None:
@@ -56,6 +58,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._loader = Loader(directories, archives, folders=config.allow_unsigned != "none")
         self._watches = [self._loader.watch, archives.watch] if archives.files else [self._loader.watch]
         self._registry = Registry(config.versions)
+        self._versions = Versions(cache)
         self._knowledge = Knowledge(memory)
         self._shelved: dict[str, set[str]] = {}  # Namespaces wanted, by personality.
         self._watchers: set[asyncio.Queue[pb.WatchResponse]] = set()
@@ -72,6 +75,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._watching = [asyncio.create_task(self._follow(watch)) for watch in self._watches]
         await asyncio.sleep(0)  # The watches are set before the packs are read: no change falls between the two.
         await self.reload()
+        await self._on_disk(self._versions.forget)
         self._loaded.set()
         for default in dict.fromkeys((self._config.default, *self._config.tenant_defaults.values())):
             if self._find(default) is None:
@@ -112,6 +116,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         await self._loaded.wait()
         asked = request.personality_id or self._default_id()
         found = self._find(asked, request.digest)
+        if found is None and request.digest:
+            found = await asyncio.to_thread(self._versions.find, asked.partition("@")[0], request.digest)
         if found is None:
             raise self._not_found(asked, request.digest)
         return pb.GetResponse(personality=self._as_it_is(found, with_tool_code=request.with_tool_code))
@@ -167,15 +173,29 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         """Reads these (None: all there is) again, and the folders that were malformed. Raises CONFIG_INVALID."""
         async with self._reloading:
             changes = await self._loader.reload(origins)
+            ids = list(dict.fromkeys(_id(change) for change in changes if not isinstance(change, Rejected)))
+            live = self._live(ids)
             for change in changes:
                 self._apply(change)
+            live += self._live(ids)
+            await self._on_disk(lambda: self._versions.keep(live))
             self._log(changes)
-            for personality_id in dict.fromkeys(_id(change) for change in changes if not isinstance(change, Rejected)):
+            for personality_id in ids:
                 self._shelve(personality_id)
             for change in changes:
                 self._publish(self._told(change))
         PACKS.labels("live").set(len(self._loader.packs))
         PACKS.labels("rejected").set(len(self._loader.rejected()))
+
+    def _live(self, personality_ids: Iterable[str]) -> list[pb.Personality]:
+        return [one for personality_id in personality_ids for one in self._registry.versions(personality_id)]
+
+    async def _on_disk(self, work: Callable[[], None]) -> None:
+        """Does work on the versions that are kept. Where the disk does not let it, the packs serve nevertheless."""
+        try:
+            await asyncio.to_thread(work)
+        except OSError as error:
+            _log.error("versions are not kept: turns that wait may not outlive a restart", exc_info=error)
 
     def _apply(self, change: Change) -> None:
         match change:
@@ -284,8 +304,8 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         if digest:
             metadata["digest"] = digest
             message = (
-                f"version {digest} of personality {personality_id!r} is not kept: the last {VERSIONS_KEPT} versions "
-                "loaded by this process are; leave the digest out for the newest"
+                f"version {digest} of personality {personality_id!r} is not kept: a version is for {KEPT_DAYS} days "
+                "after it was last live, in the data directory of the process; leave the digest out for the newest"
             )
         elif live:
             wanted = version or f"{self._config.versions[personality_id]}, which 'personality.versions' asks for,"
