@@ -127,13 +127,16 @@ class Feeds:
         """How long a reader that was told something is not told of mere progress: the longer the more readers."""
         return min(_MAX_PACE_SECONDS, max(1, self._followers) * _PACE_SECONDS)
 
-    def follow(self, partition: int, key: str, offsets: tuple[int, int]) -> Follower | None:
+    def follow(self, partition: int, key: str, offsets: tuple[int, int], *, near_end: bool) -> Follower | None:
         """Returns a follower of a session's records from these offsets of both topics on; it may get earlier ones too.
 
-        None where the feed has passed them: read on, and ask again.
+        None where the feed has passed them, and where there is none yet and they are not `near_end` of the log, so that
+        others would wait for it to get there: read on, and ask again.
         """
         feed = self._feeds.get(partition)
         if feed is None or feed.is_over:
+            if not near_end:
+                return None
             feed = self._feeds[partition] = _Feed(self._log, partition, offsets)
         follower = feed.follow(key, offsets)
         self._followers += follower is not None
@@ -212,6 +215,6 @@ def _ends_text(stored: StoredRecord) -> bool:
     if kind != _SUCCEEDED:
         return kind not in _SILENT
     try:
-        return TurnEvent.FromString(stored.record.payload).step_succeeded.result.HasField("output")
+        return TurnEvent.FromString(stored.record.payload).step_succeeded.result.delta_count > 0
     except DecodeError:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -67,7 +67,8 @@ TurnKey = tuple[str, str]  # The tenant and the turn.
 class IndexedTurn:
     """A row: the turn as of `folded_offset`, and where the log has it. One that is only claimed has no such offset.
 
-    All that the log has of the turn before `projected_offset` is in it.
+    All that the log has of the turn before `projected_offset` is in it. Of one that `is_new`, which was claimed by who
+    has it, the log has nothing before its end of a moment ago.
     """
 
     tenant_id: str
@@ -77,6 +78,7 @@ class IndexedTurn:
     request_digest: bytes | None = None
     folded_offset: int | None = None
     projected_offset: int = 0
+    is_new: bool = field(default=False, compare=False)
 
     @property
     def next_offset(self) -> int:
@@ -119,7 +121,7 @@ class TurnIndex:
         claim = _Claim(row)
         self._claims.append(claim)
         try:
-            async with self._claiming:  # Whose turn it is claims for all who wait.
+            async with self._claiming:  # Who comes next claims for all who wait.
                 if claim.is_new is None:
                     await self._claim_all([each for each in self._claims if each.is_new is None][:_MAX_CLAIMS])
         finally:
@@ -133,7 +135,7 @@ class TurnIndex:
         values = (claimed.get_value(at, column) or b"" for at in range(claimed.ntuples) for column in range(2))
         new = {(tenant_id.decode(), turn_id.decode()) for tenant_id, turn_id in zip(values, values, strict=True)}
         for claim in claims:
-            claim.is_new = claim.row.key in new
+            claim.is_new = claim.row.is_new = claim.row.key in new
             new.discard(claim.row.key)  # One of those who claim the same has it.
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:

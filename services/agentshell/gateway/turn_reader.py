@@ -31,7 +31,8 @@ class TurnReader:
     """Merges `agent.turns` and `agent.outputs` for one reader.
 
     It always folds the turn from its beginning, and shows what the reader's cursor has not passed: so what is shown
-    does not depend on where the reader was cut off. It reads the log up to its end, then follows the feed.
+    does not depend on where the reader was cut off. It reads the log until the feed has not passed what it has read,
+    and then follows that: a turn that has just begun, from its beginning.
     """
 
     def __init__(self, log: Log, feeds: Feeds, row: IndexedTurn, partition: int, cursor: Cursor | None) -> None:
@@ -46,7 +47,9 @@ class TurnReader:
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
         self._events: deque[StoredRecord] = deque()
         self._outputs: deque[StoredRecord] = deque()
+        self._has_all_outputs = False  # all that was said before the newest of the events that were read
         self._follower: Follower | None = None
+        self._is_near_end = row.is_new
         self._updates: list[TurnUpdate] = []
         self._bytes = 0
         self._is_urgent = False
@@ -84,12 +87,13 @@ class TurnReader:
 
     async def _next_events(self) -> list[StoredRecord]:
         """Returns more of the session's events, or of the partition's while it reads the log itself."""
-        if self._follower is not None:
-            events, outputs = self._follower.take()
+        if follower := self._follow():
+            events, outputs = follower.take()
             self._hold(outputs)
-            if events or not self._follower.cut:
+            if events or not follower.cut:
                 return [stored for stored in events if stored.offset >= self._turns_offset]
             self.close()
+            self._has_all_outputs = self._is_near_end = False
         try:
             return await self._log.read(envelope.TURNS, self._partition, self._turns_offset, _READ_RECORDS, 0.0)
         except AgentShellError as error:
@@ -104,8 +108,8 @@ class TurnReader:
 
     @property
     def _may_have_outputs(self) -> bool:
-        """Whether there is text to feed, as far as can be seen without reading. The feed brings it, if there is one."""
-        return bool(self._outputs) or self._follower is None
+        """Whether there is text to feed, as far as can be seen without reading."""
+        return bool(self._outputs) or not self._has_all_outputs
 
     async def _feed_events(self) -> bool:
         """Feeds the events that are there; returns True as soon as what is to be shown is enough for one response."""
@@ -142,8 +146,8 @@ class TurnReader:
         return False
 
     async def _has_more_outputs(self) -> bool:
-        """Holds more of what the log has, unless the feed brings that."""
-        if self._follower is not None:
+        """Holds more of what the log has, unless all that is needed was read, or comes with the feed."""
+        if self._has_all_outputs:
             return False
         try:
             records = await self._log.read(envelope.OUTPUTS, self._partition, self._outputs_offset, _READ_RECORDS, 0.0)
@@ -153,6 +157,7 @@ class TurnReader:
             self._outputs_offset = int(error.metadata["base_offset"])  # What is gone is whole in the steps' results.
             return True
         self._hold(records)
+        self._has_all_outputs = not records
         return bool(records)
 
     def _hold(self, outputs: Sequence[StoredRecord]) -> None:
@@ -205,12 +210,19 @@ class TurnReader:
         self._shown_time = time.monotonic()
         return updates
 
+    def _follow(self) -> Follower | None:
+        """Returns what follows the feed, as soon as that has not passed what was read."""
+        if self._follower is None:
+            offsets = (self._turns_offset, self._outputs_offset)
+            self._follower = self._feeds.follow(self._partition, self._key, offsets, near_end=self._is_near_end)
+            self._has_all_outputs = self._follower is not None
+        return self._follower
+
     async def _wait(self) -> None:
         """Returns when there may be something to show; at the log's end it begins to follow."""
         if self._follower is None:
-            offsets = (self._turns_offset, self._outputs_offset)
-            self._follower = self._feeds.follow(self._partition, self._key, offsets)
-            if self._follower is None:  # The log went on while we read.
+            self._is_near_end = True
+            if not self._follow():  # The log went on while we read.
                 await self._has_more_outputs()
         else:
             paced_seconds = self._paced_seconds

@@ -6,20 +6,21 @@ from functools import partial
 
 from agentshell.gateway.admin_service import AdminService
 from agentshell.gateway.backlog import Backlog
-from agentshell.gateway.projector import GROUP as GATEWAYS
 from agentshell.gateway.projector import Projector
 from agentshell.gateway.service import TurnService
 from agentshell.gateway.turn_index import TurnIndex
 from agentshell.log.lag import Lag
-from agentshell.runtime.manager import GROUP as MANAGERS
-from agentshell.runtime.step_consumer import GROUP as WORKERS
 from agentshell.topology.parts import Member, Parts
 from agentshell.turn import envelope
 from kfm.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from kfm.turn.v1.turn_service_pb2_grpc import add_TurnServiceServicer_to_server
 
 # Whose lag is measured.
-_GROUPS = ((envelope.TURNS, MANAGERS), (envelope.TURNS, GATEWAYS), (envelope.STEPS, WORKERS))
+_GROUPS = (
+    (envelope.TURNS, envelope.MANAGERS),
+    (envelope.TURNS, envelope.GATEWAYS),
+    (envelope.STEPS, envelope.WORKERS),
+)
 
 
 async def build(parts: Parts) -> Member:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.unit.gateway.turn_log import SESSION, TENANT, append, beginning, done, end, say
 
+from agentshell.db.database import Database
 from agentshell.gateway import feed as feed_module
 from agentshell.gateway.feed import Feeds
 from agentshell.gateway.turn_index import IndexedTurn
 from agentshell.gateway.turn_reader import TurnReader
-from agentshell.log.log import Log, Topic
+from agentshell.log.log import Log, StoredRecord, Topic
 from agentshell.log.postgres import PostgresLog
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
@@ -26,8 +27,10 @@ Batches = AsyncGenerator[list[TurnUpdate]]
 WAIT_SECONDS = 10.0
 
 
-async def reader(log: Log, feeds: Feeds, turn_id: str = "T", session: str = SESSION) -> Batches:
-    row = IndexedTurn(TENANT, Turn(turn_id=turn_id, session_id=session), 0, 0)
+async def reader(
+    log: Log, feeds: Feeds, turn_id: str = "T", session: str = SESSION, *, is_new: bool = False
+) -> Batches:
+    row = IndexedTurn(TENANT, Turn(turn_id=turn_id, session_id=session), 0, 0, is_new=is_new)
     with closing(TurnReader(log, feeds, row, 0, None)) as turn_reader:
         while batch := await turn_reader.next():
             yield batch
@@ -54,6 +57,14 @@ async def follow(batches: Batches) -> asyncio.Task[list[TurnUpdate]]:
 
 
 @pytest.fixture
+async def other(log: PostgresLog, database: Database) -> AsyncGenerator[PostgresLog]:
+    """The same log, as another process has it."""
+    other = await PostgresLog.open(database)
+    yield other
+    await other.close()
+
+
+@pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was told something is not told of mere progress while the test runs."""
     monkeypatch.setattr(feed_module, "_PACE_SECONDS", 1000.0)
@@ -75,6 +86,51 @@ async def test_a_reader_is_told_what_was_and_what_comes_of_its_turn_alone(log: P
         await append(log, others[3], events[3], events[4], others[4])
         assert await rest(batches) == told(delta, *events[3:])
         assert await rest(other_batches) == told(*others[2:])
+
+
+async def test_a_turn_that_has_just_begun_is_followed_from_its_beginning_without_looking_for_the_logs_end(
+    log: PostgresLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, waits = log.read, list[float]()
+
+    async def noted(topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
+        waits.append(wait)
+        return await read(topic, partition, offset, limit, wait)
+
+    monkeypatch.setattr(log, "read", noted)
+    events = [*beginning("T", "a"), *done("T", "a"), end("T")]
+    await append(log, events[0])
+    async with aclosing(reader(log, Feeds(log), is_new=True)) as batches:
+        assert await anext(batches) == told(events[0])
+        await append(log, *events[1:])
+        assert await rest(batches) == told(*events[1:])
+    assert 0.0 not in waits
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_an_attempts_last_words_come_before_its_end_where_another_process_has_not_told_of_them(
+    log: PostgresLog, other: PostgresLog, database: Database, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    async with database.connection() as connection:
+        query = "SELECT partition_id FROM log.partitions JOIN log.topics USING (topic_id) WHERE name = %s"
+        (outputs_id,) = await (await connection.execute(query, (envelope.OUTPUTS,))).fetchone() or (0,)
+    heard = log.heard_ends
+
+    def heard_without_outputs(ends: Mapping[int, int]) -> None:
+        heard({partition_id: end for partition_id, end in ends.items() if partition_id != outputs_id})
+
+    monkeypatch.setattr(log, "heard_ends", heard_without_outputs)
+    events = [*beginning("T", "a"), *done("T", "a", delta_count=1), end("T")]
+    await append(other, *events[:2])
+    assert len(await log.read(envelope.TURNS, 0, 0, 10, WAIT_SECONDS)) == 2, "it knows now that there is another"
+    async with aclosing(reader(log, Feeds(log), is_new=is_new)) as batches:
+        assert await anext(batches) == told(*events[:2])
+        waiting = await follow(batches)
+        await append(other, events[2])
+        delta = await say(other, "T", "a", 0)
+        await append(other, *events[3:])
+        assert [*await waiting, *await rest(batches)] == told(events[2], delta, *events[3:])
+    assert await rest(reader(log, Feeds(log), is_new=is_new)) == told(*events[:3], delta, *events[3:])
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -120,7 +176,7 @@ async def test_what_waits_for_a_reader_that_does_not_read_is_let_go_and_read_in_
         waiting = await follow(batches)
         await append(log, events[2])
         assert await waiting == told(events[2])
-        follower = feeds.follow(0, envelope.session_key(TENANT, SESSION), (3, 0))
+        follower = feeds.follow(0, envelope.session_key(TENANT, SESSION), (3, 0), near_end=True)
         assert follower is not None
         for event in events[3:]:
             await append(log, event)

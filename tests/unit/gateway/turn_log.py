@@ -43,8 +43,8 @@ def beginning(turn_id: str, *steps: str, session: str = SESSION) -> list[e.TurnE
     ]
 
 
-def done(turn_id: str, step: str, size: int = 1, session: str = SESSION) -> list[e.TurnEvent]:
-    result = t.StepResult(output=text(size))
+def done(turn_id: str, step: str, size: int = 1, session: str = SESSION, *, delta_count: int = 0) -> list[e.TurnEvent]:
+    result = t.StepResult(output=text(size), delta_count=delta_count)
     return [
         told(turn_id, session, step_scheduled=e.StepScheduled(step_id=step, attempt=1)),
         told(turn_id, session, step_succeeded=e.StepSucceeded(step_id=step, attempt=1, result=result)),
