@@ -46,6 +46,7 @@ class Probe(PersonalityServiceServicer):
     traces: list[int] = field(default_factory=list[int])
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    watched: str = "first"
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
         self.calls.append(call.current())
@@ -76,7 +77,8 @@ class Probe(PersonalityServiceServicer):
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncGenerator[pb.WatchResponse]:
         self.calls.append(call.current())
         try:
-            yield pb.WatchResponse(removed_personality_id="first")
+            self.begun.set()
+            yield pb.WatchResponse(removed_personality_id=self.watched)
             await asyncio.Event().wait()
         finally:
             self.ended.set()
@@ -243,6 +245,16 @@ async def test_a_stream_carries_the_caller_too_and_ends_when_it_is_abandoned(mes
     watch.cancel()
     await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
     assert [made.principal for made in mesh.probe.calls] == [Principal("acme", "ann")]
+
+
+async def test_a_watch_that_is_amid_a_response_when_the_server_drains_ends_after_it(mesh: Mesh) -> None:
+    mesh.probe.watched = "more than may be on its way to who does not read" * 50_000
+    with call.scope(Principal("acme", "ann"), WAIT_SECONDS):
+        watch = mesh.peer.Watch(pb.WatchRequest())
+        await asyncio.wait_for(mesh.probe.begun.wait(), WAIT_SECONDS)
+        await mesh.served.server.drain()
+        assert (await watch.read()).removed_personality_id == mesh.probe.watched
+        assert (await refusal(watch.read())).name == "SERVICE_UNAVAILABLE"
 
 
 async def test_between_services_too_a_deadline_a_drained_watch_and_a_missing_method_are_errors(mesh: Mesh) -> None:

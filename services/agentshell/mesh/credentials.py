@@ -63,7 +63,8 @@ class Keyring:
         scheme, _, credential = authorization.partition(" ")
         if scheme.lower() != "bearer" or not credential:
             raise _invalid(
-                "send metadata 'authorization: Bearer <API key>'; `agentshell up` made one in its data directory"
+                "the call has no API key: send metadata 'authorization: Bearer <API key>'; `agentshell up` made a key "
+                "in its data directory, `agentshell keys create` makes others"
             )
         if credential.startswith("ask_"):
             return self._verify_api_key(credential), False

@@ -21,13 +21,12 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
-from opentelemetry import context as trace_context
 from opentelemetry import trace
 
 from agentshell.mesh import call, errors, telemetry, validation
 from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.errors import AgentShellError
-from agentshell.mesh.telemetry import RPC_SECONDS, RPCS_ACTIVE, TRACER
+from agentshell.mesh.telemetry import RPC_SECONDS, RPCS_ACTIVE
 from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell.rpc")
@@ -57,7 +56,10 @@ class ServerInterceptor:
         self._draining = False
 
     def drain(self) -> None:
-        """Ends every Watch stream, now and from now on, with SERVICE_UNAVAILABLE: its caller resumes elsewhere."""
+        """Ends every Watch stream, now and from now on, with SERVICE_UNAVAILABLE: its caller resumes elsewhere.
+
+        One that is being sent a response ends after that.
+        """
         self._draining = True
         for task in self._watches:
             task.cancel()
@@ -116,7 +118,11 @@ class ServerInterceptor:
                     return await answer
                 async with aclosing(cast("AsyncGenerator[Any]", answer)) as responses:
                     async for response in responses:
+                        self._watches.discard(task)  # Cut off amid a response, a call cannot be given a status.
                         await context.write(response)
+                        self._watches.add(task)
+                        if self._draining:
+                            raise asyncio.CancelledError
             except asyncio.CancelledError:
                 if not self._draining:
                     raise
@@ -140,13 +146,14 @@ class _Rpc:
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         _active(self._method).inc()
-        within = telemetry.context_of(self._metadata.get("traceparent", ""), self._metadata.get("tracestate", ""))
-        if not telemetry.is_unsampled(within):
-            name = self._method.removeprefix("/")
-            attributes = {"rpc.system.name": "grpc", "rpc.method": name}
-            self._span = TRACER.start_span(name, within, kind=trace.SpanKind.SERVER, attributes=attributes)
-            within = trace.set_span_in_context(self._span, within)
-        trace_context.attach(within)  # The task, and this with it, ends soon.
+        name, headers = self._method.removeprefix("/"), self._metadata
+        self._span = telemetry.enter_span(
+            name,
+            headers.get("traceparent", ""),
+            headers.get("tracestate", ""),
+            kind=trace.SpanKind.SERVER,
+            attributes={"rpc.system.name": "grpc", "rpc.method": name},
+        )
         return self
 
     def __exit__(

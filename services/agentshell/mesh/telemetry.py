@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, TextIO, cast
 
@@ -70,31 +69,32 @@ def setup(config: TelemetryConfig, member: str) -> None:
     trace.set_tracer_provider(provider)
 
 
+def enter_span(
+    name: str,
+    traceparent: str,
+    tracestate: str = "",
+    kind: trace.SpanKind = trace.SpanKind.INTERNAL,
+    attributes: Mapping[str, str] | None = None,
+) -> trace.Span:
+    """Begins a span in the trace that W3C headers say, and makes it the current one of this task; `end` it.
+
+    In a trace that is not recorded it is no span, and the trace alone is the task's.
+    """
+    within, is_unsampled = _context_of(traceparent, tracestate)
+    span = trace.INVALID_SPAN
+    if not is_unsampled:
+        span = TRACER.start_span(name, within, kind=kind, attributes=attributes)
+        within = trace.set_span_in_context(span, within)
+    context.attach(within)  # For good: the task, and this with it, ends soon.
+    return span
+
+
 @lru_cache(maxsize=1024)
-def context_of(traceparent: str, tracestate: str = "") -> Context:
-    """Returns the trace context that W3C headers say."""
-    return PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
-
-
-def is_unsampled(within: Context) -> bool:
-    """Returns whether it is of a trace that is not recorded: a span in it is made for nothing."""
+def _context_of(traceparent: str, tracestate: str) -> tuple[Context, bool]:
+    """Returns the trace context that W3C headers say, and whether it is of a trace that is not recorded."""
+    within = PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
     parent = trace.get_current_span(within).get_span_context()
-    return parent.is_valid and not parent.trace_flags.sampled
-
-
-@contextmanager
-def span(name: str, traceparent: str) -> Generator[trace.Span]:
-    """Is the span of what the block does; in a trace that is not recorded, its context alone."""
-    parent = context_of(traceparent)
-    if not is_unsampled(parent):
-        with TRACER.start_as_current_span(name, parent) as started:
-            yield started
-        return
-    token = context.attach(parent)
-    try:
-        yield trace.INVALID_SPAN
-    finally:
-        context.detach(token)
+    return within, parent.is_valid and not parent.trace_flags.sampled
 
 
 def traceparent() -> str:

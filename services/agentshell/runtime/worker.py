@@ -144,6 +144,8 @@ class Worker:
         outputs = Outputs(self._log, request)
         asked = nanoseconds(request.header.time)
         seconds = (nanoseconds(request.deadline) - max(asked, time.time_ns())) / 1e9  # The clock may be set back.
+        if request.step.HasField("timeout"):  # It counts from here on: to wait for a place is no attempt.
+            seconds = min(seconds, nanoseconds(request.step.timeout) / 1e9)
         principal = call.Principal(request.header.tenant_id, request.principal_id)
         call.enter(principal, seconds)  # For as long as the task lasts, and that is the attempt's.
         try:
