@@ -32,6 +32,7 @@ from agentshell.mesh.config import McpServerConfig, TenantPolicyConfig, ToolConf
 from agentshell.mesh.errors import AgentShellError
 from agentshell.tool.egress import Egress
 from agentshell.tool.grant import Grant
+from agentshell.tool.mcp import connection
 from agentshell.tool.mcp.servers import Servers
 from agentshell.tool.mcp.tool import McpTool
 from kfm.personality.v1 import personality_service_pb2 as pb
@@ -298,7 +299,8 @@ async def test_what_goes_wrong_at_a_server_is_said_and_the_next_call_works(
     assert await mesh.result("add", {"a": 1, "b": 1}, f"after {tool}", **WEB) == {"sum": 2}
 
 
-async def test_a_call_that_is_cancelled_is_cancelled_at_its_server(mesh: Mesh) -> None:
+async def test_a_call_that_is_cancelled_is_cancelled_at_its_server(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_CANCEL_SECONDS", BOUND_SECONDS)  # However late this process gets to it.
     call = mesh.begin("hang", {}, "hang", **WEB)
     assert (await call.read()).progress == "asked to hang"
     before = int(str(await mesh.result("cancelled", {}, "before", **WEB)))

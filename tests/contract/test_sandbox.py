@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE
@@ -397,19 +398,30 @@ async def test_an_image_that_is_not_what_was_built_is_built_again(tmp_path: Path
 
 async def test_a_build_that_nobody_waits_for_any_more_leaves_no_process_behind(tmp_path: Path) -> None:
     building = asyncio.create_task(image.ensure(tmp_path, lambda _told: None))
-    async with asyncio.timeout(BOUND_SECONDS):
-        while len(_processes_about(tmp_path)) < 2:  # noqa: ASYNC110 - the builder, and the compiler that it runs
-            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(BOUND_SECONDS):
+            while len(_processes_about(tmp_path)) < 2:  # noqa: ASYNC110 - the builder, and the compiler that it runs
+                await asyncio.sleep(0.01)
+            _signal(tmp_path, signal.SIGSTOP)  # It ends by nothing but a kill.
 
-        building.cancel()
+            building.cancel()
 
-        with pytest.raises(asyncio.CancelledError):
-            await building
-        while _processes_about(tmp_path):  # noqa: ASYNC110 - the kernel's
-            await asyncio.sleep(0.01)
+            with pytest.raises(asyncio.CancelledError):
+                await building
+            while _processes_about(tmp_path):  # noqa: ASYNC110 - the kernel's
+                await asyncio.sleep(0.01)
+    finally:
+        _signal(tmp_path, signal.SIGKILL)
+
+
+def _signal(directory: Path, number: signal.Signals) -> None:
+    for pid in _processes_about(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _processes_about(directory: Path) -> list[int]:
+    """Those that were started with a path in it."""
     found: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,13 +76,15 @@ def build(directory: Path) -> Path:
 async def _build_apart(directory: Path) -> None:
     """Builds in a process of its own: it takes a gigabyte, and a processor, for half a minute."""
     command = (sys.executable, "-m", __name__, str(directory))
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
         async with asyncio.timeout(_BUILD_SECONDS):
             _, said = await process.communicate()
     finally:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # The compiler that it runs, too.
             await process.wait()
     if process.returncode:
         raise _unavailable(said.decode(errors="replace").strip()[-_SAID_CHARACTERS:])
