@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
+from agentshell.gateway.recent import Recent
 from agentshell.log.log import Log
 from agentshell.turn import envelope
-
-_KEPT_SECONDS = 1.0
 
 
 class Floors:
@@ -16,16 +12,12 @@ class Floors:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._looked = asyncio.Lock()
-        self._expiry = 0.0
-        self._turns: list[int] = []
-        self._outputs: list[int] = []
+        self._ends = Recent(self._look)
 
     async def of(self, partition: int) -> tuple[int, int]:
         """Returns offsets in both topics that what is appended from now on will not be below."""
-        async with self._looked:
-            if time.monotonic() >= self._expiry:
-                self._turns = await self._log.end_offsets(envelope.TURNS)
-                self._outputs = await self._log.end_offsets(envelope.OUTPUTS)
-                self._expiry = time.monotonic() + _KEPT_SECONDS
-        return self._turns[partition], self._outputs[partition]
+        turns, outputs = await self._ends.get()
+        return turns[partition], outputs[partition]
+
+    async def _look(self) -> tuple[list[int], list[int]]:
+        return await self._log.end_offsets(envelope.TURNS), await self._log.end_offsets(envelope.OUTPUTS)

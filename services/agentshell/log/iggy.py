@@ -162,7 +162,7 @@ class IggyLog:
         if offset < oldest:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
-                f"offset {offset} of {topic}/{lane.partition} is no longer retained: the oldest is {oldest}",
+                f"offset {offset} of {topic}/{lane.partition} is no longer retained: begin at {oldest}",
                 metadata={"base_offset": str(oldest)},
             )
         lane.seen = offset

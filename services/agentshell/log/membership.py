@@ -28,7 +28,7 @@ class Membership:
     until: float = math.inf  # When it is over by this process' clock, unless it is renewed.
     over: bool = False
     bell: Bell = field(default_factory=Bell)  # Rings when it is over.
-    polling: asyncio.Lock = field(default_factory=asyncio.Lock)  # Polls of one lease take turns.
+    polling: asyncio.Lock = field(default_factory=asyncio.Lock)  # One poll of a lease at a time.
 
     @property
     def expired(self) -> bool:

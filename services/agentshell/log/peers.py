@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
 import psycopg
 import structlog
+from psycopg.pq.abc import PGconn
 
 from agentshell.db.database import Connection, Database
 from agentshell.log.reach import reach
@@ -63,6 +65,8 @@ class Peers:
         self.process = 0  # The number under which the others see this process live.
         self._connected = asyncio.Event()
         self._alone = False
+        self._unheard: deque[str] = deque()  # What came beside an answer.
+        self._resting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._untold: dict[int, int] = {}
         self._has_untold = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -111,6 +115,7 @@ class Peers:
         async with reach("listen to other processes"):
             connection = await self._database.dedicated()
             try:
+                connection.add_notify_handler(lambda notify: self._unheard.append(notify.payload))
                 # A new number each time: under the old one a server that has not noticed yet may keep us alive.
                 self.process = secrets.randbelow(2**31)
                 await connection.execute("SET synchronous_commit = off")  # Nothing here needs the disk.
@@ -158,9 +163,42 @@ class Peers:
                     await self._listener.look(connection, thorough=thorough)
                 looked_at = now
             look_at = looked_at + (self._pulse_seconds if self._alone else min(WATCH_SECONDS, self._pulse_seconds))
-            # Ends with the first that comes, because a process that has come makes us look sooner.
-            async for notify in connection.notifies(timeout=max(0.0, look_at - loop.time()), stop_after=1):
-                self._hear(notify.payload)
+            await self._listen(connection, look_at - loop.time())
+
+    async def _listen(self, connection: Connection, seconds: float) -> None:
+        """Hears for so long, or until a process has come, which makes us look sooner. Raises what ends the connection.
+
+        By libpq, in a quarter of the time of psycopg's `notifies`: each commit of any process is a message to all.
+        """
+        loop, socket = asyncio.get_running_loop(), connection.fileno()
+        self._resting = loop.create_future()
+        timer = loop.call_later(max(0.0, seconds), self._rest)
+        loop.add_reader(socket, self._read, connection.pgconn)
+        try:
+            while self._unheard:
+                self._hear(self._unheard.popleft())
+            self._read(connection.pgconn)  # What came behind an answer no longer makes the socket readable.
+            await self._resting
+        finally:
+            timer.cancel()
+            loop.remove_reader(socket)
+
+    def _read(self, wire: PGconn) -> None:
+        try:
+            wire.consume_input()
+            while notify := wire.notifies():
+                self._hear(notify.extra.decode())
+        except Exception as error:
+            self._rest(error)
+
+    def _rest(self, error: Exception | None = None) -> None:
+        """Ends the listening."""
+        if self._resting.done():
+            return
+        if error is None:
+            self._resting.set_result(None)
+        else:
+            self._resting.set_exception(error)
 
     def _hear(self, message: str) -> None:
         match message.split():
@@ -170,6 +208,7 @@ class Peers:
                 self._listener.heard_generation(*_pair(generation))
             case _:  # A process has come.
                 self._alone = False
+                self._rest()
 
     async def _tell(self) -> None:
         while True:

@@ -7,6 +7,8 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
 
 from agentshell.db.binary import bigint, integer, number_of, time_at
 from agentshell.db.database import Connection, Database
@@ -175,7 +177,7 @@ class PostgresLog:
                 tail.partition,
                 number_of(at),
                 time_at(number_of(append_time)),
-                Record(key.decode(), record_id, payload, json.loads(headers[1:]) if headers else {}),
+                Record(key.decode(), record_id, payload, _headers(headers)),
             )
             for at, append_time, key, record_id, headers, payload in rows
         ]
@@ -198,7 +200,7 @@ class PostgresLog:
         return await self._groups.join(await self._topics.find(topic), group, member)
 
     async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
-        """Returns records that this lease has not been given yet. Polls of one lease take turns."""
+        """Returns records that this lease has not been given yet. One poll of a lease at a time."""
         _check_limit(limit)
         topic = await self._topics.find(lease.topic)
         membership = self._groups.membership(lease)
@@ -314,6 +316,11 @@ async def _observe(connection: Connection, tails: Sequence[Tail]) -> None:
         tail.observe(*ends[tail.partition_id])
 
 
+@lru_cache(maxsize=1024)  # A turn's are few, and most have been seen before.
+def _headers(document: bytes) -> Mapping[str, str]:
+    return MappingProxyType(json.loads(document[1:]) if document else {})
+
+
 def _check_limit(limit: int) -> None:
     if limit < 1:
         raise invalid("limit", f"is {limit}; give at least 1")
@@ -322,6 +329,6 @@ def _check_limit(limit: int) -> None:
 def _out_of_range(tail: Tail, offset: int) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
-        f"offset {offset} of {tail.topic}/{tail.partition} is no longer retained: the oldest is {tail.base_offset}",
+        f"offset {offset} of {tail.topic}/{tail.partition} is no longer retained: begin at {tail.base_offset}",
         metadata={"base_offset": str(tail.base_offset)},
     )

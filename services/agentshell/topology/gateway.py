@@ -1,4 +1,4 @@
-"""The gateway: what clients call, and the table behind it."""
+"""The gateway: the services that clients call, and the turn index behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentshell.turn import envelope
 from kfm.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from kfm.turn.v1.turn_service_pb2_grpc import add_TurnServiceServicer_to_server
 
-# Whose lag is measured.
+# The groups whose lag is measured.
 _GROUPS = (
     (envelope.TURNS, envelope.MANAGERS),
     (envelope.TURNS, envelope.GATEWAYS),
@@ -24,7 +24,7 @@ _GROUPS = (
 
 
 async def build(parts: Parts) -> Member:
-    """Builds the Turn and the Admin service, with what keeps the turn index up."""
+    """Builds the Turn and Admin services, with the tasks that keep the turn index current and measure lag."""
     log, database, config = await parts.log(), await parts.database(), parts.config
     index = await TurnIndex.open(database, has_log=config.log.driver == "postgres")
     projector, lag = Projector(log, index), Lag(log, _GROUPS)

@@ -1,0 +1,28 @@
+"""What is looked up at most once a second, however many ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+_KEPT_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """What `look` has returned within the last second; those who ask while it looks wait for that one look."""
+
+    def __init__(self, look: Callable[[], Awaitable[T]]) -> None:
+        self._look = look
+        self._looking = asyncio.Lock()
+        self._kept: tuple[T, float] | None = None  # With the time at which it is to be looked up again.
+
+    async def get(self) -> T:
+        """Returns it. Raises what `look` does; then the next who asks looks again."""
+        async with self._looking:
+            if self._kept is None or time.monotonic() >= self._kept[1]:
+                self._kept = await self._look(), time.monotonic() + _KEPT_SECONDS
+            return self._kept[0]
