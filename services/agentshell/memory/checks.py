@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import cast
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
@@ -47,13 +46,12 @@ def to_write(given: pb.Record, field: str) -> pb.Record:
 
 
 def check_record(record: pb.Record, field: str) -> None:
-    """Raises INVALID_REQUEST for a time or a number that no store keeps, TOO_LARGE for too much metadata."""
+    """Raises INVALID_REQUEST for a time that no store keeps, TOO_LARGE for too much metadata."""
     for name in ("create_time", "update_time", "expire_time"):
         try:
             getattr(record, name).ToDatetime() if record.HasField(name) else None
         except ValueError:
             raise invalid(f"{field}.{name}", "is not a time between the years 1 and 9999") from None
-    check_struct(record.metadata, f"{field}.metadata")
     if record.metadata.ByteSize() > MAX_METADATA_BYTES:
         raise AgentShellError(
             error_pb2.ERROR_REASON_TOO_LARGE,
@@ -64,19 +62,8 @@ def check_record(record: pb.Record, field: str) -> None:
 
 
 def filter_of(request: pb.SearchRequest | pb.ListRequest | pb.ForgetRequest) -> Struct | None:
-    """Returns what metadata must contain. Raises INVALID_REQUEST."""
-    if not request.HasField("filter"):
-        return None
-    check_struct(request.filter, "filter")
-    return request.filter
-
-
-def check_struct(struct: Struct, field: str) -> None:
-    """Raises INVALID_REQUEST where it is no JSON."""
-    try:
-        MessageToDict(struct)
-    except ValueError:
-        raise invalid(field, "has a number that JSON does not have, NaN or an infinity: leave it out") from None
+    """Returns what metadata must contain; None: anything."""
+    return request.filter if request.HasField("filter") else None
 
 
 def once(request: Message, request_id: str) -> Once | None:

@@ -304,7 +304,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         if digest:
             metadata["digest"] = digest
             message = (
-                f"version {digest} of personality {personality_id!r} is not kept: a version is for {KEPT_DAYS} days "
+                f"version {digest!r} of personality {personality_id!r} is not kept: a version is for {KEPT_DAYS} days "
                 "after it was last live, in the data directory of the process; leave the digest out for the newest"
             )
         elif live:

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckfm/content/v1/content.proto\x12\x0ekfm.content.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x07Message\x12.\n\x04role\x18\x01 \x01(\x0e\x32\x14.kfm.content.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x30\n\x05parts\x18\x02 \x03(\x0b\x32\x14.kfm.content.v1.PartB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa1\x02\n\x04Part\x12$\n\x04text\x18\x01 \x01(\x0b\x32\x14.kfm.content.v1.TextH\x00\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.ImageH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12.\n\treasoning\x18\x05 \x01(\x0b\x32\x19.kfm.content.v1.ReasoningH\x00\x12*\n\x07passage\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.PassageH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"L\n\x04Text\x12\x17\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12+\n\tcitations\x18\x02 \x03(\x0b\x32\x18.kfm.content.v1.Citation\"h\n\x08\x43itation\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x12\n\nsource_uri\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x13\n\x0bstart_index\x18\x04 \x01(\x05\x12\x11\n\tend_index\x18\x05 \x01(\x05\"_\n\x05Image\x12\x1b\n\nmedia_type\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x30H\x00\x12\r\n\x03uri\x18\x03 \x01(\tH\x00\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"g\n\x08ToolCall\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"`\n\nToolResult\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08is_error\x18\x03 \x01(\x08\",\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\\\n\x07Passage\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x12\n\nsource_uri\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\"\xd2\x02\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x03\x12#\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x15.kfm.content.v1.Money\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x06 \x01(\x03\x12\x1a\n\x12image_input_tokens\x18\x07 \x01(\x03\x12\x1a\n\x12\x61udio_input_tokens\x18\x08 \x01(\x03\x12\x1b\n\x13\x61udio_output_tokens\x18\t \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_answer_count\x18\n \x01(\x05\x12\x11\n\testimated\x18\x0b \x01(\x08\x12\x1f\n\x17long_cache_write_tokens\x18\x0c \x01(\x03\"5\n\x05Money\x12\x15\n\ramount_micros\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckfm/content/v1/content.proto\x12\x0ekfm.content.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x07Message\x12/\n\x04role\x18\x01 \x01(\x0e\x32\x14.kfm.content.v1.RoleB\x0b\xbaH\x08\x82\x01\x02\x10\x01\xc8\x01\x01\x12\x30\n\x05parts\x18\x02 \x03(\x0b\x32\x14.kfm.content.v1.PartB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08\x12M\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x1c\xbaH\x19\xb2\x01\x16\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x0b\x08\x80\x92\xb8\xc3\x98\xfe\xff\xff\xff\x01\"\xa1\x02\n\x04Part\x12$\n\x04text\x18\x01 \x01(\x0b\x32\x14.kfm.content.v1.TextH\x00\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x15.kfm.content.v1.ImageH\x00\x12-\n\ttool_call\x18\x03 \x01(\x0b\x32\x18.kfm.content.v1.ToolCallH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.kfm.content.v1.ToolResultH\x00\x12.\n\treasoning\x18\x05 \x01(\x0b\x32\x19.kfm.content.v1.ReasoningH\x00\x12*\n\x07passage\x18\x06 \x01(\x0b\x32\x17.kfm.content.v1.PassageH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"L\n\x04Text\x12\x17\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12+\n\tcitations\x18\x02 \x03(\x0b\x32\x18.kfm.content.v1.Citation\"h\n\x08\x43itation\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x12\n\nsource_uri\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x13\n\x0bstart_index\x18\x04 \x01(\x05\x12\x11\n\tend_index\x18\x05 \x01(\x05\"_\n\x05Image\x12\x1b\n\nmedia_type\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x30H\x00\x12\r\n\x03uri\x18\x03 \x01(\tH\x00\x42\x0f\n\x06source\x12\x05\xbaH\x02\x08\x01\"g\n\x08ToolCall\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"`\n\nToolResult\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08is_error\x18\x03 \x01(\x08\",\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\\\n\x07Passage\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x12\n\nsource_uri\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\"\xd2\x02\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x03\x12#\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x15.kfm.content.v1.Money\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x06 \x01(\x03\x12\x1a\n\x12image_input_tokens\x18\x07 \x01(\x03\x12\x1a\n\x12\x61udio_input_tokens\x18\x08 \x01(\x03\x12\x1b\n\x13\x61udio_output_tokens\x18\t \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_answer_count\x18\n \x01(\x05\x12\x11\n\testimated\x18\x0b \x01(\x08\x12\x1f\n\x17long_cache_write_tokens\x18\x0c \x01(\x03\"5\n\x05Money\x12\x15\n\ramount_micros\x18\x01 \x01(\x03\x12\x15\n\rcurrency_code\x18\x02 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kfm.content.v1.content_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MESSAGE'].fields_by_name['role']._loaded_options = None
-  _globals['_MESSAGE'].fields_by_name['role']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_MESSAGE'].fields_by_name['role']._serialized_options = b'\272H\010\202\001\002\020\001\310\001\001'
   _globals['_MESSAGE'].fields_by_name['parts']._loaded_options = None
   _globals['_MESSAGE'].fields_by_name['parts']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\010'
+  _globals['_MESSAGE'].fields_by_name['create_time']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['create_time']._serialized_options = b'\272H\031\262\001\026\"\007\010\377\202\321\377\257\0072\013\010\200\222\270\303\230\376\377\377\377\001'
   _globals['_PART'].oneofs_by_name['kind']._loaded_options = None
   _globals['_PART'].oneofs_by_name['kind']._serialized_options = b'\272H\002\010\001'
   _globals['_TEXT'].fields_by_name['text']._loaded_options = None
@@ -54,28 +56,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALL'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_TOOLRESULT'].fields_by_name['call_id']._loaded_options = None
   _globals['_TOOLRESULT'].fields_by_name['call_id']._serialized_options = b'\272H\004r\002\020\001'
-  _globals['_ROLE']._serialized_start=1611
-  _globals['_ROLE']._serialized_end=1706
+  _globals['_ROLE']._serialized_start=1642
+  _globals['_ROLE']._serialized_end=1737
   _globals['_MESSAGE']._serialized_start=141
-  _globals['_MESSAGE']._serialized_end=297
-  _globals['_PART']._serialized_start=300
-  _globals['_PART']._serialized_end=589
-  _globals['_TEXT']._serialized_start=591
-  _globals['_TEXT']._serialized_end=667
-  _globals['_CITATION']._serialized_start=669
-  _globals['_CITATION']._serialized_end=773
-  _globals['_IMAGE']._serialized_start=775
-  _globals['_IMAGE']._serialized_end=870
-  _globals['_TOOLCALL']._serialized_start=872
-  _globals['_TOOLCALL']._serialized_end=975
-  _globals['_TOOLRESULT']._serialized_start=977
-  _globals['_TOOLRESULT']._serialized_end=1073
-  _globals['_REASONING']._serialized_start=1075
-  _globals['_REASONING']._serialized_end=1119
-  _globals['_PASSAGE']._serialized_start=1121
-  _globals['_PASSAGE']._serialized_end=1213
-  _globals['_USAGE']._serialized_start=1216
-  _globals['_USAGE']._serialized_end=1554
-  _globals['_MONEY']._serialized_start=1556
-  _globals['_MONEY']._serialized_end=1609
+  _globals['_MESSAGE']._serialized_end=328
+  _globals['_PART']._serialized_start=331
+  _globals['_PART']._serialized_end=620
+  _globals['_TEXT']._serialized_start=622
+  _globals['_TEXT']._serialized_end=698
+  _globals['_CITATION']._serialized_start=700
+  _globals['_CITATION']._serialized_end=804
+  _globals['_IMAGE']._serialized_start=806
+  _globals['_IMAGE']._serialized_end=901
+  _globals['_TOOLCALL']._serialized_start=903
+  _globals['_TOOLCALL']._serialized_end=1006
+  _globals['_TOOLRESULT']._serialized_start=1008
+  _globals['_TOOLRESULT']._serialized_end=1104
+  _globals['_REASONING']._serialized_start=1106
+  _globals['_REASONING']._serialized_end=1150
+  _globals['_PASSAGE']._serialized_start=1152
+  _globals['_PASSAGE']._serialized_end=1244
+  _globals['_USAGE']._serialized_start=1247
+  _globals['_USAGE']._serialized_end=1585
+  _globals['_MONEY']._serialized_start=1587
+  _globals['_MONEY']._serialized_end=1640
 # @@protoc_insertion_point(module_scope)

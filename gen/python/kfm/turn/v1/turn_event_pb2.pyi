@@ -680,7 +680,7 @@ class StepRequest(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the attempt must have ended."""
+        """When the turn's time is up, and the attempt must have ended; `step.timeout` counts from when that begins."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:

@@ -383,7 +383,7 @@ class TurnLimits(_message.Message):
     """Tokens read and written by all its models."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """From acknowledgement to end."""
+        """From acknowledgement to end. Durations that a caller gives are ten years at the most."""
 
     @_builtins.property
     def max_cost(self) -> _content_pb2.Money:
