@@ -79,7 +79,11 @@ class _Turn:
         assert self._merge.is_over
         assert self._fold.turn == turn == self._ended
         assert all(count == 1 for count in self._settled.values()), "no step succeeds twice"
+        if turn.state == t.TURN_STATE_FAILED and (lost := turn.failure.metadata.get("step_id")):
+            assert self._fold.steps[lost].state == t.STEP_STATE_FAILED, "a turn fails for a step that has failed"
         undoes = {step.step_id: step.compensates for step in turn.plan.steps if step.compensates}
+        if turn.state == t.TURN_STATE_COMPLETED:
+            assert not undoes.keys() & set(self._scheduled), "what completes is not undone"
         began = list(dict.fromkeys(undoes[step_id] for step_id in self._scheduled if step_id in undoes))
         if self._one_owner:
             assert began == sorted(began, key=list(self._settled).index, reverse=True), (

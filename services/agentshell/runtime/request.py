@@ -69,15 +69,13 @@ def sources(steps: Mapping[str, Step], step: Step) -> tuple[list[str], list[str]
 
 
 def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: RuntimeConfig) -> None:
-    start, end = nanoseconds(scheduled.header.time), end_nanoseconds(turn)
     if scheduled.step_scheduled.HasField("start_delay"):
-        start += nanoseconds(scheduled.step_scheduled.start_delay)
+        start = nanoseconds(scheduled.header.time) + nanoseconds(scheduled.step_scheduled.start_delay)
         envelope.set_time(request.start_time, start)
-    if request.step.HasField("timeout"):
-        end = min(end, start + nanoseconds(request.step.timeout))
-    elif not has_turn(request.step):  # A turn of its own has limits of its own.
-        end = min(end, start + round(config.step_seconds * 1e9))
-    envelope.set_time(request.deadline, end)
+    if not request.step.HasField("timeout") and not has_turn(request.step):  # A turn of its own has limits of its own.
+        timeout = request.step.timeout
+        timeout.seconds, timeout.nanos = divmod(round(config.step_seconds * 1e9), 1_000_000_000)
+    envelope.set_time(request.deadline, end_nanoseconds(turn))
 
 
 def _set_sub_turn_limits(turn: Turn, left: TurnLimits) -> None:

@@ -13,6 +13,7 @@ from agentshell.log.log import Lease, Log, StoredRecord, partition_of
 from agentshell.log.rejoin import rejoin
 from agentshell.mesh import errors, ids
 from agentshell.mesh.errors import AgentShellError
+from agentshell.runtime.request import has_turn
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
 from agentshell.turn.records import command_of, event_of, record_of
@@ -38,6 +39,7 @@ class StepConsumer:
         self._member = f"worker-{ids.ulid()}"
         self._lease: Lease | None = None
         self._open: dict[tuple[str, int], tuple[int, int]] = {}  # (step, attempt) -> (partition, offset)
+        self._with_turn: set[tuple[str, int]] = set()  # those of them that wait for a turn of their own
         self._positions: dict[int, int] = {}
         self._committed: dict[int, int] = {}
         self._room = asyncio.Event()
@@ -86,6 +88,7 @@ class StepConsumer:
         self._worker.hand_over({step_id for step_id, _ in lost})
         for key in lost:
             del self._open[key]
+            self._with_turn.discard(key)
         self._positions = {at: position for at, position in self._positions.items() if at in kept}
         self._committed = committed
 
@@ -104,7 +107,7 @@ class StepConsumer:
                 await bury(self._log, envelope.STEPS, envelope.WORKERS, stored, f"{type(error).__name__}: {error}")
             self._positions[stored.partition] = stored.offset + 1
         await self._commit(lease)
-        while len(self._open) >= _MAX_OPEN:
+        while len(self._open) - len(self._with_turn) >= _MAX_OPEN:  # Those wait for others, which must be taken.
             self._room.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
@@ -123,6 +126,8 @@ class StepConsumer:
             return
         await self._complete(request)
         self._open[key] = (stored.partition, stored.offset)
+        if has_turn(request.step):
+            self._with_turn.add(key)
         self._worker.start(request, lambda event: self._spawn(key, event))
 
     async def _complete(self, request: StepRequest) -> None:
@@ -161,6 +166,7 @@ class StepConsumer:
 
     def _finish(self, key: tuple[str, int]) -> None:
         self._open.pop(key, None)
+        self._with_turn.discard(key)
         self._room.set()
 
     async def _commit(self, lease: Lease) -> None:

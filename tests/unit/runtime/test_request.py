@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from tests.unit.turn.driver import Driver, request, says
 
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.runtime.request import ASK_AGENT, step_request
 from agentshell.turn.state import Fold
 from kfm.content.v1.content_pb2 import Money
-from kfm.turn.v1.turn_pb2 import AgentStep, ModelStep, Step, ToolStep, TurnLimits
+from kfm.turn.v1.turn_event_pb2 import StepRequest
+from kfm.turn.v1.turn_pb2 import AgentStep, ModelStep, Step, ToolStep, Turn, TurnLimits
 
 THINKS = Step(step_id="think", model=ModelStep())
 AGENT = Step(step_id="ask", agent=AgentStep(personality_id="critic"), depends_on=["think"])
 TOOL = Step(step_id="ask", tool=ToolStep(name=ASK_AGENT), depends_on=["think"])
+
+
+def asked_of(step: Step) -> tuple[Turn, StepRequest]:
+    driver = Driver(request(step), lambda _: None)
+    driver.run()
+    return driver.turn, step_request(Fold(driver.turn), driver.events[-1].event, RuntimeConfig(step_seconds=7.5))
 
 
 def usd(micros: int) -> Money:
@@ -41,3 +49,19 @@ def test_where_nothing_is_left_a_turn_below_is_asked_for_with_the_least() -> Non
 
 def test_a_turn_without_limits_sets_none_below() -> None:
     assert limits_below(AGENT, TurnLimits()) == TurnLimits()
+
+
+@pytest.mark.parametrize(
+    ("step", "timeout"),
+    [
+        (THINKS, Duration(seconds=7, nanos=500_000_000)),
+        (Step(step_id="think", model=ModelStep(), timeout=Duration(seconds=9)), Duration(seconds=9)),
+        (Step(step_id="ask", agent=AgentStep(personality_id="critic")), Duration()),
+    ],
+)
+def test_an_attempt_has_the_steps_time_from_its_beginning_and_the_turns_at_the_most(
+    step: Step, timeout: Duration
+) -> None:
+    turn, asked = asked_of(step)
+    assert asked.step.timeout == timeout
+    assert asked.deadline.ToDatetime() == turn.create_time.ToDatetime() + turn.limits.max_duration.ToTimedelta()

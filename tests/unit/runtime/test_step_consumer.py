@@ -13,6 +13,7 @@ from agentshell.content import text_of
 from agentshell.db.database import Database
 from agentshell.log.log import Lease, Topic, partition_of
 from agentshell.log.postgres import PostgresLog
+from agentshell.mesh import call
 from agentshell.runtime import step_consumer
 from agentshell.runtime.step_consumer import StepConsumer
 from agentshell.runtime.steps.step import Emit
@@ -56,12 +57,14 @@ class Work:
     def __init__(self) -> None:
         self.made = Counter[str]()
         self.asked: list[str] = []
+        self.seconds: list[float] = []
         self.gate = asyncio.Event()
         self._begun = asyncio.Condition()
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         self.made[request.turn_id] += 1
         self.asked.append(text_of(request.input))
+        self.seconds.append(call.current().remaining() or 0.0)
         async with self._begun:
             self._begun.notify_all()
         await self.gate.wait()
@@ -144,6 +147,20 @@ async def test_tenants_take_turns_at_a_workers_places_and_what_is_urgent_comes_f
         assert [await ended.get() for _ in range(4)] == ["1", "3", "4", "2"]
 
 
+async def test_the_time_of_an_attempt_counts_from_when_it_has_a_place(log: Log) -> None:
+    work, ended = Work(), asyncio.Queue[TurnEvent]()
+    worker = Worker(log, {"noop": work}, 1)
+    for request in (asked("1", "acme"), asked("2", "acme")):
+        request.step.timeout.FromSeconds(30)
+        worker.start(request, ended.put_nowait)
+    await work.wait(1)
+    await asyncio.sleep(1.0)  # The second waits.
+    work.gate.set()
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert all([(await ended.get()).HasField("step_succeeded") for _ in range(2)])
+    assert 29.5 < work.seconds[1] <= 30.0
+
+
 async def test_an_input_that_is_not_repeated_is_looked_up(log: Log) -> None:
     header = EventHeader(tenant_id="acme", session_id="s")
     requested = TurnRequested(input=Message(role=ROLE_USER, parts=[Part(text=Text(text="What?"))]))
@@ -185,6 +202,26 @@ async def test_a_worker_that_can_take_no_more_says_that_it_lives(log: Log, monke
         await ask(log, in_partition(0))
         await asyncio.wait_for(log.has_lived.wait(), BOUND_SECONDS)
         work.gate.set()
+        assert await results(log, 1) == [in_partition(0)]
+    finally:
+        await worker.stop(0)
+
+
+async def test_a_worker_full_of_steps_that_wait_for_turns_takes_the_steps_of_those(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_consumer, "_MAX_OPEN", 1)
+    above, below = Work(), Work()
+    below.gate.set()
+    worker = StepConsumer(log, Worker(log, {"agent": above, "noop": below}, 8), 1)
+    waits = asked("above", "acme")
+    waits.header.event_id = "run above"
+    waits.step.agent.personality_id = "another"
+    await worker.start()
+    try:
+        await log.append(envelope.STEPS, [command_record(StepCommand(run=waits))])
+        await above.wait(1)
+        await ask(log, in_partition(0))
         assert await results(log, 1) == [in_partition(0)]
     finally:
         await worker.stop(0)
