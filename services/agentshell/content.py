@@ -1,4 +1,4 @@
-"""What messages say, as plain text and plain values, and what calls used."""
+"""Converts messages and Protobuf values to and from plain text and values, and adds up usage."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from google.protobuf.struct_pb2 import Struct, Value
 from kfm.content.v1.content_pb2 import Message, Part, Role, Text, ToolCall, Usage
 
 MAX_DEPTH = 24
-_MAX_WHOLE_NUMBER = 2**53  # Beyond it a float, which is all that Protobuf's values know, is not one whole number.
+_MAX_WHOLE_NUMBER = 2**53  # Protobuf values hold only floats, which beyond this no longer identify one integer.
 
 Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
 
 
 def text_of(message: Message) -> str:
-    """Returns the words of a message, each of its texts on a line of its own."""
+    """Returns the text of a message: its text parts, joined by newlines."""
     return "\n".join(part.text.text for part in message.parts if part.HasField("text"))
 
 
 def calls_of(message: Message) -> list[ToolCall]:
-    """Returns the tools that a model asks for."""
+    """Returns the tool calls in a message."""
     return [part.tool_call for part in message.parts if part.HasField("tool_call")]
 
 
 def plain_of(message: Message) -> Plain:
-    """Returns what a message holds as data: a tool's result, else its text read as JSON; None where it is neither."""
+    """Returns the data in a message: a tool's result, or else its text parsed as JSON; None if it is neither."""
     for part in message.parts:
         if part.HasField("tool_result"):
             return plain(part.tool_result.output)
@@ -40,33 +40,33 @@ def plain_of(message: Message) -> Plain:
 
 
 def plain(value: Value | Struct) -> Any:
-    """Returns a Protobuf value as Python's own; a number without a fraction becomes an int."""
+    """Returns a Protobuf value as Python objects; a whole number up to 2**53 becomes an int."""
     return _whole(json_format.MessageToDict(value))
 
 
 def fill(message: AnyMessage, value: Plain) -> None:
-    """Makes a Protobuf value or struct of Python's own.
+    """Fills a Protobuf value or struct from Python objects.
 
-    Raises ValueError for what JSON has no form of, and for what is nested so deeply that a message around it, and one
-    around that, could no longer be read: Protobuf's readers give up at 100 levels, and each of JSON's takes three.
+    Raises ValueError for what JSON cannot express, and for nesting so deep that a message around it, and one around
+    that, could not be parsed: Protobuf parsers stop at 100 levels, and each level of JSON takes three.
     """
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     try:
         json_format.ParseDict(value, message)  # pyright: ignore[reportArgumentType] - a Value is any JSON
-        json_format.MessageToDict(message)  # Fails for NaN and infinities, which Python reads and JSON does not have.
+        json_format.MessageToDict(message)  # Fails for NaN and infinities, which Python accepts and JSON lacks.
     except (json_format.ParseError, json_format.SerializeToJsonError) as error:
         raise ValueError(str(error)) from None
 
 
 def message_of(value: Plain, role: Role.ValueType) -> Message:
-    """Returns a message that says a value: text as it is, anything else as JSON."""
+    """Returns a message that holds a value: text as it is, anything else as JSON."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return Message(role=role, parts=[Part(text=Text(text=text))])
 
 
 def add_usage(total: Usage, used: Usage) -> None:
-    """Adds what a call used. The cost is unknown as soon as one call's is."""
+    """Adds one call's usage to a total. Once any call's cost is unknown, so is the total's."""
     total.input_tokens += used.input_tokens
     total.output_tokens += used.output_tokens
     total.cached_input_tokens += used.cached_input_tokens

@@ -1,4 +1,4 @@
-"""A process of the mesh: starts some of the services, or all of them, and stops them cleanly."""
+"""A process of the mesh: starts some or all of the services, and stops them cleanly."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _GC_THRESHOLDS = (10_000, 50, 50)
 
 
 class Process:
-    """Runs the named services, or all where none is named. Make it in the event loop that runs it.
+    """Runs the named services, or all of them if none are named. Create it in the event loop that runs it.
 
-    Raises CONFIG_INVALID for an unknown service, and for a data directory that cannot be made.
+    Raises CONFIG_INVALID for an unknown service, or for a data directory that cannot be created.
     """
 
     def __init__(self, config: Config, names: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ class Process:
         data_directory.make(data)
         self.keyring = data_directory.keyring(config)
         mesh_address = config.server.mesh_address or data_directory.socket(data, "-".join(self.names))
-        # Services of one data directory find one another by the sockets in it, unless `peers` says otherwise.
+        # Services that share a data directory reach one another by the sockets in it, unless `peers` says otherwise.
         elsewhere = {name: data_directory.socket(data, name) for name in SERVICES if name not in self.names}
         self._addresses = dict.fromkeys(self.names, mesh_address) | elsewhere | config.peers
         self._mesh_address = mesh_address
@@ -59,16 +59,16 @@ class Process:
 
     @property
     def address(self) -> str:
-        """Where clients call."""
+        """The address that clients call."""
         return self._server.address
 
     @property
     def http_address(self) -> str:
-        """Where /metrics and /health are."""
+        """The address of /metrics and /health; empty before `start`."""
         return self._http.address if self._http else ""
 
     async def start(self) -> None:
-        """Starts everything and returns when every service is SERVING. On failure nothing is left running."""
+        """Starts everything and returns once every service is SERVING. On failure, leaves nothing running."""
         telemetry.setup(self.config.telemetry, "mesh" if self.names == WHOLE else "-".join(self.names))
         try:
             await self._start()
@@ -78,7 +78,7 @@ class Process:
         _log.info("ready", address=self.address, http_address=self.http_address, services=self.names)
 
     async def stop(self) -> None:
-        """Drains: says NOT_SERVING, lets what is under way end, and stops what was started, the last first."""
+        """Drains: reports NOT_SERVING, lets calls in progress finish, and stops the services in reverse order."""
         if self._http is not None:
             self._http.ready = False
         await self._server.drain()
@@ -111,7 +111,7 @@ class Process:
         self._leave_word()
         await self._server.ready()
         self._http.ready = True
-        gc.freeze()  # What exists now stays, and what comes is mostly freed without a search for cycles.
+        gc.freeze()  # Objects that exist now stay; later ones are mostly freed without a search for cycles.
         gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
 
@@ -119,18 +119,18 @@ class Process:
         address = self._addresses[service]
         credentials = tls.calling(self.config.tls, address)
         if service in self.names and service not in self.config.peers:
-            name = tls.own_name(self.config.tls)  # The certificate's: it hardly names where this process listens.
+            name = tls.own_name(self.config.tls)  # The certificate's own: it rarely covers the address listened on.
             return channel.within(self._server.loopback, address, self.keyring, credentials, name)
         return channel.connect(address, self.keyring, credentials)
 
     def _leave_word(self) -> None:
-        """Makes the default tenant's key where there is none, and says where this process is."""
+        """Creates the default tenant's key if there is none, and records where this process listens."""
         key_file = data_directory.key_file(self.config.data_dir)
         if not key_file.exists():
             key_file.touch(0o600)
             key_file.write_text(self.keyring.create(DEFAULT_TENANT, DEFAULT_PRINCIPAL) + "\n")
         if "gateway" in self.names:
-            # Over a socket nobody needs to know which address shows whose certificate.
+            # Over a unix socket, a caller need not know which host names the certificate covers.
             by_socket = self.config.tls.certificate_file is not None and self._mesh_address.startswith("unix:")
             address = self._mesh_address if by_socket else self.address
             endpoints = Endpoints(address=address, http_address=self.http_address, pid=os.getpid())
@@ -138,7 +138,7 @@ class Process:
 
 
 async def _keep(work: Work) -> None:
-    """Runs a service's work in the background. After a defect, which is logged, it begins again a moment later."""
+    """Runs a service's background work. If it fails unexpectedly, logs the exception and restarts it a second later."""
     while True:
         try:
             return await work()

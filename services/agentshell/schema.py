@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) that strangers wrote: checking by one takes bounded work and asks nobody."""
+"""Untrusted JSON Schemas (2020-12): validating against one takes bounded work and fetches nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SHOWN_CHARACTERS = 300
 
 
 class Schema:
-    """A JSON Schema. Raises ValueError for what is none, refers elsewhere, or has a pattern that looks around.
+    """A JSON Schema. Raises ValueError if it is invalid, refers to another document, or has an unsupported pattern.
 
-    Patterns are matched in linear time, by the rules of Rust's `regex`: no backreferences, no lookaround.
+    Patterns match in linear time, by the rules of Rust's `regex`: no backreferences, no lookaround.
     """
 
     def __init__(self, schema: Any) -> None:
@@ -23,11 +23,11 @@ class Schema:
             raise ValueError(_told(error)) from None
 
     def problems(self, value: Any) -> Iterator[str]:
-        """Yields where a value breaks the schema, and how."""
+        """Yields where and how a value violates the schema."""
         return map(_told, self._validator.iter_errors(value))
 
     def problem(self, value: Any) -> str:
-        """Returns the first of its problems; empty: it has none."""
+        """Returns the value's first problem; empty if it has none."""
         return next(self.problems(value), "")
 
 

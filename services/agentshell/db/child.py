@@ -1,7 +1,7 @@
 """Becomes a program that ends with its parent: `python -I -S child.py PARENT_PID UID GID PROGRAM ARGUMENT...`.
 
-A script of its own, not a `preexec_fn`: between fork and exec of a process with threads no Python may run. The death
-signal is set after the change of user, which would clear it; UID -1 stays who we are.
+This is a script rather than a `preexec_fn` because a process with threads must not run Python between fork and exec.
+The death signal is set after the change of user, which would clear it. UID -1 keeps the current user.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent_pid: int, uid: int, gid: int, command: list[str]) -> None:
-    """Replaces this process by `command` in a session of its own, so that ctrl-C reaches our parent alone."""
+    """Replaces this process with `command` in a session of its own, so that ctrl-C reaches only our parent."""
     os.setsid()
     libc = ctypes.CDLL(None, use_errno=True)
     if uid >= 0:

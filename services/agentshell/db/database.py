@@ -1,4 +1,4 @@
-"""A Postgres by its URL: pooled connections, transactions, and migrations."""
+"""A Postgres database: pooled connections, transactions, and migrations."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 _CONNECT_TIMEOUT_SECONDS = 5
 _ACQUIRE_TIMEOUT_SECONDS = 10.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
-_RECONNECT_TIMEOUT_SECONDS = 1.0  # More, and each attempt waits twice as long: after an outage, minutes too long.
-_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 5.0  # A process that hangs must not keep the others from what it has locked.
-# How a connection is lost in use. Postgres' own verdict on an idle transaction is no OperationalError to the driver.
+_RECONNECT_TIMEOUT_SECONDS = 1.0  # Retries double their wait up to this limit: a longer one would cost minutes.
+_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 5.0  # A hung process must not keep its locks from the others.
+# How a connection in use is lost. The driver does not class Postgres' idle-transaction timeout as an OperationalError.
 _LOSSES = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
-_MIGRATION_LOCK = 0x6B666D2E6462  # "kfm.db": one for all schemas, because extensions and schemas are made in common.
+_MIGRATION_LOCK = 0x6B666D2E6462  # "kfm.db": one lock for all schemas, because they share extensions.
 
 
 class _BinaryCursor(psycopg.AsyncCursor[Row]):
-    """Takes rows in binary form: bytea, timestamps and numbers need no parsing."""
+    """Fetches rows in binary format: bytea, timestamps and numbers need no parsing."""
 
     def __init__(
         self, connection: psycopg.AsyncConnection[Any], *, row_factory: AsyncRowFactory[Row] | None = None
@@ -46,12 +46,12 @@ class _BinaryCursor(psycopg.AsyncCursor[Row]):
 
 
 class Database:
-    """A pool of at most `max_connections` connections; make it with `open`.
+    """A pool of at most `max_connections` connections; create it with `open`.
 
-    Connections are in autocommit mode, give rows in binary form, and prepare a statement when it has run five times.
-    One `execute` takes one statement. What Postgres' operation brings about (a lost connection, a deadlock, ten seconds
-    without a free connection, a transaction that does nothing for five) leaves `connection` and `transaction` as
-    DATABASE_UNAVAILABLE, with the driver's error as its cause. Connections come back within a second of Postgres.
+    Connections are in autocommit mode, return rows in binary format, and prepare a statement once it has run five
+    times. Each `execute` takes one statement. Operational errors (a lost connection, a deadlock, ten seconds without a
+    free connection, a transaction idle for five) leave `connection` and `transaction` as DATABASE_UNAVAILABLE, with the
+    driver's error as the cause. Connections recover within a second of Postgres.
     """
 
     def __init__(self, url: str, conninfo: str, max_connections: int) -> None:
@@ -70,7 +70,7 @@ class Database:
             open=False,
         )
         self._statements: list[Statement] = []
-        # What may hold a connection for long takes no more than half of them for one tenant.
+        # Work that may hold connections for long gets at most half of them per tenant.
         self.shares = Shares(max(1, max_connections // 2))
 
     @classmethod
@@ -82,19 +82,19 @@ class Database:
         try:
             conninfo = make_conninfo(url, application_name="agentshell", connect_timeout=_CONNECT_TIMEOUT_SECONDS)
         except psycopg.ProgrammingError:
-            # The driver's text may repeat a password of the URL.
+            # The driver's message may repeat the URL's password.
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
                 "database.url is not a Postgres URL: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
                 metadata={"key": "database.url", "fix": "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"},
             ) from None
         database = cls(url, conninfo, max_connections)
-        await (await database.dedicated()).close()  # The pool would retry, and not say what is wrong.
+        await (await database.dedicated()).close()  # The pool would retry without saying what is wrong.
         await database._pool.open()
         return database
 
     async def close(self) -> None:
-        """Closes the pool and the statements; connections in use are closed when they come back."""
+        """Closes the pool and the statements; connections in use are closed when they are returned."""
         for statement in self._statements:
             await statement.close()
         await self._pool.close(_CLOSE_TIMEOUT_SECONDS)
@@ -107,7 +107,7 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 if task and task.cancelling() > cancellations:
-                    # Python 3.11's wait_for, by which the pool waits, forgets it if the connection comes just then.
+                    # The pool waits with wait_for, which on Python 3.11 loses a cancellation that meets the connection.
                     raise asyncio.CancelledError
                 yield connection
         except _LOSSES as error:
@@ -115,39 +115,39 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection]:
-        """A pooled connection in a transaction, committed at the end, rolled back by an exception."""
+        """A pooled connection in a transaction, committed at the end and rolled back on an exception."""
         async with self.connection() as connection, connection.transaction():
             yield connection
 
     async def dedicated(self) -> Connection:
-        """Returns a connection outside of the pool, for LISTEN or a single writer; the caller closes it."""
+        """Returns a connection outside the pool, for LISTEN or a single writer; the caller closes it."""
         try:
             return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True, cursor_factory=_BinaryCursor)
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
 
     def statement(self, query: str) -> Statement:
-        """Returns a statement with a connection of its own, made when it first runs."""
+        """Returns a statement with a connection of its own, opened when it first runs."""
         self._statements.append(Statement(self.dedicated, query))
         return self._statements[-1]
 
     def statements(self, query: str, connections: int) -> Statements:
-        """Returns a statement with so many connections of its own, each made when it is first needed."""
+        """Returns a statement with this many connections of its own, each opened when it is first needed."""
         return Statements([self.statement(query) for _ in range(connections)])
 
     async def migrate(self, schema: str, package: str) -> None:
-        """Applies the files `NNNN_name.sql` of the Python package `package` that `schema` does not have yet.
+        """Applies the `NNNN_name.sql` files in the Python package `package` that `schema` does not have yet.
 
-        Each runs once, in order, with `schema, public` as search path; all of them in one transaction, so that none
-        may hold what Postgres refuses there (CREATE INDEX CONCURRENTLY). Processes that start together take turns.
-        Raises CONFIG_INVALID when an applied file has changed or is missing, or a file fails.
+        Each runs once, in order, with `schema, public` as its search path. All run in one transaction, so none may
+        contain what Postgres refuses there (CREATE INDEX CONCURRENTLY). Processes that start together take turns.
+        Raises CONFIG_INVALID if an applied file has changed or is missing, or if a file fails.
         """
         table = sql.Identifier(schema, "migration")
         insert = sql.SQL("INSERT INTO {} (number, name, digest) VALUES (%s, %s, %s)").format(table)
         step = "its preparation"
         try:
             async with self.transaction() as connection:
-                cursor = psycopg.AsyncCursor(connection)  # Not a binary one: that takes only one statement at a time.
+                cursor = psycopg.AsyncCursor(connection)  # Not a binary one, which takes one statement at a time.
                 await cursor.execute(_preparation(schema, table))
                 await cursor.execute(sql.SQL("SELECT number, digest FROM {} ORDER BY number").format(table))
                 applied = [(int(number), str(digest)) for number, digest in await cursor.fetchall()]
@@ -185,7 +185,7 @@ async def _configure(connection: Connection) -> None:
 
 
 async def _try_again(pool: AsyncConnectionPool[Connection]) -> None:
-    """Has the pool connect for those who wait: once it has given up, it does so only when another one asks."""
+    """Makes the pool reconnect for waiting requests: once it has given up, only a new request would make it try."""
     if pool.get_stats()["requests_waiting"]:
         await pool.check()
 

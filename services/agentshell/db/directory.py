@@ -1,4 +1,4 @@
-"""The directory of the bundled Postgres: who owns it, and whether an earlier server is still in it."""
+"""The directory of the bundled Postgres: who owns it, and whether an earlier server still runs in it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MAX_LOG_BYTES = 8 * 1024 * 1024
 
 
 class Directory:
-    """`data_dir/postgres` with one owner at a time, by two file locks that the kernel drops when their holders end.
+    """`data_dir/postgres`, owned by one process at a time, by two file locks that the kernel drops with their holders.
 
-    `owner.lock` is held by the owning process. `server.lock` is handed down to every process of its Postgres, so it is
-    free only when none of them is left, however they ended. Process ids decide nothing: they are reused.
+    The owning process holds `owner.lock`. Every process of its Postgres inherits `server.lock`, so it is free only once
+    all of them are gone, however they ended. Process ids decide nothing, because they are reused.
     """
 
     def __init__(self, path: Path, owner_lock: int, server_lock: int) -> None:
@@ -36,7 +36,7 @@ class Directory:
 
     @classmethod
     def claim(cls, data_dir: Path) -> Directory:
-        """Makes this process the owner; raises DATA_DIRECTORY_IN_USE when there is one, OSError when it cannot."""
+        """Makes this process the owner. Raises DATA_DIRECTORY_IN_USE if another process is, OSError if it cannot."""
         path = data_dir.absolute() / "postgres"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
@@ -57,12 +57,12 @@ class Directory:
         return cls(path, owner_lock, server_lock)
 
     async def wait_for_predecessor(self) -> None:
-        """Returns when no process of an earlier Postgres is left, within a minute, and takes `server.lock`."""
-        os.close(self.server_lock)  # An earlier one of our own holds it by what we have open, too.
+        """Waits at most a minute until no process of an earlier Postgres is left, and takes `server.lock`."""
+        os.close(self.server_lock)  # An earlier Postgres of ours holds its lock through the same open file.
         self.server_lock = _open(self.path / "server.lock")
         try:
             async with asyncio.timeout(_PREDECESSOR_TIMEOUT_SECONDS):
-                while not _try_lock(self.server_lock):  # noqa: ASYNC110 - a file lock tells nobody when it is free
+                while not _try_lock(self.server_lock):  # noqa: ASYNC110 - a file lock does not announce when it is free
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as error:
             raise AgentShellError(
@@ -74,11 +74,11 @@ class Directory:
             ) from error
 
     def clear_leftovers(self, socket: Path) -> None:
-        """Removes what a killed server left, in the cluster and in the directory of its socket.
+        """Removes the files that a killed server left in the cluster and its socket's directory; rotates a large log.
 
-        Call it with `server.lock` taken: whatever these name is no Postgres. A left lock file names a process id; when
-        that has been reused, Postgres would refuse to start. Its own check by shared memory still guards the cluster
-        against a server that somebody started by hand.
+        Call it while holding `server.lock`, which proves that no Postgres of ours is running. A leftover lock file
+        contains a process id; if that has been reused, Postgres refuses to start. Postgres' own shared-memory check
+        still guards the cluster against a server that somebody started by hand.
         """
         for leftover in (self.cluster / "postmaster.pid", *socket.glob(".s.PGSQL.*")):
             leftover.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class Directory:
 
     @contextlib.contextmanager
     def opened_log(self) -> Generator[int]:
-        """Opens Postgres' log to append to it."""
+        """Opens Postgres' log for appending."""
         descriptor = _open(self.log, os.O_APPEND)
         try:
             yield descriptor
@@ -95,24 +95,24 @@ class Directory:
             os.close(descriptor)
 
     def log_size(self) -> int:
-        """Returns the bytes in Postgres' log."""
+        """Returns the size of Postgres' log in bytes."""
         return self.log.stat().st_size if self.log.exists() else 0
 
     def log_tail(self, start: int) -> str:
-        """Returns the last lines of Postgres' log, of those after its first `start` bytes."""
+        """Returns the last lines of Postgres' log that come after its first `start` bytes."""
         with self.log.open("rb") as log:
             log.seek(max(start, log.seek(0, os.SEEK_END) - _MAX_TAIL_BYTES))
             lines = log.read(_MAX_TAIL_BYTES).decode(errors="replace").splitlines()
         return "\n".join(lines[-_MAX_TAIL_LINES:]) or "(empty)"
 
     def release(self) -> None:
-        """Gives the directory up."""
+        """Releases the directory."""
         os.close(self.server_lock)
         os.close(self._owner_lock)
 
 
 def _open(path: Path, flags: int = 0) -> int:
-    # No link is followed: the directory may be another user's than ours when we are root.
+    # Follows no link: when we are root, the directory may belong to another user.
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
 
 

@@ -13,7 +13,7 @@ _FILE = re.compile(r"(?P<number>\d{4})_(?P<name>\w+)\.sql")
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """The file `NNNN_name.sql`. `sql` may hold many statements, and runs within a transaction."""
+    """The file `NNNN_name.sql`. `sql` may contain several statements, and runs in a transaction."""
 
     number: int
     name: str
@@ -29,7 +29,7 @@ class Migration:
 
 
 def read(package: str) -> list[Migration]:
-    """Returns the migrations in `package`, in order. Raises ValueError when their numbers are not 1, 2, 3..."""
+    """Returns the migrations in `package`, in order. Raises ValueError if their numbers are not 1, 2, 3..."""
     files = ((_FILE.fullmatch(file.name), file) for file in importlib.resources.files(package).iterdir())
     migrations = [Migration(int(match["number"]), match["name"], file.read_bytes()) for match, file in files if match]
     migrations.sort(key=lambda migration: migration.number)
@@ -40,9 +40,9 @@ def read(package: str) -> list[Migration]:
 
 
 def pending(migrations: Sequence[Migration], applied: Sequence[tuple[int, str]]) -> Sequence[Migration]:
-    """Returns what is to be applied after `applied`, the (number, digest) pairs in order.
+    """Returns the migrations to apply after `applied`, which lists (number, digest) pairs in order.
 
-    Raises ValueError when an applied file is missing here or differs.
+    Raises ValueError if an applied file is missing here or differs.
     """
     if len(applied) > len(migrations):
         raise ValueError(

@@ -3,11 +3,11 @@
 Everything is in `data_dir/postgres`: the locks, the cluster (`data`), the socket (`socket`) and Postgres' log.
 
 Postgres is our child and gets SIGINT (its fast shutdown) from the kernel when the thread that started it ends, so call
-`start` from a thread that lives as long as the process. It runs in a session of its own: ctrl-C is for us to handle.
+`start` from a thread that lives as long as the process. It runs in a session of its own, so ctrl-C reaches only us.
 
-For root, Postgres runs as another user (see `binaries.account`), who cannot pass through a closed ancestor such as
+When we are root, Postgres runs as another user (see `binaries.account`), who cannot traverse a closed ancestor such as
 /root. The child therefore inherits its two directories as open descriptors and names them /proc/self/fd/N, which needs
-no right on any ancestor. So the data stays where it was asked to be, and no mode of anybody's directory is changed.
+no permission on any ancestor. The data stays where it was configured to be, and no existing directory's mode changes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from kfm.error.v1 import error_pb2
 
 _log = structlog.get_logger("agentshell.db")
 
-_START_TIMEOUT_SECONDS = 120.0  # Crash recovery replays at most _SETTINGS' max_wal_size.
+_START_TIMEOUT_SECONDS = 120.0  # Crash recovery replays about `max_wal_size` at most.
 _STOP_TIMEOUT_SECONDS = 30.0
 _ABORT_TIMEOUT_SECONDS = 5.0
 _POLL_SECONDS = 0.01
-# Before it is started again: twice as long each time, until it has run for a while.
+# The delay before a restart: it doubles each time, until Postgres has run for `_STABLE_SECONDS`.
 _FIRST_RESTART_SECONDS, _LAST_RESTART_SECONDS = 0.1, 30.0
 _STABLE_SECONDS = 60.0
 _MAX_SOCKET_PATH_BYTES = 107
-_PORT = 5432  # No TCP port: it names the socket.
+_PORT = 5432  # Not a TCP port: it is part of the socket's name.
 _USER = "postgres"
 _CHILD = Path(__file__).with_name("child.py")
 
-# Sorted by code point, which no update of the system's C library changes under an index; letters are Unicode's.
+# Sorts by code point, so that no update of the system's C library invalidates an index; letter classes are Unicode's.
 _INITDB_OPTIONS = (
     f"--username={_USER}",
     "--auth-local=trust",
@@ -60,11 +60,11 @@ _SETTINGS = {
     "listen_addresses": "",
     "port": str(_PORT),
     "unix_socket_permissions": "0700",
-    # What is acknowledged is on disk.
+    # Acknowledged data is on disk.
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    # A small box, shared with the services.
+    # Sized for a small machine, shared with the services.
     "max_connections": "200",
     "shared_buffers": "128MB",
     "max_wal_size": "512MB",
@@ -80,17 +80,17 @@ _SETTINGS = {
     "autovacuum_worker_slots": "2",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # A failed statement is its client's to report; here it would only grow the log, and hold users' data.
+    # Clients report failed statements; here they would only grow the log and put users' data in it.
     "log_min_messages": "log",
     "log_checkpoints": "off",
 }
 
 
 class PostgresServer:
-    """A running Postgres that this process owns; make it with `start`. Where it ends by itself, it is started again.
+    """A running Postgres that this process owns; create it with `start`. If it ends by itself, it is restarted.
 
-    `url` is a libpq URL over the unix socket. The socket's directory admits its owner only (and root), so there is no
-    password.
+    `url` is a libpq URL over the unix socket. There is no password, because the socket's directory admits only its
+    owner and root.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -108,11 +108,11 @@ class PostgresServer:
 
     @classmethod
     async def start(cls, data_dir: Path) -> PostgresServer:
-        """Starts the server of `data_dir/postgres`, made if new, and returns when it accepts connections.
+        """Starts the server in `data_dir/postgres`, created if missing, and returns once it accepts connections.
 
-        Takes over what a killed owner left: waits for its Postgres to end, then recovers, in at most three minutes.
-        Raises DATA_DIRECTORY_IN_USE when another process owns the directory, DATABASE_UNAVAILABLE with the end of
-        Postgres' log when it does not come up, CONFIG_INVALID when this machine cannot run it.
+        Takes over from a killed owner: waits for its Postgres to end, then recovers, within three minutes in all.
+        Raises DATA_DIRECTORY_IN_USE if another process owns the directory, DATABASE_UNAVAILABLE with the end of
+        Postgres' log if it does not come up, CONFIG_INVALID if this machine cannot run it.
         """
         if sys.platform != "linux":
             raise AgentShellError(
@@ -138,7 +138,7 @@ class PostgresServer:
         return server
 
     async def stop(self) -> None:
-        """Shuts the server down, connections and all, in at most 40 s, and gives the directory up. May be repeated."""
+        """Shuts the server down in at most 40 s, closing its connections, and releases the directory. Idempotent."""
         if self._released:
             return
         self._released = True
@@ -190,7 +190,7 @@ class PostgresServer:
             return await self._spawn(self._programs / "postgres", arguments, (cluster, socket))
 
     async def _keep(self, process: asyncio.subprocess.Process) -> None:
-        """Starts Postgres again whenever it ends, until `stop` cancels this."""
+        """Restarts Postgres whenever it ends, until `stop` cancels this."""
         loop = asyncio.get_running_loop()
         delay_seconds = _FIRST_RESTART_SECONDS
         while True:
@@ -209,7 +209,7 @@ class PostgresServer:
                 _log.error("the bundled Postgres cannot be started", detail=str(error))
 
     async def _initialise(self, initdb: Path) -> None:
-        """Makes the cluster: whole, or not there."""
+        """Creates the cluster atomically."""
         making = self._directory.path / "data.new"
         if making.exists():
             await asyncio.to_thread(shutil.rmtree, making)
@@ -227,7 +227,7 @@ class PostgresServer:
         self._process = None
         making.rename(self._directory.cluster)
         with _opened(self._directory.path) as directory:
-            os.fsync(directory)  # A power cut must not undo the name under which data will be acknowledged.
+            os.fsync(directory)  # A power cut must not undo the rename: data will be acknowledged under this name.
 
     async def _spawn(
         self, program: Path, arguments: list[str], descriptors: tuple[int, ...]
@@ -262,7 +262,7 @@ class PostgresServer:
         raise self._failure(f"Postgres ended with status {process.returncode}", log_start)
 
     def _make_socket_directory(self) -> Path:
-        """Returns the socket's directory: ours, or a temporary one where the path of ours is too long for a socket."""
+        """Returns the socket's directory: ours, or a temporary one if our path is too long for a socket."""
         directory = self._directory.socket
         if len(os.fsencode(directory / f".s.PGSQL.{_PORT}")) > _MAX_SOCKET_PATH_BYTES:
             directory = Path(tempfile.mkdtemp(prefix="agentshell-"))
@@ -298,5 +298,5 @@ def _opened(directory: Path) -> Generator[int]:
 
 
 def _name(descriptor: int) -> str:
-    """Returns what a child that inherits the directory calls it."""
+    """Returns the path by which a child that inherits the descriptor names its directory."""
     return f"/proc/self/fd/{descriptor}"

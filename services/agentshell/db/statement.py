@@ -1,4 +1,4 @@
-"""A statement with a connection of its own, for what runs all the time: a third of a cursor's processor time."""
+"""A statement with a connection of its own, for hot paths: it takes a third of a cursor's CPU time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _Connection = psycopg.AsyncConnection[Any]
 
 
 class Statement:
-    """A statement with parameters `$1, ...`, prepared once. It connects when it runs and is not connected.
+    """A statement with parameters `$1, ...`, prepared once per connection. A run connects first if necessary.
 
-    `Database.statement` makes it. Parameters and columns are in Postgres' binary form (binary.py). One run at a time.
+    `Database.statement` creates it. Parameters and columns are in Postgres' binary format (binary.py). Runs one at a
+    time.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[_Connection]], query: str) -> None:
@@ -33,20 +34,20 @@ class Statement:
         self._running = asyncio.Lock()
 
     async def run(self, parameters: Sequence[bytes | None]) -> PGresult:
-        """Returns the result. Raises DATABASE_UNAVAILABLE, and psycopg.Error for what Postgres refuses."""
+        """Runs it and returns the result. Raises DATABASE_UNAVAILABLE, and psycopg.Error if Postgres refuses it."""
         async with self._running:
             try:
                 if self._wire is None or self._wire.is_closed:
                     self._wire = await self._prepared()
                 return await self._wire.run(parameters)
             except BaseException as error:
-                await self.close()  # Also when cancelled: what comes would be the answer of another run.
+                await self.close()  # Even when cancelled: the next run would receive this one's result.
                 if isinstance(error, psycopg.OperationalError):
                     raise _lost(error) from error
                 raise
 
     async def close(self) -> None:
-        """Hangs up; to run it again connects again."""
+        """Disconnects; the next run connects again."""
         if self._wire is not None:
             wire, self._wire = self._wire, None
             await wire.close()
@@ -59,13 +60,13 @@ class Statement:
 
 
 class Statements:
-    """A statement on a few connections: each run has one of its own, or waits for the first that is free.
+    """A statement on a few connections: each run takes a free one, or waits for the first to become free.
 
-    `Database.statements` makes it.
+    `Database.statements` creates it.
     """
 
     def __init__(self, statements: Sequence[Statement]) -> None:
-        self._free = asyncio.LifoQueue[Statement]()  # The one that ran last first: the others need not even connect.
+        self._free = asyncio.LifoQueue[Statement]()  # Most recently used first: the others need not even connect.
         for statement in statements:
             self._free.put_nowait(statement)
 
@@ -79,13 +80,13 @@ class Statements:
 
 
 class _Wire:
-    """The connection as libpq has it. That the server hangs up while nothing runs is noticed at once."""
+    """A libpq connection. Notices at once when the server hangs up while nothing runs."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._is_running = False
-        self._input: asyncio.Future[None] | None = None  # What a run waits for.
+        self._input: asyncio.Future[None] | None = None  # Set when input arrives for a run.
         self.is_closed = False
         self._socket = connection.fileno()
         asyncio.get_running_loop().add_reader(self._socket, self._read)
@@ -102,7 +103,7 @@ class _Wire:
     async def close(self) -> None:
         is_left = not self.is_closed and self._pgconn.transaction_status == TransactionStatus.ACTIVE
         self._end()
-        if is_left:  # Or it goes on for nobody: it waits for locks, and has some.
+        if is_left:  # Otherwise it goes on for nobody, waiting for locks and holding some.
             with contextlib.suppress(psycopg.Error):
                 await self._connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
         await self._connection.close()
@@ -110,7 +111,7 @@ class _Wire:
     async def _result(self) -> PGresult:
         self._is_running = True
         try:
-            while self._pgconn.flush():  # It is more than the socket takes at once.
+            while self._pgconn.flush():  # The query is more than the socket takes at once.
                 await self._writable()
             last: PGresult | None = None
             while (result := await self._next()) is not None:
@@ -143,7 +144,7 @@ class _Wire:
             self._pgconn.consume_input()
         except psycopg.OperationalError:
             self._end()
-        if not self._is_running:  # To one who asks nothing the server says only that it goes.
+        if not self._is_running:  # To an idle client, the server speaks only to hang up.
             self._end()
         if self._input is not None and not self._input.done():
             self._input.set_result(None)

@@ -1,4 +1,4 @@
-"""A manager whose steps go to workers in other processes, by the log."""
+"""A manager whose steps go through the log to workers in other processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentshell.topology.parts import Member, Parts
 
 
 async def build(parts: Parts) -> Member:
-    """Builds a manager alone."""
+    """Builds a manager without a worker."""
     manager = await new_manager(parts, LogDispatch())
     return Member(start=manager.start, stop=lambda _seconds: manager.stop())
 

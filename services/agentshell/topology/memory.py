@@ -1,4 +1,4 @@
-"""The Memory service, over the store, the index and the cache that are configured."""
+"""The Memory service, over the configured store, index and cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_s
 
 
 async def build(parts: Parts) -> Member:
-    """Builds the service, with what sweeps its records and makes their vectors anew."""
+    """Builds the service, with the tasks that sweep its records and re-embed them."""
     config, database, provider = parts.config.memory, await parts.database(), parts.channel("provider")
     index = indexes.of(config, os.environ)
     if index is None:

@@ -1,4 +1,4 @@
-"""What the services of a process share, and what each of them is to the process."""
+"""What the services of a process share, and how a process sees each of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _nothing_for(_seconds: float) -> None:
 
 
 def topics(config: LogConfig) -> Sequence[Topic]:
-    """Returns the topics of the log. Dead letters wait for somebody, so they are kept for ever by default."""
+    """Returns the topics of the log. Dead letters wait for an operator, so they are kept forever by default."""
 
     def topic(name: str, retention_days: int | None, durability: Literal["durable", "relaxed"] = "durable") -> Topic:
         days = config.retention_days_of(name) or retention_days
@@ -54,9 +54,9 @@ def topics(config: LogConfig) -> Sequence[Topic]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A service as a process runs it: what it answers, how it begins and ends, and what goes on in the background.
+    """A service as a process runs it: its gRPC services, how it starts and stops, and its background work.
 
-    `stop` gets the seconds it has. What is in `background` is begun after `start` and cancelled before `stop`.
+    `stop` receives the seconds it may take. Work in `background` begins after `start` and is cancelled before `stop`.
     """
 
     services: Mapping[str, Register] = field(default_factory=dict[str, Register])
@@ -66,7 +66,7 @@ class Member:
 
 
 class Parts:
-    """What the services of a process share. Each part is made when it is first asked for, and closed by `close`."""
+    """What the services of a process share. Each part is created on first use, and closed by `close`."""
 
     def __init__(self, config: Config, connect: Connect) -> None:
         self.config = config
@@ -77,14 +77,14 @@ class Parts:
         self._open = contextlib.AsyncExitStack()
 
     def channel(self, service: str) -> grpc.aio.Channel:
-        """Returns the channel to a service, wherever it is."""
+        """Returns the channel to a service, wherever it runs."""
         if service not in self._channels:
             self._channels[service] = self._connect(service)
             self._open.push_async_callback(self._channels[service].close)
         return self._channels[service]
 
     async def database(self) -> Database:
-        """Returns the database: the configured one, else the bundled one, started."""
+        """Returns the configured database; if none is configured, starts the bundled one."""
         if self._database is None:
             url = self.config.database.url
             if not url:
@@ -96,7 +96,7 @@ class Parts:
         return self._database
 
     async def log(self) -> Log:
-        """Returns the log, with its topics."""
+        """Returns the log, with its topics in place."""
         if self._log is None:
             log = await self._open_log()
             self._open.push_async_callback(log.close)
@@ -110,7 +110,7 @@ class Parts:
         if config.driver == "postgres":
             return await PostgresLog.open(await self.database(), lease_seconds=config.lease_seconds)
         try:
-            from agentshell.log.iggy import IggyLog  # Its SDK is an extra.
+            from agentshell.log.iggy import IggyLog  # Its SDK is an optional dependency.
         except ImportError:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
@@ -119,9 +119,9 @@ class Parts:
         return await IggyLog.open(config.url, lease_seconds=config.lease_seconds)
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Has `close` awaited at the end: what was made last is closed first."""
+        """Registers `close` for `Parts.close` to await, in reverse order of registration."""
         self._open.push_async_callback(close)
 
     async def close(self) -> None:
-        """Closes what was made, the last first."""
+        """Closes the parts in reverse order of creation."""
         await self._open.aclose()

@@ -10,7 +10,7 @@ from kfm.personality.v1.personality_service_pb2_grpc import add_PersonalityServi
 
 
 async def build(parts: Parts) -> Member:
-    """Builds the service over the directories and archives that are configured."""
+    """Builds the service over the configured directories and archives."""
     config = parts.config
     service = PersonalityService(config.personality, parts.channel("memory"), config.data_dir / "packs")
     return Member(

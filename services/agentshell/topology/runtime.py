@@ -1,4 +1,4 @@
-"""A manager with a worker of its own: steps are handed over, not written down a second time."""
+"""A manager with a worker of its own: steps are handed over by a call, not written to the log a second time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentshell.topology.worker import new_worker
 
 
 async def build(parts: Parts) -> Member:
-    """Builds both."""
+    """Builds a manager and its worker."""
     worker = await new_worker(parts)
     manager = await new_manager(parts, LocalDispatch(worker))
 

@@ -1,4 +1,4 @@
-"""The Tool service: tools of our own, of packs in their sandbox, and of servers."""
+"""The Tool service: built-in tools, sandboxed tools of packs, and tools of MCP servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kfm.tool.v1.tool_service_pb2_grpc import add_ToolServiceServicer_to_server
 
 
 async def build(parts: Parts) -> Member:
-    """Builds the service, with its sandbox and its ways out."""
+    """Builds the service, with its sandbox, its egress and its MCP servers."""
     results, egress = Results(await parts.database()), Egress(parts.config.tool, os.environ)
     sandbox, servers = Sandbox.of(egress), Servers(egress, os.environ)
     service = ToolService(results, parts.channel("memory"), parts.channel("personality"), sandbox, egress, servers)

@@ -1,4 +1,4 @@
-"""A worker for managers in other processes, by the log."""
+"""A worker that takes steps through the log from managers in other processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from agentshell.turn import envelope
 
 
 async def build(parts: Parts) -> Member:
-    """Builds a worker alone."""
+    """Builds a worker without a manager."""
     partitions = parts.config.log.partitions_of(envelope.TURNS)
     consumer = StepConsumer(await parts.log(), await new_worker(parts), partitions)
     return Member(start=consumer.start, stop=consumer.stop)
 
 
 async def new_worker(parts: Parts) -> Worker:
-    """Returns what runs the attempts of steps, of every kind."""
+    """Returns a worker that runs attempts at every kind of step."""
     config = parts.config.runtime
     gateway, memory, provider, tool = (parts.channel(name) for name in ("gateway", "memory", "provider", "tool"))
     sources = Sources(memory, parts.channel("personality"), tool, config.max_history_messages)
