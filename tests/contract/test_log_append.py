@@ -47,7 +47,11 @@ async def test_records_of_a_key_keep_their_order_under_concurrent_producers(stor
 async def test_who_does_not_wait_reads_what_another_process_has_just_appended(store: Store, log: Log) -> None:
     other = await store.open()
     ack = (await other.append("topic", [record("first")]))[0]
-    assert names(await log.read("topic", ack.partition, 0, 10, WAIT)) == ["first"], "it knows now that there is another"
+    assert names(await log.read("topic", ack.partition, 0, 10, WAIT)) == ["first"]
+    ack = (await other.append("topic", [record("second")]))[0]
+    assert names(await log.read("topic", ack.partition, ack.offset, 10, WAIT)) == ["second"], (
+        "it was told of by another"
+    )
     for number in range(50):
         offset = ack.offset + 1
         ack = (await other.append("topic", [record(f"{number}")]))[0]

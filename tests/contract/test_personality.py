@@ -271,7 +271,7 @@ async def test_a_pinned_version_is_served_however_many_follow_it_and_after_a_res
         for personality_id, digest in (("b", digests[0]), ("a", f"sha256:{'0' * 64}"), ("a", "sha256:../a")):
             error = await refusal(mesh.get(personality_id, digest))
             assert error.reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
-            assert error.message.startswith(f"version {digest} of personality '{personality_id}' is not kept")
+            assert error.message.startswith(f"version {digest!r} of personality {personality_id!r} is not kept")
             assert error.metadata == {"personality_id": personality_id, "digest": digest}
 
 
