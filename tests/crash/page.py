@@ -18,6 +18,7 @@ from typing import ParamSpec, Self, TypeVar
 POINTS = (
     "append to agent.turns",
     "append to agent.outputs",
+    "append to agent.outputs and agent.turns",
     "append to agent.turns and agent.steps",
     "commit",
     "poll",

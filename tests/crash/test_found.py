@@ -204,7 +204,7 @@ async def test_a_clock_that_is_set_back_does_not_put_off_an_attempt_that_is_made
     worker = Worker(FaultyLog(driver, page, 0), {"noop": _Patient()}, 4)
     worker.start(request, done.set_result)
     try:
-        event = await asyncio.wait_for(done, _BOUND_SECONDS)
+        event = (await asyncio.wait_for(done, _BOUND_SECONDS)).event
         assert event.WhichOneof("event") == "step_succeeded"
     finally:
         await worker.drain(0)
@@ -219,7 +219,7 @@ async def test_a_clock_that_is_set_back_gives_an_attempt_no_more_time(driver: Po
     worker = Worker(FaultyLog(driver, page, 0), {"noop": _Endless()}, 4)
     worker.start(request, done.set_result)
     try:
-        event = await asyncio.wait_for(done, _BOUND_SECONDS)
+        event = (await asyncio.wait_for(done, _BOUND_SECONDS)).event
         assert event.step_failed.failure.reason == error_pb2.ERROR_REASON_STEP_TIMEOUT
     finally:
         await worker.drain(0)

@@ -190,7 +190,7 @@ class Owner:
             open_turn = self._turns[event.turn_id]
             if event.HasField("step_scheduled") and not is_over(open_turn.turn):
                 scheduled = event.step_scheduled
-                self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt)
+                self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt, event.header.event_id)
 
     def _fold_anew(self, turn_id: str, open_turn: _OpenTurn) -> None:
         """Folds the turn by the log up to the newest own record; what is between is known then."""

@@ -38,6 +38,7 @@ class _Attempt:
     turn_id: str
     step: t.Step
     attempt: int
+    asked_by: str  # the event that its results follow
 
     @property
     def key(self) -> str:
@@ -88,15 +89,17 @@ class World:
         self._micros += 1000
         return event
 
-    def begin(self, owner: Owner, fold: Fold, step_id: str, attempt: int) -> None:
-        """Begins an attempt, which may never be made."""
+    def begin(self, owner: Owner, fold: Fold, step_id: str, attempt: int, event_id: str = "") -> None:
+        """Begins an attempt that an event asks for, which may never be made."""
         step = fold.steps[step_id]
         if not step.HasField("approval"):
             asked = t.Step()
             asked.CopyFrom(step)
             if step.tool.asked_by:
                 self._check_call(fold, step)
-            self._attempts.append(_Attempt(owner, fold.turn.turn_id, asked, attempt))
+            # By the log the same may be asked for again: then it is the same request, whoever asks.
+            asked_by = "" if self.attempts_outlive_owners else event_id
+            self._attempts.append(_Attempt(owner, fold.turn.turn_id, asked, attempt, asked_by))
 
     def append(self, owner: Owner, events: list[e.TurnEvent]) -> list[tuple[int, bool]] | None:
         """Appends for an owner, who may crash before or after, or not hear of it; None: it does not get an answer.
@@ -236,13 +239,14 @@ class World:
         is_refused = attempt.attempt < self._fences.get(attempt.key, 0)
         if chance > 2 and not is_refused:
             succeeded = e.StepSucceeded(step_id=step_id, attempt=attempt.attempt, result=self._do(attempt))
-            return self.stamp(e.TurnEvent(step_succeeded=succeeded), attempt.turn_id, random.choice((0, -5_000)))
+            skew_micros = random.choice((0, -5_000))
+            return self.stamp(e.TurnEvent(step_succeeded=succeeded), attempt.turn_id, skew_micros, attempt.asked_by)
         if chance == 0 and not is_refused:
             self._do(attempt)  # Done, and yet it failed.
         code = _INVALID_ARGUMENT if chance == 1 else _UNAVAILABLE
         failure = Failure(code=code, reason=ERROR_REASON_PROVIDER_UNAVAILABLE, message="down")
         failed = e.StepFailed(step_id=step_id, attempt=attempt.attempt, failure=failure)
-        return self.stamp(e.TurnEvent(step_failed=failed), attempt.turn_id, 0)
+        return self.stamp(e.TurnEvent(step_failed=failed), attempt.turn_id, 0, attempt.asked_by)
 
     def _do(self, attempt: _Attempt) -> t.StepResult:
         """Does what an attempt is for, once for each key; a lower attempt than one that was seen is refused."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from agentshell.log.log import MAX_PAYLOAD_BYTES, Record
 from agentshell.mesh import ids
+from agentshell.runtime.inbox import Made
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.request import sources
 from agentshell.runtime.worker import Worker
@@ -14,9 +15,9 @@ from agentshell.turn import envelope
 from agentshell.turn.decision import unfit
 from agentshell.turn.records import command_record, stamp
 from kfm.error.v1 import error_pb2
-from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop, TurnEvent
+from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop
 
-Done = Callable[[TurnEvent], None]
+Done = Callable[[Made], None]
 
 # A smaller input is sooner said again than looked up.
 _MAX_REPEATED_BYTES = 1024
@@ -91,7 +92,8 @@ class LogDispatch:
             return [command]
         step = open_turn.fold.steps[request.step.step_id]
         message = f"what it works on comes to {len(command.payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}"
-        done(stamp(unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message), request.turn_id, open_turn.header))
+        failed = unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message)
+        done(Made(stamp(failed, request.turn_id, open_turn.header)))
         return []
 
     def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:

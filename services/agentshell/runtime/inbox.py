@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from agentshell.log.log import StoredRecord
+from agentshell.log.log import Record, StoredRecord
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of an attempt, and what it said last, which goes into the log with it."""
+
+    event: TurnEvent
+    said: Sequence[Record] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class Parked:
     wake_time: datetime
 
 
-Item = list[StoredRecord] | TurnEvent | Due | Concluded | Parked | Exception
+Item = list[StoredRecord] | Made | Due | Concluded | Parked | Exception
 
 
 class Inbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from agentshell.log.log import MAX_APPEND_BYTES, MAX_APPEND_RECORDS, MAX_PAYLOAD_BYTES, Ack, Lease, Log, Record
 from agentshell.mesh.errors import AgentShellError
@@ -14,29 +15,33 @@ _DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
 
 
 class Journal:
-    """Appends to `agent.turns`, and to `agent.steps` what its workers are to be told, as the holder of `lease`."""
+    """Appends to `agent.turns`, with what attempts said last and what workers are told, as the holder of `lease`."""
 
     def __init__(self, log: Log, lease: Lease) -> None:
         self._log = log
         self._lease = lease
 
-    async def write(self, records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
+    async def write(
+        self, records: Sequence[Record], commands: Sequence[Record], said: Sequence[Record] = ()
+    ) -> list[Ack]:
         """Appends, and again with the same ids where that is not confirmed: what is there is not written twice.
 
-        What is more than one append takes goes in several, in order, and the commands last. Returns where the records
-        are. Raises LOG_UNAVAILABLE, and FENCED where another owner has written one of them.
+        What is more than one append takes goes in several, in order: `said` first, the commands last. Returns where the
+        records are. Raises LOG_UNAVAILABLE, and FENCED where another owner has written one of them.
         """
-        if _is_one(records, commands):
-            return await self._write(records, commands)
-        acks = [ack for part in _parts(records) for ack in await self._write(part, [])]
+        if _is_one(said, records, commands):
+            return await self._write(said, records, commands)
+        for part in _parts(said):
+            await self._write(part, [], [])
+        acks = [ack for part in _parts(records) for ack in await self._write([], part, [])]
         for part in _parts(commands):
-            await self._write([], part)
+            await self._write([], [], part)
         return acks
 
-    async def _write(self, records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
+    async def _write(self, said: Sequence[Record], records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
         for delay in (*_DELAYS_SECONDS, None):
             try:
-                acks = await self._append(records, commands)
+                acks = await self._append(said, records, commands)
                 break
             except AgentShellError as error:
                 if delay is None or error.reason != error_pb2.ERROR_REASON_LOG_UNAVAILABLE:
@@ -48,19 +53,20 @@ class Journal:
             raise AgentShellError(error_pb2.ERROR_REASON_FENCED, "another owner of the partition decided before us")
         return acks
 
-    async def _append(self, records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
-        if not commands:
+    async def _append(self, said: Sequence[Record], records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
+        if not said and not commands:
             return await self._log.append(envelope.TURNS, records, self._lease)
-        batches = [(envelope.TURNS, records), (envelope.STEPS, commands)]
-        acks, _ = await self._log.append_all(batches, self._lease)
-        return acks
+        batches = ((envelope.OUTPUTS, said), (envelope.TURNS, records), (envelope.STEPS, commands))
+        given = {topic: batch for topic, batch in batches if batch}
+        acks = dict(zip(given, await self._log.append_all(list(given.items()), self._lease), strict=True))
+        return acks.get(envelope.TURNS, [])
 
 
-def _is_one(records: Sequence[Record], commands: Sequence[Record]) -> bool:
-    count = len(records) + len(commands)
+def _is_one(*batches: Sequence[Record]) -> bool:
+    count = sum(map(len, batches))
     if count * MAX_PAYLOAD_BYTES <= MAX_APPEND_BYTES:
         return True
-    return count <= MAX_APPEND_RECORDS and sum(len(each.payload) for each in (*records, *commands)) <= MAX_APPEND_BYTES
+    return count <= MAX_APPEND_RECORDS and sum(len(each.payload) for each in chain(*batches)) <= MAX_APPEND_BYTES
 
 
 def _parts(records: Sequence[Record]) -> Iterator[Sequence[Record]]:

@@ -6,22 +6,28 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from agentshell.log.log import Ack, Log
+from agentshell.log.log import Ack, Log, Record
 from agentshell.mesh import ids
 from agentshell.turn import envelope
 from agentshell.turn.records import record_of
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, StepRequest
 
 _MAX_UNDER_WAY = 16
+_MAX_LAST_BYTES = 64 * 1024  # More is appended, and may be refused, apart from the result.
 
 
 class Outputs:
-    """Publishes what one run of an attempt says. `count` is how many texts there were."""
+    """Publishes what one run of an attempt says. `count` is how many texts there were.
+
+    What is said goes to the log in the next round of the loop. What is said in the round in which the attempt ends, as
+    the last words of an answer mostly are, is left to the append of its result: one commit and one message fewer.
+    """
 
     def __init__(self, log: Log, request: StepRequest) -> None:
         self._log = log
         self._request = request
         self._run_id = ""
+        self._newest: Record | None = None
         self._under_way: deque[asyncio.Task[list[Ack]]] = deque()
         self.count = 0
 
@@ -40,18 +46,34 @@ class Outputs:
         envelope.follow(delta.header, request.header)
         envelope.begin(delta.header, ids.digest(self._run_id, self.count), OutputDelta.DESCRIPTOR.full_name)
         self.count += len(texts)
-        append = asyncio.create_task(self._log.append(envelope.OUTPUTS, [record_of(delta)]))
-        append.add_done_callback(lambda append: append.cancelled() or append.exception())  # Told by `flush`, if at all.
-        self._under_way.append(append)
+        self._send()
+        self._newest = record_of(delta)
+        asyncio.get_running_loop().call_soon(self._send)
         if len(self._under_way) > _MAX_UNDER_WAY:
             await self._under_way.popleft()
 
-    async def flush(self) -> None:
-        """Returns once the log has all of it: a result must not come before its text."""
+    async def flush(self) -> Sequence[Record]:
+        """Returns, once the log has all else, what is to be appended with the result, which must not come before it."""
+        last, self._newest = self._newest, None
+        if last is not None and len(last.payload) > _MAX_LAST_BYTES:
+            self._append(last)
+            last = None
         while self._under_way:
             await self._under_way.popleft()
+        return [] if last is None else [last]
 
     def close(self) -> None:
         """Gives up what the log has not taken yet."""
+        self._newest = None
         for task in self._under_way:
             task.cancel()
+
+    def _send(self) -> None:
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            self._append(newest)
+
+    def _append(self, record: Record) -> None:
+        append = asyncio.create_task(self._log.append(envelope.OUTPUTS, [record]))
+        append.add_done_callback(lambda append: append.cancelled() or append.exception())  # Told by `flush`, if at all.
+        self._under_way.append(append)

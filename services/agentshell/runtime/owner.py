@@ -26,7 +26,7 @@ from agentshell.runtime import conclusion
 from agentshell.runtime.conclusion import Conclusion
 from agentshell.runtime.dispatch import Dispatch
 from agentshell.runtime.ended import Ended
-from agentshell.runtime.inbox import Concluded, Due, Inbox, Item, Parked
+from agentshell.runtime.inbox import Concluded, Due, Inbox, Item, Made, Parked
 from agentshell.runtime.journal import Journal
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.parking import Parking
@@ -88,6 +88,7 @@ class Owner:
         self._schedule = Schedule(means.config.max_active_turns)
         self._touched: dict[str, OpenTurn] = {}  # to be decided about
         self._unsettled: dict[str, OpenTurn] = {}  # to be seen to once their newest events are in the log
+        self._said: list[Record] = []  # by attempts, at their very end
         self._repeated: list[Record] = []  # what workers are to be told again
         self._progress = Progress((), {}, ())
         self._commit_time = time.monotonic()
@@ -126,10 +127,11 @@ class Owner:
                 case list():
                     await self._fold(item)
                     self._ahead.release()
-                case TurnEvent():
-                    if (open_turn := self._turns.get(item.turn_id)) and self._add(open_turn, item, news):
+                case Made(event, said):
+                    if (open_turn := self._turns.get(event.turn_id)) and self._add(open_turn, event, news):
                         # What follows from a failure is for good, and another owner may have begun the next attempt.
-                        open_turn.holds |= item.HasField("step_failed")
+                        open_turn.holds |= event.HasField("step_failed")
+                        self._said += said
                 case Due():
                     await self._wake(item.turn_id)
                 case Concluded():
@@ -324,15 +326,16 @@ class Owner:
     # What is written, and done.
 
     async def _write(self, news: _News) -> None:
+        said, self._said = self._said, []
         commands, self._repeated = self._repeated, []
         records = [record_of(event) for _, event in news]
         if self._means.dispatch.outlives_owner:
             commands += (record for each in news for record in self._command(*each))
-            acks = await self._journal.write(records, commands)
+            acks = await self._journal.write(records, commands, said)
         else:
             doing = asyncio.create_task(self._do(news))
             try:
-                acks = await self._journal.write(records, [])
+                acks = await self._journal.write(records, [], said)
                 await doing
             finally:
                 doing.cancel()
@@ -371,7 +374,7 @@ class Owner:
         except ValueError as error:
             step = open_turn.fold.steps[event.step_scheduled.step_id]
             failed = unfit(step, error_pb2.ERROR_REASON_PLAN_INVALID, str(error))
-            self._inbox.put(stamp(failed, event.turn_id, open_turn.header))
+            self._inbox.put(Made(stamp(failed, event.turn_id, open_turn.header)))
             return []
         return self._means.dispatch.begin(open_turn, request, self._inbox.put)
 

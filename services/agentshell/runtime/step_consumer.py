@@ -13,6 +13,7 @@ from agentshell.log.log import Lease, Log, StoredRecord, partition_of
 from agentshell.log.rejoin import rejoin
 from agentshell.mesh import errors, ids
 from agentshell.mesh.errors import AgentShellError
+from agentshell.runtime.inbox import Made
 from agentshell.runtime.request import has_turn
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
@@ -128,7 +129,7 @@ class StepConsumer:
         self._open[key] = (stored.partition, stored.offset)
         if has_turn(request.step):
             self._with_turn.add(key)
-        self._worker.start(request, lambda event: self._spawn(key, event))
+        self._worker.start(request, lambda made: self._spawn(key, made))
 
     async def _complete(self, request: StepRequest) -> None:
         """Puts the outputs, and the input, into a request that refers to them."""
@@ -148,16 +149,18 @@ class StepConsumer:
         [stored] = await self._log.read(envelope.TURNS, partition, offset, 1, 0.0)
         return event_of(stored.record)
 
-    def _spawn(self, key: tuple[str, int], event: TurnEvent) -> None:
-        task = asyncio.create_task(self._publish(key, event))
+    def _spawn(self, key: tuple[str, int], made: Made) -> None:
+        task = asyncio.create_task(self._publish(key, made))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _publish(self, key: tuple[str, int], event: TurnEvent) -> None:
+    async def _publish(self, key: tuple[str, int], made: Made) -> None:
         """Appends a result; as long as that takes: the attempt was made, and only its result is missing."""
+        said = [(envelope.OUTPUTS, made.said)] if made.said else []
+        batches = [*said, (envelope.TURNS, [record_of(made.event)])]
         while key in self._open:
             try:
-                await self._log.append(envelope.TURNS, [record_of(event)])
+                await self._log.append_all(batches)
                 break
             except AgentShellError as error:
                 _log.warning("result waits", step_id=key[0], reason=error.name)

@@ -11,10 +11,11 @@ from functools import cache
 import structlog
 from opentelemetry import trace
 
-from agentshell.log.log import MAX_PAYLOAD_BYTES, Log
+from agentshell.log.log import MAX_PAYLOAD_BYTES, Log, Record
 from agentshell.mesh import call, errors, redaction, telemetry
 from agentshell.mesh.errors import AgentShellError
 from agentshell.mesh.telemetry import STEP_SECONDS, STEPS
+from agentshell.runtime.inbox import Made
 from agentshell.runtime.outputs import Outputs
 from agentshell.runtime.places import Places
 from agentshell.runtime.request import has_turn
@@ -28,7 +29,7 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 _log = structlog.get_logger("agentshell.worker")
 
-Done = Callable[[TurnEvent], None]
+Done = Callable[[Made], None]
 
 _seconds, _ended = cache(STEP_SECONDS.labels), cache(STEPS.labels)
 
@@ -105,22 +106,22 @@ class Worker:
             await asyncio.sleep(min(max(0.0, start - time.time()), start - asked))  # The clock may be set back.
         # A turn within the turn needs places itself: to wait for it with one taken could wait for ever.
         if has_turn(request.step):
-            event = await self._make(request)
+            made = await self._make(request)
         else:
             tenant_id = request.header.tenant_id
             await self._places.take(tenant_id, request.priority)
             try:
-                event = await self._make(request)
+                made = await self._make(request)
             finally:
                 self._places.give_back(tenant_id)
-        attempt.done(event)  # Who hears of it may be another than when it began.
+        attempt.done(made)  # Who hears of it may be another than when it began.
 
-    async def _make(self, request: StepRequest) -> TurnEvent:
+    async def _make(self, request: StepRequest) -> Made:
         kind = request.step.WhichOneof("kind") or ""
-        event, began = TurnEvent(), time.perf_counter()
+        event, said, began = TurnEvent(), list[Record](), time.perf_counter()
         span = telemetry.enter_span(f"step {kind}", request.header.traceparent)
         try:
-            result = await self._within_deadline(request, kind)
+            result = await self._within_deadline(request, kind, said)
             succeeded = event.step_succeeded
             succeeded.step_id, succeeded.attempt = request.step.step_id, request.attempt
             succeeded.result.CopyFrom(result)
@@ -138,9 +139,9 @@ class Worker:
         finally:
             _seconds(kind).observe(time.perf_counter() - began)
             span.end()
-        return stamp(event, request.turn_id, request.header)
+        return Made(stamp(event, request.turn_id, request.header), said)
 
-    async def _within_deadline(self, request: StepRequest, kind: str) -> StepResult:
+    async def _within_deadline(self, request: StepRequest, kind: str, said: list[Record]) -> StepResult:
         outputs = Outputs(self._log, request)
         asked = nanoseconds(request.header.time)
         seconds = (nanoseconds(request.deadline) - max(asked, time.time_ns())) / 1e9  # The clock may be set back.
@@ -151,7 +152,7 @@ class Worker:
         try:
             async with asyncio.timeout(seconds):
                 result = await self._runners[kind].run(request, outputs.emit)
-                await outputs.flush()
+                said += await outputs.flush()
         except TimeoutError:
             raise _step_timeout(request) from None
         except Exception as exception:

@@ -15,6 +15,7 @@ from agentshell.log.log import Lease, Topic, partition_of
 from agentshell.log.postgres import PostgresLog
 from agentshell.mesh import call
 from agentshell.runtime import step_consumer
+from agentshell.runtime.inbox import Made
 from agentshell.runtime.step_consumer import StepConsumer
 from agentshell.runtime.steps.step import Emit
 from agentshell.runtime.worker import Worker
@@ -140,7 +141,7 @@ async def test_tenants_take_turns_at_a_workers_places_and_what_is_urgent_comes_f
     work, ended = Work(), asyncio.Queue[str]()
     worker = Worker(log, {"noop": work}, 1)
     for request in (asked("1", "flood"), asked("2", "flood"), asked("3", "flood", PRIORITY_HIGH), asked("4", "small")):
-        worker.start(request, lambda event: ended.put_nowait(event.turn_id))
+        worker.start(request, lambda made: ended.put_nowait(made.event.turn_id))
     await work.wait(1)  # By then the others wait for the one place.
     work.gate.set()
     async with asyncio.timeout(BOUND_SECONDS):
@@ -148,7 +149,7 @@ async def test_tenants_take_turns_at_a_workers_places_and_what_is_urgent_comes_f
 
 
 async def test_the_time_of_an_attempt_counts_from_when_it_has_a_place(log: Log) -> None:
-    work, ended = Work(), asyncio.Queue[TurnEvent]()
+    work, ended = Work(), asyncio.Queue[Made]()
     worker = Worker(log, {"noop": work}, 1)
     for request in (asked("1", "acme"), asked("2", "acme")):
         request.step.timeout.FromSeconds(30)
@@ -157,7 +158,7 @@ async def test_the_time_of_an_attempt_counts_from_when_it_has_a_place(log: Log) 
     await asyncio.sleep(1.0)  # The second waits.
     work.gate.set()
     async with asyncio.timeout(BOUND_SECONDS):
-        assert all([(await ended.get()).HasField("step_succeeded") for _ in range(2)])
+        assert all([(await ended.get()).event.HasField("step_succeeded") for _ in range(2)])
     assert 29.0 < work.seconds[1] <= 30.0
 
 
