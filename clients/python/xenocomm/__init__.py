@@ -12,7 +12,7 @@
 
     asyncio.run(main())
 
-`agentshell up` leaves `api_key` in `default.key` of its data directory. Messages are those of the contract (`kfm.*`).
+`agentshell up` writes an API key to `default.key` in its data directory. Messages are the contract's own (`kfm.*`).
 """
 
 from xenocomm.answer import Answer

@@ -1,4 +1,4 @@
-"""What a turn came to."""
+"""The outcome of a turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xenocomm.text import text_of
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a turn. `session_id` asks the next question of the same conversation."""
+    """The answer of a turn. Pass `session_id` on to ask the next question in the same conversation."""
 
     turn_id: str
     session_id: str
@@ -24,12 +24,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The words of the answer."""
+        """The text of the answer."""
         return text_of(self.output)
 
     @classmethod
     def of(cls, last: TurnEvent | None) -> Answer:
-        """Returns the answer that a turn's last event holds. Raises why there is none: the turn failed, or goes on."""
+        """Returns the answer in a turn's last event. Raises XenocommError if the turn failed, or is not over."""
         if last is not None and last.HasField("turn_completed"):
             completed = last.turn_completed
             return cls(last.turn_id, last.header.session_id, completed.output, completed.usage)

@@ -36,10 +36,10 @@ from xenocomm.text import Transcript
 if TYPE_CHECKING:
     from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceAsyncStub
 
-DEFAULT_TIMEOUT_SECONDS = 150.0  # More than the turns of a mesh may take by default.
+DEFAULT_TIMEOUT_SECONDS = 150.0  # Longer than a turn may take by default.
 _CONNECT_TIMEOUT_SECONDS = 5.0
 
-# Streams resume by themselves (stream.py); what else may be repeated, gRPC repeats.
+# Streams resume by themselves (stream.py); gRPC retries the other calls that are safe to repeat.
 _REPEATABLE = ("GetTurn", "ListTurns", "ListTurnEvents", "CancelTurn", "ProvideInput", "ForkTurn")
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -60,19 +60,19 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Not a pause, but how long a connection may take to be made: over a wide network several times what a message does.
+    # Not a pause, but the connect timeout: over a wide network, connecting takes several times as long as a message.
     ("grpc.min_reconnect_backoff_ms", round(_CONNECT_TIMEOUT_SECONDS * 1000)),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),  # Another client's failures are not ours.
+    ("grpc.use_local_subchannel_pool", 1),  # Otherwise another client's failures to connect would be ours.
 ]
 
 _T = TypeVar("_T")
 
 
 class Client:
-    """Talks to the TurnService of a mesh; make it with `connect`. Every method raises XenocommError.
+    """Talks to the TurnService of a mesh; `connect` makes one. Every method may raise XenocommError.
 
-    `channel` carries the credential: any stub made of it (`PersonalityServiceStub(client.channel)`) is the caller's.
+    `channel` carries the credential, so any stub made from it (`PersonalityServiceStub(client.channel)`) does too.
     """
 
     def __init__(self, channel: grpc.aio.Channel, timeout_seconds: float) -> None:
@@ -92,8 +92,8 @@ class Client:
     ) -> AsyncGenerator[Client]:
         """Connects to `host:port` or `unix:PATH`; raises SERVICE_UNAVAILABLE when nothing answers within 5 s.
 
-        `timeout_seconds` is the most that any one method takes, resuming included. `tls`: whether to connect over TLS,
-        by the well-known authorities; for one of your own `grpc.ssl_channel_credentials(Path("ca.pem").read_bytes())`.
+        `timeout_seconds` bounds each method, including any resumption. `tls=True` connects over TLS and trusts the
+        well-known authorities; to trust your own, pass `grpc.ssl_channel_credentials(Path("ca.pem").read_bytes())`.
         """
         if tls is False:
             made = grpc.aio.insecure_channel(address, _OPTIONS)
@@ -117,7 +117,7 @@ class Client:
         limits: TurnLimits | None = None,
         request_id: str = "",
     ) -> Answer:
-        """Runs a turn and returns its answer. Empty arguments fall to the mesh's defaults; see `run`."""
+        """Runs a turn and returns its answer. Empty arguments take the mesh's defaults; see `run`."""
         transcript = Transcript()
         stream = self.run(
             text,
@@ -152,9 +152,9 @@ class Client:
     ) -> TurnStream:
         """Starts a turn and streams what happens until it is over.
 
-        Without a `plan` the mesh makes one; `limits` only narrow those of the pack and the mesh. The first update asked
-        for starts it. A caller that may itself be restarted gives a `request_id` of its own and repeats it: that makes
-        no second turn, ever.
+        Without a `plan`, the mesh makes one; `limits` override the pack's and the mesh's, up to the mesh's maximum. The
+        turn starts when the first update is requested. A caller that may itself restart passes a `request_id` of its
+        own and reuses it: that never starts a second turn.
         """
         spec = pb.TurnSpec(
             session_id=session,
@@ -170,7 +170,8 @@ class Client:
         return TurnStream(self._turns, request, self._timeout_seconds)
 
     def watch(self, turn_id: str, cursor: str = "") -> TurnStream:
-        """Streams what happens in a turn until it is over, from `TurnStream.cursor` of another stream on."""
+        """Streams what happens in a turn until it is over; `cursor` resumes where another stream's `cursor` stands."""
+
         return TurnStream(self._turns, pb.WatchTurnRequest(turn_id=turn_id, cursor=cursor), self._timeout_seconds)
 
     async def get(self, turn_id: str) -> Turn:
@@ -181,7 +182,7 @@ class Client:
     async def list(
         self, *, session: str = "", states: Sequence[TurnState.ValueType] = (), page_size: int = 50
     ) -> AsyncIterator[Turn]:
-        """Yields turns, newest first, without their plans; asks for the next page when it is needed."""
+        """Yields turns, newest first, without their plans; fetches each page when it is needed."""
         request = pb.ListTurnsRequest(session_id=session, states=states, page_size=page_size)
         while True:
             page = await self._unary(self._turns.ListTurns, request)
@@ -203,14 +204,14 @@ class Client:
             request.page_token = page.next_page_token
 
     async def cancel(self, turn_id: str, message: str = "") -> None:
-        """Asks for a turn to end, and says why; its last event tells whether it did."""
+        """Asks for a turn to be cancelled, with `message` as the reason; its last event tells whether it was."""
         request = pb.CancelTurnRequest(turn_id=turn_id, message=message, request_id=str(uuid.uuid4()))
         await self._unary(self._turns.CancelTurn, request)
 
     async def provide_input(self, turn_id: str, step_id: str, text: str) -> None:
-        """Answers a question that a turn waits for; `step_id` is as the turn's plan names it.
+        """Answers the question that a turn is waiting on; `step_id` comes from the turn's plan.
 
-        The first answer counts: another raises TURN_STATE, the same again changes nothing.
+        The first answer counts: a different one raises TURN_STATE, and repeating it changes nothing.
         """
         request = pb.ProvideInputRequest(turn_id=turn_id, step_id=step_id, input=_said(text))
         await self._unary(self._turns.ProvideInput, request)
@@ -231,9 +232,9 @@ class Client:
         limits: TurnLimits | None = None,
         request_id: str = "",
     ) -> Turn:
-        """Starts a turn that shares the past of another up to the end of a step, and returns it; empty: shares none.
+        """Starts a turn that shares another's history up to the end of `step_id` (empty: shares none), and returns it.
 
-        Empty arguments are as in the first turn, but for `session`: empty is a new one.
+        Empty arguments are taken from the original turn, except `session`: empty starts a new one.
         """
         changes = pb.TurnSpec(
             session_id=session,
@@ -286,12 +287,12 @@ async def _reach(channel: grpc.aio.Channel, address: str) -> None:
 
 
 async def _why(channel: grpc.aio.Channel, address: str) -> str:
-    """Returns what a call says of a connection that cannot be made, or nothing: the channel alone does not tell."""
+    """Returns why a connection fails, as a call reports it, or nothing: the channel itself does not say."""
     try:
         await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
     except grpc.aio.AioRpcError as error:
         _, _, said = (error.details() or "").partition("last error: ")
-        said = said.partition(": ")[2].removeprefix(f"ipv4:{address}: ")  # Without a code, which is mostly UNKNOWN.
+        said = said.partition(": ")[2].removeprefix(f"ipv4:{address}: ")  # Drops the code, which is mostly UNKNOWN.
         hint = ". Does it speak TLS? Then `tls` is missing" if said.endswith("Socket closed") else ""
         return f": {said}{hint}" if said else ""
     return ""
@@ -300,7 +301,7 @@ async def _why(channel: grpc.aio.Channel, address: str) -> str:
 class _Signed:
     """A channel whose calls carry the API key.
 
-    It has no interceptor: where there is one, grpc.aio has a task for each call and a generator for its messages.
+    It uses no interceptor: with one, grpc.aio runs a task for each call and a generator for its messages.
     """
 
     def __init__(self, channel: grpc.aio.Channel, api_key: str) -> None:

@@ -1,4 +1,4 @@
-"""The one error of the client: what the mesh said, decoded."""
+"""The client's only error type: what the mesh reported, decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DETAILS = "grpc-status-details-bin"
 _PREFIX = "ERROR_REASON_"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-# What a bare code means when the transport, and not the mesh, says it.
+# What a bare code means when it comes from the transport rather than the mesh.
 _REASONS = {
     grpc.StatusCode.UNAVAILABLE: "SERVICE_UNAVAILABLE",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "TOO_LARGE",
@@ -26,9 +26,10 @@ _REASONS = {
 class XenocommError(Exception):
     """A call, or a turn, failed.
 
-    `code` decides how software reacts. `reason` says why, exactly: the name of a `kfm.error.v1.ErrorReason` without
-    its prefix, such as `TURN_NOT_FOUND`; match on it. `message` is for people. `metadata` has the facts behind it,
-    `violations` the (field, description) pairs of a refused request. `retry_delay` is set where trying again can help.
+    `code` tells software how to react. `reason` is the exact cause, to match on: the name of a
+    `kfm.error.v1.ErrorReason` without its prefix, such as `TURN_NOT_FOUND`. `message` is for people. `metadata` has the
+    facts behind it, `violations` the (field, description) pairs of a refused request. `retry_delay` is set if a retry
+    can help.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class XenocommError(Exception):
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> XenocommError:
-    """Returns what an RPC ended with."""
+    """Returns the error that an RPC ended with."""
     info, bad_request, retry = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
@@ -71,7 +72,7 @@ def from_rpc(error: grpc.aio.AioRpcError) -> XenocommError:
 
 
 def from_failure(failure: Failure) -> XenocommError:
-    """Returns why a turn or a step failed; `__cause__` is the failure beneath it."""
+    """Returns the error for a failed turn or step; its `__cause__` is the underlying failure."""
     known = failure.reason in ErrorReason.values()
     error = XenocommError(
         _CODES.get(failure.code, grpc.StatusCode.UNKNOWN),

@@ -1,4 +1,4 @@
-"""What happens in a turn, read to its end across whatever breaks the connection."""
+"""Reads what happens in a turn to its end, across broken connections."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _Call = (
 class TurnStream(AsyncIterator[TurnUpdate]):
     """The updates of a turn, each once and in order, until it is over.
 
-    Where the connection breaks, or the server goes away, it resumes from its cursor; where the turn was not even
-    acknowledged, it starts it again under the same request id, which makes no second turn. It raises XenocommError for
-    what else ends a call, and when `timeout_seconds` are over. Who stops early ends it with `aclose`.
+    If the connection breaks or the server goes away, the stream resumes from its cursor; if the turn was not yet
+    acknowledged, it repeats the request under the same request id, which starts no second turn. It raises XenocommError
+    when a call fails for any other reason, and after `timeout_seconds`. To stop early, call `aclose`.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class TurnStream(AsyncIterator[TurnUpdate]):
         self._updates = self._read()
         watched = start if isinstance(start, WatchTurnRequest) else WatchTurnRequest()
         self.turn_id = watched.turn_id
-        """The turn; empty before it is acknowledged."""
+        """The turn's id; empty until it is acknowledged."""
         self.session_id = ""
-        """The conversation, where the stream started the turn; empty before it is acknowledged."""
+        """The id of the conversation, if this stream started the turn; empty until that is acknowledged."""
         self.cursor = watched.cursor
-        """Where `Client.watch` resumes. Updates come in batches: within one, that is before its first."""
+        """Where `Client.watch` resumes. Updates come in batches; until a batch's last update, this is its beginning."""
 
     def __aiter__(self) -> TurnStream:
         return self
@@ -59,7 +59,7 @@ class TurnStream(AsyncIterator[TurnUpdate]):
         return await anext(self._updates)
 
     async def aclose(self) -> None:
-        """Ends the reading. The turn goes on."""
+        """Stops reading. The turn goes on."""
         await self._updates.aclose()
 
     async def _read(self) -> AsyncGenerator[TurnUpdate]:
@@ -84,8 +84,8 @@ class TurnStream(AsyncIterator[TurnUpdate]):
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + delay > deadline:
                     raise errors.from_rpc(error) from None
             finally:
-                call.cancel()  # grpc does not end calls that are merely forgotten.
-            await asyncio.sleep(delay * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
+                call.cancel()  # grpc does not end calls that are merely dropped.
+            await asyncio.sleep(delay * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - not a secret
             delay = min(2 * delay, _MAX_DELAY_SECONDS)
 
     def _call(self, seconds: float) -> _Call:

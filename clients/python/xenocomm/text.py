@@ -1,4 +1,4 @@
-"""The text of a turn as its updates tell it. Pure."""
+"""Assembles the text of a turn from its updates. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _LAST_EVENTS = ("turn_completed", "turn_failed", "turn_cancelled")
 class Transcript:
     """Folds the updates of one turn, in order.
 
-    `texts` is what each step has said so far, by step id. `last_event` is how the turn ended, None before.
+    `texts` is what each step has said so far, by step id. `last_event` is the one that ended the turn, None until then.
+
     """
 
     def __init__(self) -> None:
@@ -22,13 +23,13 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """The answer so far: what the plan's last step has said, and at the end what the turn answered."""
+        """The answer so far: what the plan's last step has said; once the turn has completed, its answer."""
         if self.last_event is not None and self.last_event.HasField("turn_completed"):
             return text_of(self.last_event.turn_completed.output)
         return self.texts.get(self._last_step, "")
 
     def add(self, update: TurnUpdate) -> None:
-        """Takes the next update."""
+        """Adds the next update."""
         if update.HasField("delta"):
             self._grow(update.delta)
             return
@@ -42,12 +43,13 @@ class Transcript:
             self.last_event = event
 
     def _grow(self, delta: OutputDelta) -> None:
-        if self._runs.get(delta.step_id) != delta.run_id:  # What a run before this one said is void.
+        if self._runs.get(delta.step_id) != delta.run_id:  # A new run voids what earlier ones said.
             self._runs[delta.step_id] = delta.run_id
             self.texts[delta.step_id] = ""
         self.texts[delta.step_id] += "".join(delta.texts)
 
 
 def text_of(message: Message) -> str:
-    """Returns the words of a message, its texts one after another as they were streamed."""
+    """Returns the text of a message: its text parts, joined in the order in which they were streamed."""
+
     return "".join(part.text.text for part in message.parts if part.HasField("text"))

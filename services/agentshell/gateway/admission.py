@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from agentshell.gateway import inputs
+from agentshell.gateway.limits import CURRENCY
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import plan
 from kfm.content.v1.content_pb2 import ROLE_USER
 from kfm.personality.v1.personality_service_pb2 import Personality
-from kfm.turn.v1.turn_pb2 import PLAN_STRATEGY_DIRECT, Plan, PlanStrategy, Step, TurnLimits
+from kfm.turn.v1.turn_pb2 import PLAN_STRATEGY_DIRECT, Plan, PlanStrategy, Step
 from kfm.turn.v1.turn_service_pb2 import ForkTurnRequest, TurnSpec
 
 # Of a record's 1 MiB; the rest is room for what the turn's later events add to it.
 MAX_REQUEST_BYTES = 512 * 1024
-CURRENCY = "USD"
 
 
 def problems(spec: TurnSpec) -> list[tuple[str, str]]:
@@ -44,28 +44,6 @@ def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
         for left in ("max_duration", "max_tokens", "max_cost"):
             request.limits.ClearField(left)
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-
-
-def limits(asked: TurnLimits, pack: TurnLimits, config: RuntimeConfig) -> TurnLimits:
-    """Returns the narrowest of what the caller asks for, the pack allows, and the configuration allows."""
-    given = TurnLimits(max_steps=config.max_steps, max_attempts=config.max_attempts, max_tokens=config.max_turn_tokens)
-    given.max_duration.FromTimedelta(timedelta(seconds=config.max_turn_seconds))
-    if config.max_turn_cost_usd is not None:
-        given.max_cost.currency_code = CURRENCY
-        given.max_cost.amount_micros = max(1, round(config.max_turn_cost_usd * 1_000_000))
-    for narrower in (pack, asked):
-        for field in ("max_steps", "max_attempts", "max_tokens"):
-            if narrower.HasField(field):
-                most = getattr(narrower, field)
-                setattr(given, field, min(most, getattr(given, field)) if given.HasField(field) else most)
-        if narrower.HasField("max_duration"):
-            duration = min(given.max_duration.ToTimedelta(), narrower.max_duration.ToTimedelta())
-            given.max_duration.FromTimedelta(duration)
-        if narrower.HasField("max_cost"):
-            most = given.max_cost.amount_micros if given.HasField("max_cost") else narrower.max_cost.amount_micros
-            given.max_cost.currency_code = CURRENCY
-            given.max_cost.amount_micros = min(most, narrower.max_cost.amount_micros)
-    return given
 
 
 def planning(asked: TurnSpec, pack: Personality) -> tuple[Plan, PlanStrategy.ValueType]:

@@ -15,6 +15,7 @@ from agentshell.gateway import admission, cursor, fork, inputs
 from agentshell.gateway.backlog import Backlog
 from agentshell.gateway.feed import Feeds
 from agentshell.gateway.floors import Floors
+from agentshell.gateway.limits import limits_of
 from agentshell.gateway.pack_cache import PackCache
 from agentshell.gateway.projected import Projected
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
@@ -270,6 +271,7 @@ class TurnService(TurnServiceServicer):
     async def _request(self, turn_id: str, spec: pb.TurnSpec) -> TurnEvent:
         """Returns the first event of a turn: what is asked for, with what the pack and the configuration say of it."""
         _check_depth(spec.parent, self._config.max_depth)
+        is_below = spec.HasField("parent")
         personality = await self._packs.get(call.tenant(), spec.personality_id)
         plan, strategy = admission.planning(spec, personality)
         requested = TurnRequested(
@@ -277,14 +279,14 @@ class TurnService(TurnServiceServicer):
             principal_id=call.current().principal.principal_id,
             personality_id=personality.personality_id,
             personality_digest=personality.digest,
-            limits=admission.limits(spec.limits, personality.limits, self._config),
+            limits=limits_of(spec.limits, personality.limits, self._config, is_below=is_below),
             model=spec.model,
             plan=plan,
             knowledge_namespaces=personality.knowledge_namespaces,
             strategy=strategy,
             priority=spec.priority or PRIORITY_NORMAL,
         )
-        if spec.HasField("parent"):
+        if is_below:
             requested.parent.CopyFrom(spec.parent)
         admission.bound_waits(requested.plan, self._config)
         return _stamped(

@@ -1,7 +1,7 @@
 """The configuration: defaults, then a TOML file, then `AGENTSHELL_*` variables. Each concern has its own class.
 
-A variable names its key with `__` between the levels: `AGENTSHELL_RUNTIME__MAX_STEPS=10`. What is unknown or malformed
-stops the start, with the key, the value and the fix.
+A variable names its key with `__` between the levels: `AGENTSHELL_RUNTIME__MAX_STEPS=10`. An unknown key or a
+malformed value stops the start, with an error that names the key, the value and the fix.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 PREFIX = "AGENTSHELL_"
-# What `log.topics` may name. The outputs of a turn are looked for where its events are: both have the same partitions.
+# What `log.topics` may name. A turn's outputs are looked up where its events are: both topics have the same partitions.
 TOPICS = ("agent.turns", "agent.outputs", "agent.steps", "agent.turns.dlq", "agent.steps.dlq")
 _OUTPUTS, _TURNS = "agent.outputs", "agent.turns"
 _MAX_PORT = 65_535
 _MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
-# Not configuration: where that is, a client's credential, and what only tests read.
+# Not configuration keys: the path of the file, a client's credential, and what only tests read.
 _RESERVED = ("AGENTSHELL_CONFIG", "AGENTSHELL_API_KEY", "AGENTSHELL_TEST_")
 
 
@@ -51,7 +51,7 @@ def _check_host_port(address: str) -> str:
 
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
 Host = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")]
-"""A name or an address, and a port where only that one is meant."""
+"""A name or an address, at its scheme's own port, or at the port given."""
 
 
 class ServerConfig(_Section):
@@ -64,9 +64,9 @@ class ServerConfig(_Section):
     http_address: HostPort = "127.0.0.1:7701"
     """Host:port of /metrics and /health; port 0: a free one."""
     drain_seconds: PositiveFloat = 10.0
-    """How long calls in flight may take to end at a stop."""
+    """How long calls in flight may take to end at shutdown."""
     max_message_bytes: PositiveInt = 4 * 1024 * 1024
-    """The largest message taken."""
+    """The largest message accepted."""
 
 
 class AuthConfig(_Section):
@@ -79,16 +79,16 @@ class AuthConfig(_Section):
 
 
 class TlsConfig(_Section):
-    """TLS at host:port, for clients and for the mesh; sockets are plain. Files are PEM."""
+    """TLS at host:port, for clients and for the mesh; unix sockets are plaintext. Files are PEM."""
 
     certificate_file: Path | None = None
-    """The certificate of this process, with those between it and its authority; absent: it serves plainly."""
+    """The certificate of this process, with any intermediate ones; absent: it serves plaintext."""
     key_file: Path | None = None
     """Its private key, without a password."""
     client_ca_file: Path | None = None
-    """The authorities of clients' certificates: who shows none is refused, whatever its key; absent: none is needed."""
+    """Authorities of client certificates: a client without one is refused, whatever its key; absent: none is needed."""
     ca_file: Path | None = None
-    """The authorities of those whom this process calls: its mesh, or the rest of it; absent: the well-known ones."""
+    """Authorities of the mesh members that this process calls; absent: the well-known ones."""
 
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
@@ -110,12 +110,12 @@ class DatabaseConfig(_Section):
 
 
 class TopicConfig(_Section):
-    """A topic of the log, as far as it is other than the rest."""
+    """A topic's own settings, where they differ from those of the log."""
 
     partitions: PositiveInt | None = None
     """Absent: log.partitions."""
     retention_days: PositiveInt | None = None
-    """Absent: log.retention_days, and for dead letters: for ever."""
+    """Absent: log.retention_days; dead letters are kept for ever."""
 
 
 class LogConfig(_Section):
@@ -150,27 +150,33 @@ class LogConfig(_Section):
         return own.partitions or self.partitions
 
     def retention_days_of(self, topic: str) -> int | None:
-        """Returns how long a topic keeps its records, where it says so itself."""
+        """Returns a topic's own retention; None: it has none of its own."""
         return self.topics.get(topic, TopicConfig()).retention_days
 
 
 class RuntimeConfig(_Section):
-    """Turns. These are defaults and, at the same time, the most that a request may ask for."""
+    """Turns. A `default_` applies if neither the request nor the pack sets one; a `max_` is the most either may set."""
 
-    max_turn_seconds: PositiveFloat = 120.0
+    default_turn_seconds: PositiveFloat = 120.0
     """From a turn's acknowledgement to its end."""
-    max_steps: PositiveInt = 25
+    max_turn_seconds: PositiveFloat = 3600.0
+    """The most seconds that a turn may ask for."""
+    default_steps: PositiveInt = 25
     """Steps of a turn."""
-    max_attempts: PositiveInt = 3
-    """Attempts at a step that fails for a passing reason."""
+    max_steps: PositiveInt = 1000
+    """The most steps that a turn may ask for."""
+    default_attempts: PositiveInt = 3
+    """Attempts at a step that fails for a transient reason."""
+    max_attempts: PositiveInt = 10
+    """The most attempts that a turn may ask for."""
     step_seconds: PositiveFloat = 60.0
-    """One attempt at a step that says nothing of its own."""
+    """One attempt at a step that sets no time of its own."""
     max_history_messages: PositiveInt = 40
     """Messages of the session that a model is shown."""
     max_passages: PositiveInt = 6
     """Passages that a memory step finds."""
     max_active_turns: PositiveInt = 2000
-    """Turns under way in a manager; the others wait in the log. More than a tenant's: none takes all the room."""
+    """Turns under way in a manager; the others wait in the log. More than one tenant's, so that none takes all the room."""
     max_active_steps: PositiveInt = 64
     """Steps under way in a worker; the others wait in the log."""
     max_context_tokens: PositiveInt = 100_000
@@ -182,19 +188,19 @@ class RuntimeConfig(_Section):
     approval_wait_seconds: PositiveFloat = 7 * 24 * 3600.0
     """How long a turn waits for somebody's answer."""
     max_open_turns: PositiveInt = 10_000
-    """Turns that are not over and do not wait for somebody; more are refused."""
+    """Turns that are neither over nor waiting for somebody; more are refused."""
     max_open_turns_per_tenant: PositiveInt = 1_000
-    """The same, of one tenant."""
+    """The same, for one tenant."""
     max_depth: int = Field(default=4, ge=1, le=16)
-    """Turns below a turn that agent steps ask for."""
+    """Levels of turns that agent steps may start below a turn."""
     http_hosts: tuple[Host, ...] = ()
     """Hosts that HTTP steps may call: `host`, or `host:port`."""
     max_http_bytes: PositiveInt = 256 * 1024
-    """The largest answer that an HTTP step takes."""
+    """The largest response that an HTTP step accepts."""
 
 
 class EndpointConfig(_Section):
-    """One of several ways to a vendor. What is empty is the vendor's."""
+    """One of several ways to reach a vendor. An empty field takes the vendor's value."""
 
     base_url: str = ""
     """Where the vendor's API is."""
@@ -203,14 +209,14 @@ class EndpointConfig(_Section):
     api_key_file: Path | None = None
     """The file that holds the key."""
     weight: PositiveInt = 1
-    """Its share of the calls, beside the others' weights."""
+    """Its share of the calls, relative to the others' weights."""
 
 
 class VendorConfig(_Section):
     """A model vendor. Its name is what requests call `provider`."""
 
     adapter: str = ""
-    """What it speaks: local, openai, openai_chat, openai_compatible, anthropic, gemini; empty: as it is named."""
+    """The API it speaks: local, openai, openai_chat, openai_compatible, anthropic, gemini; empty: the vendor's name."""
     model: str = ""
     """The default model; empty: the adapter's."""
     base_url: str = ""
@@ -222,22 +228,22 @@ class VendorConfig(_Section):
     endpoints: tuple[EndpointConfig, ...] = ()
     """Several keys or base URLs that share the calls; empty: the one above."""
     silence_seconds: PositiveFloat = 120.0
-    """How long the vendor may say nothing within a call; then the call has failed, and is made elsewhere."""
+    """How long the vendor may be silent within a call; after that, the call fails and is made elsewhere."""
     max_concurrent_calls: PositiveInt = 64
     """Calls under way at one endpoint."""
     max_waiting_calls: int = Field(default=256, ge=0)
-    """Calls that wait at one endpoint; more are refused."""
+    """Calls waiting at one endpoint; more are refused."""
 
 
 class BudgetConfig(_Section):
-    """What may be spent in a period. Refused with BUDGET_EXHAUSTED is the call that may not fit."""
+    """What may be spent in a period. A call that may not fit is refused with BUDGET_EXHAUSTED."""
 
     per: Literal["tenant", "principal", "session"] = "tenant"
-    """Whose budget it is: each of these has its own."""
+    """Whose budget it is: each tenant, principal or session has its own."""
     period: Literal["day", "month"] = "day"
     """How long it lasts, in UTC."""
     tenant: str = ""
-    """Only of this tenant; empty: of each."""
+    """The only tenant it applies to; empty: it applies to each."""
     cost_usd: PositiveFloat | None = None
     """The most that calls may cost."""
     tokens: PositiveInt | None = None
@@ -248,7 +254,7 @@ class BreakerConfig(_Section):
     """When an endpoint is left alone for a while."""
 
     failures: PositiveInt = 5
-    """Failures one after the other that open it."""
+    """Consecutive failures that open it."""
     open_seconds: PositiveFloat = 10.0
     """How long it stays open before one call may try."""
 
@@ -260,21 +266,21 @@ class ProviderConfig(_Section):
     """Models."""
 
     default: str = "local"
-    """The provider where nobody names one."""
+    """The provider when none is named."""
     vendors: dict[str, VendorConfig] = Field(default_factory=dict[str, VendorConfig])
-    """Vendor -> how it is called. There are local, openai, openai_chat, anthropic and gemini without it."""
+    """Vendor -> how to call it. local, openai, openai_chat, anthropic and gemini exist without an entry."""
     aliases: _Routes = Field(default_factory=_Routes)
-    """Alias -> models as `provider/model`, asked in order until one answers."""
+    """Alias -> models as `provider/model`, tried in order until one answers."""
     tenant_aliases: dict[str, _Routes] = Field(default_factory=dict[str, _Routes])
-    """Tenant -> aliases of its own, which come before the others."""
+    """Tenant -> aliases of its own, which take precedence over the others."""
     personality_aliases: dict[str, _Routes] = Field(default_factory=dict[str, _Routes])
-    """Personality -> aliases of its own, which come before the tenant's."""
+    """Personality -> aliases of its own, which take precedence over the tenant's."""
     max_attempts: PositiveInt = 3
-    """Calls to one model of an alias that fail for a passing reason."""
+    """Calls to one model of an alias that fail for a transient reason."""
     default_max_output_tokens: PositiveInt = 16_384
-    """Tokens that a model may write where a budget applies and the request has no limit of its own."""
+    """Tokens that a model may write when a budget applies and the request sets no limit of its own."""
     prices_file: Path | None = None
-    """Prices in the form of the table that ships, and before it."""
+    """Prices in the format of the table that ships, which they override."""
     budgets: tuple[BudgetConfig, ...] = ()
     """What may be spent."""
     breaker: BreakerConfig = BreakerConfig()
@@ -284,13 +290,13 @@ class NamespaceConfig(_Section):
     """A rule for namespaces."""
 
     namespace: str = Field(pattern=r"^(user|session|personality|knowledge)/[A-Za-z0-9_.:-]{0,128}$")
-    """The name of one, or the beginning of names up to the slash, such as `session/`."""
+    """The name of one, or the prefix of names up to the slash, such as `session/`."""
     ttl_seconds: float | None = Field(default=None, gt=0, le=_MAX_TTL_SECONDS)
-    """How long a record lives after it was written, where it names no end itself; absent: for ever."""
+    """How long a record lives after it is written, unless it sets an expiry itself; absent: for ever."""
     embedder: str = Field(default="lexical", pattern=r"^(lexical|local/.+|[^/]+/.+)$")
     """What makes its vectors: `lexical`, `local/<name>` of memory.local_models, or a provider's `provider/model`."""
     dimension: int = Field(default=0, ge=0, le=16_000)
-    """How many numbers a vector of a provider's model has. A new embedder makes all vectors anew, in the background."""
+    """The length of the vectors of a provider's model. After a change of embedder, all are made again in the background."""
 
     @model_validator(mode="after")
     def _check_dimension(self) -> Self:
@@ -303,38 +309,38 @@ class MemoryConfig(_Section):
     """Memory."""
 
     namespaces: tuple[NamespaceConfig, ...] = ()
-    """Rules for namespaces; the first that fits one counts."""
+    """Rules for namespaces; the first that matches one applies."""
     local_models: dict[str, Path] = Field(default_factory=dict[str, Path])
     """Name -> directory of a model of the BERT family (model.safetensors, tokenizer.json, config.json), for the
-    embedder `local/<name>`. Give other weights another name."""
+    embedder `local/<name>`. Different weights need a different name."""
     sweep_seconds: PositiveFloat = 60.0
-    """How often records that have ended, and are read no more, are taken away."""
+    """How often expired records, which are no longer read, are removed."""
     chunk_characters: int = Field(default=1200, ge=100, le=16_384)
     """The most characters of a chunk."""
     chunk_overlap_characters: int = Field(default=150, ge=0)
-    """What a chunk repeats of the one before."""
+    """How many characters a chunk repeats of the one before."""
     summary_model: str = ""
-    """Who summarises what no longer fits a session's window: `provider/model` or an alias; empty: the default."""
+    """What summarises what no longer fits a session's window: `provider/model` or an alias; empty: the default."""
     summary_tokens: int = Field(default=500, ge=50, le=4000)
     """The most tokens of a summary."""
     cache: Literal["process", "redis", "off"] = "process"
-    """Where answers to searches and windows are kept, to be given again as long as nothing has changed."""
+    """Where search results and windows are cached, until something changes."""
     cache_seconds: PositiveFloat = Field(default=60.0, le=3600)
-    """For how long at the most."""
+    """For how long at most."""
     cache_mib: PositiveInt = 64
-    """How much, in a process."""
+    """How much a process caches."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Where Redis is."""
     store: Literal["pgvector", "qdrant", "weaviate"] = "pgvector"
-    """What looks through vectors: Postgres, which keeps them all anyway, or an index beside it."""
+    """What searches vectors: Postgres, which keeps them all anyway, or an index beside it."""
     qdrant_url: str = "http://127.0.0.1:6333"
     """Where Qdrant is."""
     weaviate_url: str = "http://127.0.0.1:8080"
     """Where Weaviate is."""
     weaviate_grpc_port: PositiveInt = 50051
-    """Its port of gRPC."""
+    """Its gRPC port."""
     index_key_env: str = ""
-    """The variable that holds the index' API key; empty: it needs none."""
+    """The variable that holds the index's API key; empty: it needs none."""
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
@@ -349,26 +355,26 @@ class PersonalityConfig(_Section):
     """Personality packs."""
 
     directories: tuple[Path, ...] = ()
-    """Where packs are; empty: those that ship with it."""
+    """Where packs are; empty: those that ship with Agent Shell."""
     archives: tuple[str, ...] = ()
-    """Packs as .tar.gz: files, or https://..., each with its signature beside it in a file with `.sig` at its end."""
+    """Packs as .tar.gz: files, or https://..., each with its signature beside it under the same name plus `.sig`."""
     trusted_keys: tuple[str, ...] = ()
-    """Ed25519 public keys whose signatures count, as base64."""
+    """Ed25519 public keys whose signatures are trusted, as base64."""
     allow_unsigned: Literal["none", "directories", "all"] = "directories"
-    """Which packs are loaded without a signature: no packs, those in directories, or archives, too."""
+    """Which packs are loaded without a signature: none, those in directories, or archives as well."""
     default: str = "guide"
-    """The personality where nobody names one: an id, or id@version."""
+    """The personality when none is named: an id, or id@version."""
     tenant_defaults: dict[str, str] = Field(default_factory=dict[str, str])
     """Tenant -> its own default."""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
-    """Personality -> the version that answers where none is asked for; missing: the newest."""
+    """Personality -> the version that answers when none is requested; missing: the newest."""
 
 
 class ToolSecretConfig(_Section):
-    """A header that the host adds to what some packs' tools send to one host: it never enters their sandbox."""
+    """A header that the mesh adds to what some packs' tools send to one host: it never enters their sandbox."""
 
     name: str = ""
-    """What manifests and policies call it; empty: as `value_env`."""
+    """Its name in manifests and policies; empty: the same as `value_env`."""
     host: str
     """As in tool.http_hosts."""
     personalities: tuple[str, ...]
@@ -385,22 +391,22 @@ class ToolSecretConfig(_Section):
 
 
 class McpServerConfig(_Section):
-    """A Model Context Protocol server: a program of the operator's, which no sandbox holds, or an address."""
+    """A Model Context Protocol server: a program of the operator's, which runs in no sandbox, or an address."""
 
     personalities: tuple[str, ...]
     """Whose packs may expose its tools."""
     command: str = ""
-    """The program, which speaks on its standard streams: one runs for each tenant that calls it."""
+    """The program, which speaks on its standard streams; one process runs for each tenant that calls it."""
     args: tuple[str, ...] = ()
     """Its arguments."""
     env: dict[str, str] = Field(default_factory=dict[str, str])
-    """Its environment, and nothing else. Secrets belong into variables of this process."""
+    """Its environment, and nothing else but `pass_env`. Keep secrets in variables of this process."""
     pass_env: tuple[str, ...] = ()
-    """Variables of this process that it gets, too."""
+    """Variables of this process that it also gets."""
     url: str = ""
     """Where it is, instead of a program; its host must be in tool.http_hosts."""
     secret: str = ""
-    """The secret, of tool.secrets, that goes with requests to `url`."""
+    """The name of the secret in tool.secrets that goes with requests to `url`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -410,47 +416,47 @@ class McpServerConfig(_Section):
 
 
 class TenantPolicyConfig(_Section):
-    """What a tenant's tools may do, of what packs declare and the operator allows. What is absent is not narrowed."""
+    """Narrows what a tenant's tools may do of what packs declare and the operator allows. Absent: not narrowed."""
 
     tools: tuple[str, ...] | None = None
-    """Tools that there are for it."""
+    """Tools that it may use."""
     http_hosts: tuple[str, ...] | None = None
-    """Hosts that they may go to, as in tool.http_hosts."""
+    """Hosts that they may reach, as in tool.http_hosts."""
     secrets: tuple[str, ...] | None = None
-    """Secrets that go with their requests, by name."""
+    """Secrets that may go with their requests, by name."""
     personalities: tuple[str, ...] | None = None
     """Personalities whose tools may reach anything outside."""
 
 
 class ToolConfig(_Section):
-    """The tools that packs bring. Each call of one has these limits, in a sandbox of its own."""
+    """The tools that packs bring. Each call runs in a sandbox of its own, within these limits."""
 
     max_workers: PositiveInt = 4
-    """Processes for them in each tier: as many calls run at once."""
+    """Processes for them in each tier, and so how many calls run at once."""
     max_seconds: PositiveFloat = 30.0
-    """From a call's begin to its end."""
+    """From a call's start to its end."""
     max_cpu_seconds: PositiveFloat = 5.0
-    """Time on a processor."""
+    """CPU time."""
     max_memory_mib: int = Field(default=256, ge=64, le=4095)
     """Memory of the interpreter and the tool."""
     max_output_bytes: int = Field(default=256 * 1024, ge=1, le=1024 * 1024)
-    """The result, as JSON."""
+    """Size of the result, as JSON."""
     max_host_calls: PositiveInt = 32
-    """What it asks of the host."""
+    """How often it may ask the host for something."""
     max_egress_bytes: PositiveInt = 4 * 1024 * 1024
-    """What it sends and receives, in all."""
+    """What it sends and receives in total."""
     http_hosts: tuple[Host, ...] = ()
-    """Hosts that it may call where its pack's manifest says so, too: `host`, or `host:port`."""
+    """Hosts that it may call if its pack's manifest declares them too: `host`, or `host:port`."""
     secrets: tuple[ToolSecretConfig, ...] = ()
-    """What the host adds to requests."""
+    """Headers that the host adds to requests."""
     mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict[str, McpServerConfig])
-    """Model Context Protocol server -> how it is reached."""
+    """Model Context Protocol server -> how to reach it."""
     max_mcp_connections: PositiveInt = 16
-    """Connections to such servers, which are processes where those are programs."""
+    """Connections to such servers; for a program, each is a process."""
     tenant_policies: dict[str, TenantPolicyConfig] = Field(default_factory=dict[str, TenantPolicyConfig])
     """Tenant -> what its tools may do; absent: all that packs and the operator allow."""
     native_python: str = ""
-    """The interpreter of packs that ask for the native tier; empty: none gets it."""
+    """The interpreter for packs that ask for the native tier; empty: none gets it."""
 
 
 class TelemetryConfig(_Section):
@@ -465,10 +471,10 @@ class TelemetryConfig(_Section):
 
 
 class Config(_Section):
-    """All of it."""
+    """The whole configuration."""
 
     data_dir: Path = Field(default_factory=lambda: _default_data_dir())
-    """Everything that must survive."""
+    """Where everything is kept that must survive."""
     peers: dict[str, str] = Field(default_factory=dict[str, str])
     """Service -> address; missing: in this process, or at its socket in the data directory."""
     server: ServerConfig = ServerConfig()
@@ -520,7 +526,8 @@ def _set(values: dict[str, Any], keys: list[str], value: str, name: str) -> None
         if not isinstance(child, dict):
             raise _invalid(name, value, f"{key} is not a section", "remove the variable")
         values = child  # pyright: ignore[reportUnknownVariableType] - TOML's own shape
-    try:  # Lists and tables come from the environment as TOML; anything else as its text.
+    try:  # In the environment, lists and tables are written as TOML; anything else as its text.
+
         values[keys[-1]] = tomllib.loads(f"v = {value}")["v"] if value.startswith(("[", "{")) else value
     except tomllib.TOMLDecodeError as error:
         raise _invalid(name, value, f"not TOML: {error}", "write a list as ['a', 'b'], a table as {a = 'b'}") from None

@@ -213,7 +213,7 @@ class Planning(_Section):
 
 
 class Limits(_Section):
-    """Narrower limits for the personality's turns; what is left out is the configuration's."""
+    """Limits for the personality's turns. Those left out are the configuration's, which also sets the most."""
 
     max_turn_seconds: float | None = Field(default=None, gt=0, le=86_400)
     """From acknowledgement to end."""

@@ -71,7 +71,7 @@ def end_nanoseconds(turn: t.Turn) -> int:
 def expire(turn: t.Turn) -> e.TurnEvent:
     """Returns the event that ends a turn whose time is up."""
     limit = turn.limits.max_duration.ToTimedelta().total_seconds()
-    message = f"the turn took longer than its limit of {limit:g} s; {_how_to_raise('max_duration', 'max_turn_seconds')}"
+    message = f"the turn took longer than its limit of {limit:g} s; {_how_to_set('max_duration', 'max_turn_seconds')}"
     late = _failed(turn, code_pb2.DEADLINE_EXCEEDED, error_pb2.ERROR_REASON_TURN_TIMEOUT, message)
     for step in turn.plan.steps:
         if step.HasField("failure") and step.state in (t.STEP_STATE_FAILED, t.STEP_STATE_SCHEDULED):
@@ -267,7 +267,7 @@ def _beyond_steps(turn: t.Turn, count: int) -> e.TurnEvent | None:
     limit = turn.limits.max_steps
     if count <= limit:
         return None
-    message = f"the plan has {count} steps, the turn's limit is {limit}; {_how_to_raise('max_steps', 'max_steps')}"
+    message = f"the plan has {count} steps, the turn's limit is {limit}; {_how_to_set('max_steps', 'max_steps')}"
     return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_STEP_LIMIT, message)
 
 
@@ -291,6 +291,11 @@ def _beyond_budget(turn: t.Turn) -> e.TurnEvent | None:
         message = f"the turn cost {cost:g} USD, its limit is {most:g}; {advice}"
         return _failed(turn, exhausted, error_pb2.ERROR_REASON_COST_LIMIT, message)
     return None
+
+
+def _how_to_set(field: str, key: str) -> str:
+    """Returns what there is to do about a limit that the request or the pack may choose."""
+    return f"set limits.{field} in the request or the pack, up to 'runtime.{key}'"
 
 
 def _how_to_raise(field: str, key: str) -> str:

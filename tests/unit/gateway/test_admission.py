@@ -70,19 +70,6 @@ def test_a_limit_of_cost_is_more_than_nothing_and_in_usd() -> None:
     ]
 
 
-def test_limits_are_the_narrowest_of_caller_pack_and_configuration() -> None:
-    config = RuntimeConfig(max_turn_seconds=100, max_steps=20, max_attempts=3, max_turn_cost_usd=0.5)
-    asked = TurnLimits(max_steps=50, max_attempts=1, max_tokens=900, max_cost=USD_2)
-    asked.max_duration.FromSeconds(200)
-    pack = TurnLimits(max_steps=10, max_tokens=1000)
-    pack.max_duration.FromSeconds(30)
-    given = admission.limits(asked, pack, config)
-    least = TurnLimits(max_steps=10, max_attempts=1, max_tokens=900, max_cost=Money(amount_micros=500_000))
-    least.max_cost.currency_code = "USD"
-    least.max_duration.FromSeconds(30)
-    assert given == least
-
-
 def test_a_turn_is_planned_as_its_caller_says_else_as_its_pack_does_else_directly() -> None:
     own, packs = Plan(plan_id="own", steps=[Step(step_id="a")]), Plan(plan_id="pack", steps=[Step(step_id="b")])
     giving, planning = Personality(plan=packs), Personality(strategy=PLAN_STRATEGY_PLANNED)
@@ -104,13 +91,6 @@ def test_a_turn_is_planned_as_its_caller_says_else_as_its_pack_does_else_directl
         (Plan(), PLAN_STRATEGY_PLANNED),
         (Plan(), PLAN_STRATEGY_DIRECT),
     ]
-
-
-def test_tokens_and_cost_have_no_limit_that_nobody_gave() -> None:
-    given = admission.limits(TurnLimits(), TurnLimits(), RuntimeConfig())
-    assert not given.HasField("max_tokens")
-    assert not given.HasField("max_cost")
-    assert admission.limits(TurnLimits(max_cost=USD_2), TurnLimits(), RuntimeConfig()).max_cost == USD_2
 
 
 def test_an_approval_waits_as_long_as_it_asks_for_and_no_longer_than_configured() -> None:

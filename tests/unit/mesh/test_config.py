@@ -15,7 +15,7 @@ def test_variables_come_before_the_file_and_the_file_before_defaults(tmp_path: P
     file = tmp_path / "agentshell.toml"
     file.write_text("[runtime]\nmax_steps = 3\nmax_attempts = 2\n[peers]\nmemory = '127.0.0.1:9'\n")
     loaded = config.load(file, {"AGENTSHELL_RUNTIME__MAX_STEPS": "7", "AGENTSHELL_TEST_X": "1", "HOME": "/"})
-    assert (loaded.runtime.max_steps, loaded.runtime.max_attempts, loaded.runtime.max_turn_seconds) == (7, 2, 120.0)
+    assert (loaded.runtime.max_steps, loaded.runtime.max_attempts, loaded.runtime.max_turn_seconds) == (7, 2, 3600.0)
     assert loaded.peers == {"memory": "127.0.0.1:9"}
 
 

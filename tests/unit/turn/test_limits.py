@@ -18,8 +18,8 @@ def test_a_model_that_asks_for_tools_without_end_hits_the_limit_of_steps() -> No
     turn = run(t.TurnLimits(max_steps=6), asks("clock"))
     assert turn.failure.reason == error_pb2.ERROR_REASON_STEP_LIMIT
     assert turn.failure.message == (
-        "the plan has 7 steps, the turn's limit is 6; that is the least of the request's limits.max_steps, the pack's "
-        "and 'runtime.max_steps': raise the lowest"
+        "the plan has 7 steps, the turn's limit is 6; set limits.max_steps in the request or the pack, up to "
+        "'runtime.max_steps'"
     )
     assert len(turn.plan.steps) == 5
 

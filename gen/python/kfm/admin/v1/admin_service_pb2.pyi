@@ -29,23 +29,23 @@ class _SettlementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Settlement
     SETTLEMENT_UNSPECIFIED: _Settlement.ValueType  # 0
     """Never sent."""
     SETTLEMENT_PENDING: _Settlement.ValueType  # 1
-    """Nothing yet."""
+    """Not settled yet."""
     SETTLEMENT_REPLAYED: _Settlement.ValueType  # 2
-    """Its record was put back."""
+    """Its record was put back into its topic."""
     SETTLEMENT_DROPPED: _Settlement.ValueType  # 3
-    """Nothing is to become of it."""
+    """It was dropped."""
 
 class Settlement(_Settlement, metaclass=_SettlementEnumTypeWrapper):
-    """What became of a dead letter."""
+    """How a dead letter was settled."""
 
 SETTLEMENT_UNSPECIFIED: Settlement.ValueType  # 0
 """Never sent."""
 SETTLEMENT_PENDING: Settlement.ValueType  # 1
-"""Nothing yet."""
+"""Not settled yet."""
 SETTLEMENT_REPLAYED: Settlement.ValueType  # 2
-"""Its record was put back."""
+"""Its record was put back into its topic."""
 SETTLEMENT_DROPPED: Settlement.ValueType  # 3
-"""Nothing is to become of it."""
+"""It was dropped."""
 Global___Settlement: _TypeAlias = Settlement  # noqa: Y015
 
 @_typing.final
@@ -90,38 +90,40 @@ class DeadLetter(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
-    """Names it: `<topic>/<partition>/<offset>`, where the last two say where it is in `<topic>.dlq`."""
+    """Identifies the dead letter: `<topic>/<partition>/<offset>`, where the partition and offset are its position in
+    `<topic>.dlq`.
+    """
     topic: _builtins.str
     """The topic that the record was in."""
     partition: _builtins.int
-    """Where the record is in that topic."""
+    """The record's partition in that topic."""
     offset: _builtins.int
-    """Where the record is in that partition."""
+    """The record's offset in that partition."""
     group: _builtins.str
     """The group that could not handle it."""
     message: _builtins.str
-    """Why; for people. At most 255 bytes."""
+    """Why it could not be handled; for people. At most 255 bytes."""
     stack: _builtins.str
-    """The last lines of the stack, where there was one. At most 255 bytes."""
+    """The last lines of the stack trace, if there was one. At most 255 bytes."""
     attempt_count: _builtins.int
-    """How often it was tried."""
+    """How often handling it was attempted."""
     key: _builtins.str
     """The record's key."""
     type: _builtins.str
-    """The full Protobuf name of what the payload is, as the record's header `type` says."""
+    """The full Protobuf name of the payload's type, from the record's header `type`."""
     traceparent: _builtins.str
-    """The W3C trace context of who appended the record."""
+    """The W3C trace context in which the record was appended."""
     settlement: Global___Settlement.ValueType
-    """What became of it."""
+    """How it was settled."""
     payload: _builtins.bytes
-    """The record's payload as it was: at most 1 MiB. Only in the response of GetDeadLetter."""
+    """The record's original payload, at most 1 MiB. Set only by GetDeadLetter."""
     @_builtins.property
     def bury_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was buried."""
+        """When it became a dead letter."""
 
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """All headers of the record. Only in the response of GetDeadLetter."""
+        """All headers of the record. Set only by GetDeadLetter."""
 
     def __init__(
         self,
@@ -160,11 +162,11 @@ class ListDeadLettersRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOPIC_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at the most; 0: 100; more than 1000 counts as 1000."""
+    """Maximum number of dead letters to return. 0 means 100; anything above 1000 means 1000."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before, with the same filter."""
+    """`next_page_token` of the previous response, with the filter unchanged."""
     topic: _builtins.str
-    """Only those of this topic, such as `agent.turns`; empty: of all."""
+    """If set, only dead letters of this topic, such as `agent.turns`."""
     def __init__(
         self,
         *,
@@ -189,7 +191,7 @@ class ListDeadLettersResponse(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty: there is none."""
+    """Token for the next page; empty on the last page."""
     @_builtins.property
     def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]:
         """The dead letters."""
@@ -367,7 +369,7 @@ class RebuildTurnsResponse(_message.Message):
 
     TURN_COUNT_FIELD_NUMBER: _builtins.int
     turn_count: _builtins.int
-    """How many turns the index has been given."""
+    """How many turns were written to the index."""
     def __init__(
         self,
         *,

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     def __init__(self, channel):
@@ -64,42 +65,45 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     def ListDeadLetters(self, request, context):
-        """Lists the dead letters that are not settled yet, by topic, partition and offset; without payload and headers.
+        """Lists unsettled dead letters, by topic, partition and offset, without payloads and headers. Fails with
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """Returns a dead letter whole, settled or not. Fails with DEAD_LETTER_NOT_FOUND.
+        """Returns a complete dead letter, settled or not. Fails with DEAD_LETTER_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayDeadLetter(self, request, context):
-        """Puts the record back at the end of its topic, under its own key, and settles the dead letter: once, however often
-        it is asked for. If the record fails again it is buried again, as a new dead letter.
-        Of one that is settled already nothing changes: the response says how it was settled.
+        """Puts the record back at the end of its topic, with its own key, and settles the dead letter; once, however often it
+        is called. If the record fails again, it becomes a new dead letter. A dead letter that is already settled does not
+        change, and the response says how it was settled. Fails with DEAD_LETTER_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropDeadLetter(self, request, context):
-        """Settles the dead letter without putting its record back; the log keeps it. Settled already: as ReplayDeadLetter.
+        """Settles the dead letter without putting its record back; the log keeps it. If it is already settled, behaves as
+        ReplayDeadLetter. Fails with DEAD_LETTER_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RebuildTurns(self, request, context):
-        """Makes the index behind GetTurn and ListTurns again from the log. Turns go on meanwhile.
+        """Rebuilds the index behind GetTurn and ListTurns from the log. Turns go on meanwhile. Safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,8 +146,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     @staticmethod

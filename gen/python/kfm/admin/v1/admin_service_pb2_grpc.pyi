@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     @_typing.overload
@@ -36,43 +37,53 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeadLettersRequest, _admin_service_pb2.ListDeadLettersResponse]
-    """Lists the dead letters that are not settled yet, by topic, partition and offset; without payload and headers."""
+    """Lists unsettled dead letters, by topic, partition and offset, without payloads and headers. Fails with
+    PAGE_TOKEN_INVALID.
+    """
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetDeadLetterRequest, _admin_service_pb2.GetDeadLetterResponse]
-    """Returns a dead letter whole, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
+    """Returns a complete dead letter, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
     ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReplayDeadLetterRequest, _admin_service_pb2.ReplayDeadLetterResponse]
-    """Puts the record back at the end of its topic, under its own key, and settles the dead letter: once, however often
-    it is asked for. If the record fails again it is buried again, as a new dead letter.
-    Of one that is settled already nothing changes: the response says how it was settled.
+    """Puts the record back at the end of its topic, with its own key, and settles the dead letter; once, however often it
+    is called. If the record fails again, it becomes a new dead letter. A dead letter that is already settled does not
+    change, and the response says how it was settled. Fails with DEAD_LETTER_NOT_FOUND.
     """
     DropDeadLetter: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DropDeadLetterRequest, _admin_service_pb2.DropDeadLetterResponse]
-    """Settles the dead letter without putting its record back; the log keeps it. Settled already: as ReplayDeadLetter."""
+    """Settles the dead letter without putting its record back; the log keeps it. If it is already settled, behaves as
+    ReplayDeadLetter. Fails with DEAD_LETTER_NOT_FOUND.
+    """
     RebuildTurns: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RebuildTurnsRequest, _admin_service_pb2.RebuildTurnsResponse]
-    """Makes the index behind GetTurn and ListTurns again from the log. Turns go on meanwhile."""
+    """Rebuilds the index behind GetTurn and ListTurns from the log. Turns go on meanwhile. Safe to repeat."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeadLettersRequest, _admin_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
-    """Lists the dead letters that are not settled yet, by topic, partition and offset; without payload and headers."""
+    """Lists unsettled dead letters, by topic, partition and offset, without payloads and headers. Fails with
+    PAGE_TOKEN_INVALID.
+    """
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetDeadLetterRequest, _admin_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
-    """Returns a dead letter whole, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
+    """Returns a complete dead letter, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
     ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReplayDeadLetterRequest, _admin_service_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
-    """Puts the record back at the end of its topic, under its own key, and settles the dead letter: once, however often
-    it is asked for. If the record fails again it is buried again, as a new dead letter.
-    Of one that is settled already nothing changes: the response says how it was settled.
+    """Puts the record back at the end of its topic, with its own key, and settles the dead letter; once, however often it
+    is called. If the record fails again, it becomes a new dead letter. A dead letter that is already settled does not
+    change, and the response says how it was settled. Fails with DEAD_LETTER_NOT_FOUND.
     """
     DropDeadLetter: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DropDeadLetterRequest, _admin_service_pb2.DropDeadLetterResponse]  # type: ignore[assignment]
-    """Settles the dead letter without putting its record back; the log keeps it. Settled already: as ReplayDeadLetter."""
+    """Settles the dead letter without putting its record back; the log keeps it. If it is already settled, behaves as
+    ReplayDeadLetter. Fails with DEAD_LETTER_NOT_FOUND.
+    """
     RebuildTurns: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RebuildTurnsRequest, _admin_service_pb2.RebuildTurnsResponse]  # type: ignore[assignment]
-    """Makes the index behind GetTurn and ListTurns again from the log. Turns go on meanwhile."""
+    """Rebuilds the index behind GetTurn and ListTurns from the log. Turns go on meanwhile. Safe to repeat."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What operators of a mesh do. It sees all tenants, so no API key opens it: every RPC fails with PERMISSION_DENIED
-    unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's machine.
+    """Operations for the operators of a mesh. They span all tenants, so no API key grants access: every RPC fails with
+    PERMISSION_DENIED unless the caller signs with the mesh's own secret, as the `agentshell` command does on the mesh's
+    machine.
     """
 
     @_abc_1.abstractmethod
@@ -81,7 +92,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_admin_service_pb2.ListDeadLettersResponse]]:
-        """Lists the dead letters that are not settled yet, by topic, partition and offset; without payload and headers."""
+        """Lists unsettled dead letters, by topic, partition and offset, without payloads and headers. Fails with
+        PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def GetDeadLetter(
@@ -89,7 +102,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_admin_service_pb2.GetDeadLetterResponse]]:
-        """Returns a dead letter whole, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
+        """Returns a complete dead letter, settled or not. Fails with DEAD_LETTER_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ReplayDeadLetter(
@@ -97,9 +110,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ReplayDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ReplayDeadLetterResponse, _abc.Awaitable[_admin_service_pb2.ReplayDeadLetterResponse]]:
-        """Puts the record back at the end of its topic, under its own key, and settles the dead letter: once, however often
-        it is asked for. If the record fails again it is buried again, as a new dead letter.
-        Of one that is settled already nothing changes: the response says how it was settled.
+        """Puts the record back at the end of its topic, with its own key, and settles the dead letter; once, however often it
+        is called. If the record fails again, it becomes a new dead letter. A dead letter that is already settled does not
+        change, and the response says how it was settled. Fails with DEAD_LETTER_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -108,7 +121,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.DropDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.DropDeadLetterResponse, _abc.Awaitable[_admin_service_pb2.DropDeadLetterResponse]]:
-        """Settles the dead letter without putting its record back; the log keeps it. Settled already: as ReplayDeadLetter."""
+        """Settles the dead letter without putting its record back; the log keeps it. If it is already settled, behaves as
+        ReplayDeadLetter. Fails with DEAD_LETTER_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RebuildTurns(
@@ -116,6 +131,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RebuildTurnsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RebuildTurnsResponse, _abc.Awaitable[_admin_service_pb2.RebuildTurnsResponse]]:
-        """Makes the index behind GetTurn and ListTurns again from the log. Turns go on meanwhile."""
+        """Rebuilds the index behind GetTurn and ListTurns from the log. Turns go on meanwhile. Safe to repeat."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -62,30 +62,32 @@ class PersonalityServiceServicer:
     """
 
     def List(self, request, context):
-        """Lists the personalities by id, with each version that is live; to operators what is wrong with packs, too.
+        """Lists the personalities by id, with every live version; for operators, also what is wrong with packs. Fails with
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Returns a personality, its prompt included.
+        """Returns a personality, including its prompt. Fails with PERSONALITY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Reads the packs again. A malformed one keeps its last good version serving and is named in the response. For
-        operators, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
+        """Reads all packs again. If a pack is malformed, its last good version keeps serving and the response names it. For
+        operators only, as AdminService: fails with PERMISSION_DENIED unless the caller signs with the mesh's own secret.
+        Fails with CONFIG_INVALID if a directory cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the packs' changes: first each personality as it is, then each change. A caller that reads too slowly to
-        keep up is ended with SERVICE_UNAVAILABLE, and watches again.
+        """Streams changes to the packs: first the current state of each personality, then each change. A caller that reads
+        too slowly to keep up gets SERVICE_UNAVAILABLE and has to watch again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

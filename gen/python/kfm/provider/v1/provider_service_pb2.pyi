@@ -32,31 +32,31 @@ class _ReasoningEffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reaso
     REASONING_EFFORT_UNSPECIFIED: _ReasoningEffort.ValueType  # 0
     """The vendor's default."""
     REASONING_EFFORT_NONE: _ReasoningEffort.ValueType  # 1
-    """Not at all."""
+    """No reasoning."""
     REASONING_EFFORT_MINIMAL: _ReasoningEffort.ValueType  # 2
-    """As little as it can."""
+    """As little as the model allows."""
     REASONING_EFFORT_LOW: _ReasoningEffort.ValueType  # 3
-    """Little."""
+    """A little."""
     REASONING_EFFORT_MEDIUM: _ReasoningEffort.ValueType  # 4
-    """Some."""
+    """A moderate amount."""
     REASONING_EFFORT_HIGH: _ReasoningEffort.ValueType  # 5
-    """Much."""
+    """A lot."""
 
 class ReasoningEffort(_ReasoningEffort, metaclass=_ReasoningEffortEnumTypeWrapper):
-    """How long a model thinks before it answers."""
+    """How long a model reasons before it answers."""
 
 REASONING_EFFORT_UNSPECIFIED: ReasoningEffort.ValueType  # 0
 """The vendor's default."""
 REASONING_EFFORT_NONE: ReasoningEffort.ValueType  # 1
-"""Not at all."""
+"""No reasoning."""
 REASONING_EFFORT_MINIMAL: ReasoningEffort.ValueType  # 2
-"""As little as it can."""
+"""As little as the model allows."""
 REASONING_EFFORT_LOW: ReasoningEffort.ValueType  # 3
-"""Little."""
+"""A little."""
 REASONING_EFFORT_MEDIUM: ReasoningEffort.ValueType  # 4
-"""Some."""
+"""A moderate amount."""
 REASONING_EFFORT_HIGH: ReasoningEffort.ValueType  # 5
-"""Much."""
+"""A lot."""
 Global___ReasoningEffort: _TypeAlias = ReasoningEffort  # noqa: Y015
 
 class _FinishReason:
@@ -68,11 +68,11 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """It had said all."""
+    """It finished its answer."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """It reached `max_output_tokens` or the model's own limit."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
-    """It asks for tools."""
+    """It calls tools."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
     """The vendor's filter ended it."""
 
@@ -82,11 +82,11 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""It had said all."""
+"""It finished its answer."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """It reached `max_output_tokens` or the model's own limit."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
-"""It asks for tools."""
+"""It calls tools."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 """The vendor's filter ended it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -110,11 +110,11 @@ class _AbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ability.Value
     ABILITY_REASONING_EFFORT: _Ability.ValueType  # 5
     """GenerationParameters.reasoning_effort."""
     ABILITY_TOOLS: _Ability.ValueType  # 6
-    """Generation.tools, and calls and results of tools in messages."""
+    """Generation.tools, and tool calls and results in messages."""
     ABILITY_TOOL_CHOICE: _Ability.ValueType  # 7
     """Generation.tool_choice."""
     ABILITY_IMAGES: _Ability.ValueType  # 8
-    """Images that are in the request."""
+    """Images in the request itself."""
     ABILITY_IMAGE_LINKS: _Ability.ValueType  # 9
     """Images that the vendor fetches."""
     ABILITY_OUTPUT_SCHEMA: _Ability.ValueType  # 10
@@ -132,7 +132,7 @@ class _AbilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ability.Value
     ABILITY_MODERATION: _Ability.ValueType  # 16
     """Moderate."""
     ABILITY_TOKEN_COUNT: _Ability.ValueType  # 17
-    """CountTokens by the vendor's own count or tokenizer."""
+    """CountTokens with the vendor's own count or tokenizer."""
 
 class Ability(_Ability, metaclass=_AbilityEnumTypeWrapper):
     """What a provider can do beyond answering text with text."""
@@ -150,11 +150,11 @@ ABILITY_SEED: Ability.ValueType  # 4
 ABILITY_REASONING_EFFORT: Ability.ValueType  # 5
 """GenerationParameters.reasoning_effort."""
 ABILITY_TOOLS: Ability.ValueType  # 6
-"""Generation.tools, and calls and results of tools in messages."""
+"""Generation.tools, and tool calls and results in messages."""
 ABILITY_TOOL_CHOICE: Ability.ValueType  # 7
 """Generation.tool_choice."""
 ABILITY_IMAGES: Ability.ValueType  # 8
-"""Images that are in the request."""
+"""Images in the request itself."""
 ABILITY_IMAGE_LINKS: Ability.ValueType  # 9
 """Images that the vendor fetches."""
 ABILITY_OUTPUT_SCHEMA: Ability.ValueType  # 10
@@ -172,7 +172,7 @@ ABILITY_DIMENSION: Ability.ValueType  # 15
 ABILITY_MODERATION: Ability.ValueType  # 16
 """Moderate."""
 ABILITY_TOKEN_COUNT: Ability.ValueType  # 17
-"""CountTokens by the vendor's own count or tokenizer."""
+"""CountTokens with the vendor's own count or tokenizer."""
 Global___Ability: _TypeAlias = Ability  # noqa: Y015
 
 class _UsageDimension:
@@ -190,10 +190,10 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 3
     """The provider and its model."""
     USAGE_DIMENSION_PRINCIPAL: _UsageDimension.ValueType  # 4
-    """The principal: whose API key it was."""
+    """The principal, that is, whose API key was used."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
-    """What usage is apart by."""
+    """A dimension by which usage is split."""
 
 USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
 """Never valid."""
@@ -204,12 +204,12 @@ USAGE_DIMENSION_PERSONALITY: UsageDimension.ValueType  # 2
 USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 3
 """The provider and its model."""
 USAGE_DIMENSION_PRINCIPAL: UsageDimension.ValueType  # 4
-"""The principal: whose API key it was."""
+"""The principal, that is, whose API key was used."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
 class Generation(_message.Message):
-    """What a model is asked."""
+    """What to ask a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -222,11 +222,13 @@ class Generation(_message.Message):
     OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     PROMPT_CACHE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """Such as `local`, `openai` or `anthropic`; empty: the one `model` leads to, or the configuration's default."""
+    """The provider, such as `local`, `openai` or `anthropic`. Empty means the one that `model` leads to, or the
+    configured default.
+    """
     model: _builtins.str
-    """The provider's name of the model; empty: the provider's default. Where `provider` is empty, it may be an alias of the
-    configuration, such as `smart`, which leads to several models, asked in order until one answers, or
-    `provider/model`.
+    """The provider's name for the model; empty means the provider's default. If `provider` is empty, it may also be
+    `provider/model`, or a configured alias such as `smart`, which leads to several models that are tried in order
+    until one answers.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
@@ -234,25 +236,26 @@ class Generation(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
-        """The tools the model may ask for."""
+        """The tools that the model may call."""
 
     @_builtins.property
     def parameters(self) -> Global___GenerationParameters:
-        """How it answers; what is left out is the vendor's default."""
+        """How the model answers. Absent fields mean the vendor's defaults."""
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
-        """Whether it may or must ask for tools; absent: it may."""
+        """Whether the model may or must call tools; absent means it may."""
 
     @_builtins.property
     def output_schema(self) -> _struct_pb2.Struct:
-        """The JSON Schema (2020-12) of the answer, whose whole text is then one JSON value that is valid by it. An answer that
-        is not goes back once for repair, and a second one fails with PROVIDER_OUTPUT_INVALID.
+        """The JSON Schema (2020-12) of the answer. The whole text of the answer is then one JSON value that matches it. An
+        answer that does not match goes back to the model once for repair; a second mismatch fails with
+        PROVIDER_OUTPUT_INVALID.
         """
 
     @_builtins.property
     def prompt_cache(self) -> Global___PromptCache:
-        """What the vendor may keep of the request to read it cheaper next time."""
+        """What the vendor may cache of the request, to read it more cheaply next time."""
 
     def __init__(
         self,
@@ -276,7 +279,7 @@ Global___Generation: _TypeAlias = Generation  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):
-    """Whether a model may or must ask for tools."""
+    """Whether a model may or must call tools."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -287,35 +290,35 @@ class ToolChoice(_message.Message):
     class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ToolChoice._Mode.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
-        """As MODE_AUTO."""
+        """Same as MODE_AUTO."""
         MODE_AUTO: ToolChoice._Mode.ValueType  # 1
-        """It asks for tools if it wants to."""
+        """The model decides."""
         MODE_NONE: ToolChoice._Mode.ValueType  # 2
-        """It asks for none."""
+        """It calls none."""
         MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
-        """It asks for at least one."""
+        """It calls at least one."""
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
-        """What it does about tools."""
+        """Whether the model calls tools."""
 
     MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
-    """As MODE_AUTO."""
+    """Same as MODE_AUTO."""
     MODE_AUTO: ToolChoice.Mode.ValueType  # 1
-    """It asks for tools if it wants to."""
+    """The model decides."""
     MODE_NONE: ToolChoice.Mode.ValueType  # 2
-    """It asks for none."""
+    """It calls none."""
     MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
-    """It asks for at least one."""
+    """It calls at least one."""
 
     MODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ONE_AT_A_TIME_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoice.Mode.ValueType
-    """What it does about tools."""
+    """Whether the model calls tools."""
     name: _builtins.str
-    """With MODE_REQUIRED: the tool that it asks for; empty: any."""
+    """With MODE_REQUIRED, the tool to call; empty means any."""
     one_at_a_time: _builtins.bool
-    """Whether it asks for one tool at a time."""
+    """Whether the model calls at most one tool per answer."""
     def __init__(
         self,
         *,
@@ -333,7 +336,7 @@ Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class PromptCache(_message.Message):
-    """What a vendor may keep of a request. Vendors that keep the beginnings of requests by themselves need no telling."""
+    """What a vendor may cache of a request. Vendors that cache common prefixes by themselves need none of this."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -341,12 +344,12 @@ class PromptCache(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     message_count: _builtins.int
-    """So many of the first messages, with the tools before them, come again; 0: the system's messages that come first."""
+    """How many of the first messages, with the tools before them, to cache; 0 means the leading system messages."""
     key: _builtins.str
-    """Requests of one key begin alike, and reach the same cache."""
+    """Requests with the same key share a prefix and are routed to the same cache."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long it is kept after it was last used; absent: as long as the vendor does."""
+        """How long to keep the cache after its last use; absent means the vendor's default."""
 
     def __init__(
         self,
@@ -376,18 +379,18 @@ class GenerationParameters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REASONING_EFFORT_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
-    """The most tokens to write."""
+    """Maximum number of tokens to write."""
     temperature: _builtins.float
-    """0 is the least random."""
+    """The sampling temperature; 0 is the least random."""
     top_p: _builtins.float
-    """Only the likeliest tokens that together have this probability."""
+    """Nucleus sampling: considers only the likeliest tokens that together have this probability."""
     seed: _builtins.int
     """Asks for the same answer to the same request."""
     reasoning_effort: Global___ReasoningEffort.ValueType
-    """How long it thinks first."""
+    """How long the model reasons first."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end the answer."""
+        """Texts that end the answer when they occur."""
 
     def __init__(
         self,
@@ -424,7 +427,7 @@ Global___GenerationParameters: _TypeAlias = GenerationParameters  # noqa: Y015
 
 @_typing.final
 class Purpose(_message.Message):
-    """What a call is made for: where its usage is counted, and what bounds it. Nothing of it reaches a vendor."""
+    """What a call is made for: where its usage is counted and what limits it. None of it is sent to a vendor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -433,14 +436,14 @@ class Purpose(_message.Message):
     PERSONALITY_ID_FIELD_NUMBER: _builtins.int
     MAX_TURN_TOKENS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The conversation."""
+    """The session."""
     turn_id: _builtins.str
     """The turn."""
     personality_id: _builtins.str
-    """The personality; its aliases come before the tenant's."""
+    """The personality; its aliases take precedence over the tenant's."""
     max_turn_tokens: _builtins.int
-    """The most tokens that all calls for `turn_id` may read and write together; absent: no limit. TOKEN_LIMIT refuses the
-    call that may not fit.
+    """Maximum number of tokens that all calls for `turn_id` may read and write together; absent means no limit. A call
+    that might exceed it is refused with TOKEN_LIMIT.
     """
     def __init__(
         self,
@@ -462,7 +465,7 @@ Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
 class ToolDefinition(_message.Message):
-    """A tool that a model may ask for."""
+    """A tool that a model may call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -470,12 +473,12 @@ class ToolDefinition(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """The name of the tool."""
     description: _builtins.str
     """What it does, for the model."""
     @_builtins.property
     def input_schema(self) -> _struct_pb2.Struct:
-        """The JSON Schema of its arguments."""
+        """The JSON Schema of the arguments."""
 
     def __init__(
         self,
@@ -503,12 +506,12 @@ class GenerateRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent for 24 hours: once there is an answer, a repeat returns it and calls no vendor; a repeat
-    before that waits for the call under way.
+    """Makes the call idempotent for 24 hours: a repeat returns the answer without calling a vendor, or, if the first call
+    is still under way, waits for it. With a different `generation` it fails with REQUEST_ID_REUSED.
     """
     @_builtins.property
     def generation(self) -> Global___Generation:
-        """What is asked."""
+        """What to ask the model."""
 
     @_builtins.property
     def purpose(self) -> Global___Purpose:
@@ -516,8 +519,8 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def cache_ttl(self) -> _duration_pb2.Duration:
-        """An answer that the tenant got to the same generation, and that is no older, may be given again at no cost, and
-        this one is kept as long. Absent: the vendor is asked. At most 30 days.
+        """If set, an answer that the tenant already got to the same generation, no older than this, may be returned at no
+        cost, and this answer is cached for as long. Absent means the vendor is always asked. At most 30 days.
         """
 
     def __init__(
@@ -548,18 +551,18 @@ class GenerateResponse(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
-    """Why it ended."""
+    """Why the model stopped."""
     provider: _builtins.str
     """The provider that answered."""
     model: _builtins.str
-    """The model that answered, as the vendor names it."""
+    """The model that answered, by the vendor's name."""
     @_builtins.property
     def message(self) -> _content_pb2.Message:
         """The answer."""
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What it used."""
+        """What the call used."""
 
     def __init__(
         self,
@@ -589,10 +592,10 @@ class StreamGenerateRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """As GenerateRequest.request_id; a repeat streams the first answer."""
+    """See GenerateRequest.request_id; a repeat streams the first answer."""
     @_builtins.property
     def generation(self) -> Global___Generation:
-        """What is asked."""
+        """What to ask the model."""
 
     @_builtins.property
     def purpose(self) -> Global___Purpose:
@@ -600,7 +603,7 @@ class StreamGenerateRequest(_message.Message):
 
     @_builtins.property
     def cache_ttl(self) -> _duration_pb2.Duration:
-        """As GenerateRequest.cache_ttl."""
+        """See GenerateRequest.cache_ttl."""
 
     def __init__(
         self,
@@ -628,11 +631,11 @@ class StreamGenerateResponse(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerationDelta]:
-        """What the answer grew by, in order."""
+        """The pieces that the answer grew by, in order."""
 
     @_builtins.property
     def finish(self) -> Global___GenerateResponse:
-        """Set in the last response: the answer, whole."""
+        """The complete answer; set in the last response."""
 
     def __init__(
         self,
@@ -650,7 +653,7 @@ Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y0
 
 @_typing.final
 class GenerationDelta(_message.Message):
-    """What an answer grew by."""
+    """A piece of an answer as it grows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -659,16 +662,16 @@ class GenerationDelta(_message.Message):
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Words."""
+    """Text."""
     reasoning: _builtins.str
-    """Reasoning, where the vendor shows it."""
+    """Reasoning, if the vendor shows it."""
     @_builtins.property
     def tool_call(self) -> Global___ToolCallDelta:
         """A piece of a tool call."""
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What the answer has used so far, where the vendor says it before the end."""
+        """What the answer has used so far, if the vendor reports it before the end."""
 
     def __init__(
         self,
@@ -699,9 +702,9 @@ class ToolCallDelta(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which call of the answer; counts from 0."""
+    """Which call of the answer it belongs to, from 0."""
     call_id: _builtins.str
-    """The call's id; set in its first piece."""
+    """The id of the call; set in its first piece."""
     name: _builtins.str
     """The tool; set in its first piece."""
     arguments_json: _builtins.str
@@ -734,11 +737,11 @@ class EmbedRequest(_message.Message):
     DIMENSION_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """As Generation.provider."""
+    """See Generation.provider."""
     model: _builtins.str
-    """The provider's name of the model; empty: the provider's default for vectors."""
+    """The provider's name for the model; empty means the provider's default embedding model."""
     dimension: _builtins.int
-    """How many numbers a vector has; absent: as many as the model's own."""
+    """The dimension of the vectors; absent means the model's own."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
@@ -782,11 +785,11 @@ class EmbedResponse(_message.Message):
     """The model that answered."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
-        """A vector a text, in order."""
+        """One vector per text, in order."""
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What it used."""
+        """What the call used."""
 
     def __init__(
         self,
@@ -838,9 +841,9 @@ class ModerateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """As Generation.provider."""
+    """See Generation.provider."""
     model: _builtins.str
-    """The provider's name of the model; empty: the provider's default for verdicts."""
+    """The provider's name for the model; empty means the provider's default moderation model."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts."""
@@ -875,7 +878,7 @@ class ModerateResponse(_message.Message):
     """The model that answered."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
-        """A verdict a text, in order."""
+        """One verdict per text, in order."""
 
     def __init__(
         self,
@@ -894,7 +897,7 @@ Global___ModerateResponse: _TypeAlias = ModerateResponse  # noqa: Y015
 
 @_typing.final
 class Verdict(_message.Message):
-    """What a vendor thinks of a text."""
+    """A vendor's verdict on a text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -921,10 +924,10 @@ class Verdict(_message.Message):
     FLAGGED_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     flagged: _builtins.bool
-    """Whether the vendor would refuse it."""
+    """Whether the vendor flags the text."""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """From 0 to 1 by the vendor's own categories."""
+        """Scores from 0 to 1, by the vendor's own categories."""
 
     def __init__(
         self,
@@ -949,7 +952,7 @@ class CountTokensRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generation(self) -> Global___Generation:
-        """What would be asked."""
+        """What the model would be asked."""
 
     def __init__(
         self,
@@ -975,13 +978,13 @@ class CountTokensResponse(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
-    """How many tokens it would read."""
+    """How many tokens the model would read."""
     estimated: _builtins.bool
-    """Whether that is an estimate, and neither the vendor's own count nor that of its tokenizer."""
+    """Whether the count is an estimate rather than the vendor's own count or that of its tokenizer."""
     provider: _builtins.str
-    """The provider whose count it is."""
+    """The provider that the count is for."""
     model: _builtins.str
-    """The model."""
+    """The model that the count is for."""
     def __init__(
         self,
         *,
@@ -1008,11 +1011,11 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """Only those of this provider; empty: of all."""
+    """If set, only models of this provider."""
     page_size: _builtins.int
-    """How many at the most; 0: 100; more than 1000 counts as 1000."""
+    """Maximum number of models to return. 0 means 100; anything above 1000 means 1000."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before, with the same provider."""
+    """`next_page_token` of the previous response, with the same provider."""
     def __init__(
         self,
         *,
@@ -1037,7 +1040,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty: there is none."""
+    """Token for the next page; empty on the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
         """The models."""
@@ -1058,7 +1061,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model that can be asked."""
+    """A model that can be used."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1072,28 +1075,28 @@ class Model(_message.Message):
     ABILITIES_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
-    """Its provider."""
+    """The provider."""
     model: _builtins.str
-    """The provider's name of it."""
+    """The provider's name for the model."""
     description: _builtins.str
-    """What it is, for people."""
+    """A description, for people."""
     max_context_tokens: _builtins.int
-    """The most tokens it reads and writes at once; 0: unknown."""
+    """Maximum number of tokens it can read and write at once; 0 means unknown."""
     is_default: _builtins.bool
     """Whether it is the provider's default."""
     max_output_tokens: _builtins.int
-    """The most tokens it writes in an answer; 0: unknown."""
+    """Maximum number of tokens in an answer; 0 means unknown."""
     @_builtins.property
     def price(self) -> Global___Price:
-        """What its tokens cost, in requests of the smallest size that the vendor prices; absent: unknown."""
+        """What its tokens cost, for requests in the smallest size class that the vendor prices; absent means unknown."""
 
     @_builtins.property
     def abilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Ability.ValueType]:
-        """What the provider can do with it; what is not here is refused with FEATURE_UNSUPPORTED."""
+        """What the provider can do with it. Anything else is refused with FEATURE_UNSUPPORTED."""
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The aliases of the configuration that lead to it for the tenant."""
+        """The configured aliases that lead to it for the tenant."""
 
     def __init__(
         self,
@@ -1132,23 +1135,23 @@ class Price(_message.Message):
     AUDIO_OUTPUT_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_MICROS_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     currency_code: _builtins.str
-    """ISO 4217, such as `USD`."""
+    """The ISO 4217 code, such as `USD`."""
     input_micros_per_million_tokens: _builtins.int
-    """Millionths of a unit of the currency for a million tokens read."""
+    """Price of a million tokens read, in millionths of a unit of the currency."""
     output_micros_per_million_tokens: _builtins.int
     """The same for tokens written."""
     cached_input_micros_per_million_tokens: _builtins.int
     """The same for tokens read from the vendor's cache."""
     cache_write_micros_per_million_tokens: _builtins.int
-    """The same for tokens written to the vendor's cache; absent: unknown."""
+    """The same for tokens written to the vendor's cache; absent means unknown."""
     image_input_micros_per_million_tokens: _builtins.int
-    """The same for tokens of pictures read; absent: as other tokens read."""
+    """The same for image tokens read; absent means the same as other tokens read."""
     audio_input_micros_per_million_tokens: _builtins.int
-    """The same for tokens of sound read; absent: unknown."""
+    """The same for audio tokens read; absent means unknown."""
     audio_output_micros_per_million_tokens: _builtins.int
-    """The same for tokens of sound written; absent: unknown."""
+    """The same for audio tokens written; absent means unknown."""
     reasoning_micros_per_million_tokens: _builtins.int
-    """The same for tokens of reasoning; absent: as other tokens written."""
+    """The same for reasoning tokens; absent means the same as other tokens written."""
     def __init__(
         self,
         *,
@@ -1203,24 +1206,24 @@ class GetUsageRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Only of this session; empty: of all."""
+    """If set, only usage of this session."""
     personality_id: _builtins.str
-    """Only of this personality; empty: of all."""
+    """If set, only usage of this personality."""
     page_size: _builtins.int
-    """How many rows at the most; 0: 100; more than 1000 counts as 1000."""
+    """Maximum number of rows to return. 0 means 100; anything above 1000 means 1000."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before, with the same request otherwise."""
+    """`next_page_token` of the previous response, with the rest of the request unchanged."""
     @_builtins.property
     def dimensions(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
-        """What rows are apart by, besides the day; what is not named is added up."""
+        """The dimensions, besides the day, by which rows are split; usage is summed over the others."""
 
     @_builtins.property
     def start_date(self) -> _date_pb2.Date:
-        """The first day, in UTC; absent: the first there is."""
+        """The first day, in UTC; absent means the first on record."""
 
     @_builtins.property
     def end_date(self) -> _date_pb2.Date:
-        """The last day, in UTC; absent: today."""
+        """The last day, in UTC; absent means today."""
 
     def __init__(
         self,
@@ -1250,7 +1253,7 @@ class GetUsageResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty: there is none."""
+    """Token for the next page; empty on the last page."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRow]:
         """The rows."""
@@ -1271,7 +1274,7 @@ Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
 
 @_typing.final
 class UsageRow(_message.Message):
-    """What was used in a day. What the request does not tell apart is empty."""
+    """What was used in a day. Dimensions that the request does not name are empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1293,24 +1296,24 @@ class UsageRow(_message.Message):
     provider: _builtins.str
     """The provider."""
     model: _builtins.str
-    """The model, as the request or an alias named it."""
+    """The model, as named by the request or an alias."""
     principal_id: _builtins.str
     """The principal."""
     call_count: _builtins.int
-    """Calls to vendors, those that failed included."""
+    """Calls to vendors, including those that failed."""
     failed_call_count: _builtins.int
-    """Of these, those that failed or were cut off."""
+    """The calls that failed or were cut off."""
     unpriced_call_count: _builtins.int
-    """Of these, those whose cost is unknown."""
+    """The calls whose cost is unknown."""
     estimated_call_count: _builtins.int
-    """Of these, those whose tokens are an estimate, since the vendor was cut off before it said them."""
+    """The calls whose token counts are estimates because the vendor was cut off before reporting them."""
     @_builtins.property
     def date(self) -> _date_pb2.Date:
         """The day, in UTC."""
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What all calls used. Its cost is that of the calls whose cost is known; absent: that of none is."""
+        """What all calls used. Its cost sums the calls of known cost; absent if no call's cost is known."""
 
     def __init__(
         self,

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ProviderServiceStub:
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     def __init__(self, channel):
@@ -74,12 +75,13 @@ class ProviderServiceStub:
 
 
 class ProviderServiceServicer:
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     def Generate(self, request, context):
-        """Returns a model's whole answer.
+        """Returns a model's complete answer. Idempotent by `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +89,7 @@ class ProviderServiceServicer:
 
     def StreamGenerate(self, request, context):
         """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well.
+        Idempotent by `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,28 +103,30 @@ class ProviderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Moderate(self, request, context):
-        """Judges texts by the vendor's categories of harm.
+        """Rates texts by the vendor's categories of harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens that a request would read.
+        """Counts the tokens that a model would read for a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that are known by name, by provider and model: those with a price and each provider's default.
+        """Lists the models known by name, by provider and model: those with a price, and each provider's default. Fails with
+        PROVIDER_NOT_FOUND or PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUsage(self, request, context):
-        """Says what the tenant has used, by day and by what else is asked for, newest day first.
+        """Returns what the tenant has used, by day and by the requested dimensions, newest day first. Fails with
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +179,9 @@ def add_ProviderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProviderService:
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     @staticmethod

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProviderServiceStub:
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     @_typing.overload
@@ -36,45 +37,59 @@ class ProviderServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProviderServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.GenerateRequest, _provider_service_pb2.GenerateResponse]
-    """Returns a model's whole answer."""
+    """Returns a model's complete answer. Idempotent by `request_id`."""
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_provider_service_pb2.StreamGenerateRequest, _provider_service_pb2.StreamGenerateResponse]
-    """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well."""
+    """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well.
+    Idempotent by `request_id`.
+    """
     Embed: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.EmbedRequest, _provider_service_pb2.EmbedResponse]
     """Turns texts into vectors."""
     Moderate: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.ModerateRequest, _provider_service_pb2.ModerateResponse]
-    """Judges texts by the vendor's categories of harm."""
+    """Rates texts by the vendor's categories of harm."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.CountTokensRequest, _provider_service_pb2.CountTokensResponse]
-    """Counts the tokens that a request would read."""
+    """Counts the tokens that a model would read for a request."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]
-    """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+    """Lists the models known by name, by provider and model: those with a price, and each provider's default. Fails with
+    PROVIDER_NOT_FOUND or PAGE_TOKEN_INVALID.
+    """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_provider_service_pb2.GetUsageRequest, _provider_service_pb2.GetUsageResponse]
-    """Says what the tenant has used, by day and by what else is asked for, newest day first."""
+    """Returns what the tenant has used, by day and by the requested dimensions, newest day first. Fails with
+    PAGE_TOKEN_INVALID.
+    """
 
 @_typing.type_check_only
 class ProviderServiceAsyncStub(ProviderServiceStub):
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.GenerateRequest, _provider_service_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Returns a model's whole answer."""
+    """Returns a model's complete answer. Idempotent by `request_id`."""
     StreamGenerate: _aio.UnaryStreamMultiCallable[_provider_service_pb2.StreamGenerateRequest, _provider_service_pb2.StreamGenerateResponse]  # type: ignore[assignment]
-    """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well."""
+    """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well.
+    Idempotent by `request_id`.
+    """
     Embed: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.EmbedRequest, _provider_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors."""
     Moderate: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ModerateRequest, _provider_service_pb2.ModerateResponse]  # type: ignore[assignment]
-    """Judges texts by the vendor's categories of harm."""
+    """Rates texts by the vendor's categories of harm."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.CountTokensRequest, _provider_service_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens that a request would read."""
+    """Counts the tokens that a model would read for a request."""
     ListModels: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.ListModelsRequest, _provider_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+    """Lists the models known by name, by provider and model: those with a price, and each provider's default. Fails with
+    PROVIDER_NOT_FOUND or PAGE_TOKEN_INVALID.
+    """
     GetUsage: _aio.UnaryUnaryMultiCallable[_provider_service_pb2.GetUsageRequest, _provider_service_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Says what the tenant has used, by day and by what else is asked for, newest day first."""
+    """Returns what the tenant has used, by day and by the requested dimensions, newest day first. Fails with
+    PAGE_TOKEN_INVALID.
+    """
 
 class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Calls models. The vendors' differences end here: a request that a vendor cannot honour is refused by the name of what
-    it lacks, never silently changed.
+    """Calls models. Differences between vendors end here: a request that a vendor cannot honour is refused with
+    FEATURE_UNSUPPORTED, which names the missing feature, and never silently changed. Calls to vendors fail with the
+    PROVIDER_ reasons, and with BUDGET_EXHAUSTED, PRICE_UNKNOWN or TOKEN_LIMIT if a limit applies.
     """
 
     @_abc_1.abstractmethod
@@ -83,7 +98,7 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.GenerateResponse, _abc.Awaitable[_provider_service_pb2.GenerateResponse]]:
-        """Returns a model's whole answer."""
+        """Returns a model's complete answer. Idempotent by `request_id`."""
 
     @_abc_1.abstractmethod
     def StreamGenerate(
@@ -91,7 +106,9 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.StreamGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_provider_service_pb2.StreamGenerateResponse], _abc.AsyncIterator[_provider_service_pb2.StreamGenerateResponse]]:
-        """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well."""
+        """Streams a model's answer as it grows. The last response has `finish`; a stream without it did not end well.
+        Idempotent by `request_id`.
+        """
 
     @_abc_1.abstractmethod
     def Embed(
@@ -107,7 +124,7 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.ModerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.ModerateResponse, _abc.Awaitable[_provider_service_pb2.ModerateResponse]]:
-        """Judges texts by the vendor's categories of harm."""
+        """Rates texts by the vendor's categories of harm."""
 
     @_abc_1.abstractmethod
     def CountTokens(
@@ -115,7 +132,7 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.CountTokensResponse, _abc.Awaitable[_provider_service_pb2.CountTokensResponse]]:
-        """Counts the tokens that a request would read."""
+        """Counts the tokens that a model would read for a request."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -123,7 +140,9 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.ListModelsResponse, _abc.Awaitable[_provider_service_pb2.ListModelsResponse]]:
-        """Lists the models that are known by name, by provider and model: those with a price and each provider's default."""
+        """Lists the models known by name, by provider and model: those with a price, and each provider's default. Fails with
+        PROVIDER_NOT_FOUND or PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def GetUsage(
@@ -131,6 +150,8 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _provider_service_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_provider_service_pb2.GetUsageResponse, _abc.Awaitable[_provider_service_pb2.GetUsageResponse]]:
-        """Says what the tenant has used, by day and by what else is asked for, newest day first."""
+        """Returns what the tenant has used, by day and by the requested dimensions, newest day first. Fails with
+        PAGE_TOKEN_INVALID.
+        """
 
 def add_ProviderServiceServicer_to_server(servicer: ProviderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

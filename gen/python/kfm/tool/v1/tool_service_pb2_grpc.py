@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ToolServiceStub:
-    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
+    """Runs tools: built-in ones in the service itself, those of personality packs in a sandbox.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,21 @@ class ToolServiceStub:
 
 
 class ToolServiceServicer:
-    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
+    """Runs tools: built-in ones in the service itself, those of personality packs in a sandbox.
     """
 
     def ListTools(self, request, context):
-        """Lists the tools of a personality.
+        """Lists the tools of a personality that the tenant may use, by name, except those whose server cannot be reached.
+        Fails with PERSONALITY_NOT_FOUND or PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InvokeTool(self, request, context):
-        """Runs a tool, idempotent by `request_id` and fenced by `attempt`: streams its progress, then its result.
+        """Runs a tool and streams its progress, then its result. Idempotent by `request_id` and fenced by `attempt`. What the
+        caller can correct is a `failure` in the stream; otherwise the RPC fails, such as with PERSONALITY_NOT_FOUND,
+        REQUEST_ID_REUSED, FENCED or DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +90,7 @@ def add_ToolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ToolService:
-    """Runs tools: those that ship with the shell here and now, those of personality packs in a sandbox.
+    """Runs tools: built-in ones in the service itself, those of personality packs in a sandbox.
     """
 
     @staticmethod

@@ -26,7 +26,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TurnEvent(_message.Message):
-    """What happened in a turn. The record of topic `agent.turns`, keyed by session: the truth from which all else is folded."""
+    """An event of a turn. The record of topic `agent.turns`, keyed by session: the source of truth that all state is folded
+    from.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -53,23 +55,23 @@ class TurnEvent(_message.Message):
 
     @_builtins.property
     def turn_requested(self) -> Global___TurnRequested:
-        """A message was acknowledged."""
+        """A turn was acknowledged."""
 
     @_builtins.property
     def turn_cancel_requested(self) -> Global___TurnCancelRequested:
-        """Somebody wants the turn to end."""
+        """Somebody asked for the turn to end."""
 
     @_builtins.property
     def input_provided(self) -> Global___InputProvided:
-        """Somebody answered what the turn waits for."""
+        """Somebody answered a question that the turn waits on."""
 
     @_builtins.property
     def plan_created(self) -> Global___PlanCreated:
-        """What is to be done was decided."""
+        """The plan was decided."""
 
     @_builtins.property
     def step_scheduled(self) -> Global___StepScheduled:
-        """An attempt at a step is to be made."""
+        """An attempt at a step was scheduled."""
 
     @_builtins.property
     def step_succeeded(self) -> Global___StepSucceeded:
@@ -81,11 +83,11 @@ class TurnEvent(_message.Message):
 
     @_builtins.property
     def step_skipped(self) -> Global___StepSkipped:
-        """A step will never be run."""
+        """A step will not run."""
 
     @_builtins.property
     def turn_completed(self) -> Global___TurnCompleted:
-        """The turn has its answer."""
+        """The turn completed."""
 
     @_builtins.property
     def turn_failed(self) -> Global___TurnFailed:
@@ -101,7 +103,7 @@ class TurnEvent(_message.Message):
 
     @_builtins.property
     def turn_waiting(self) -> Global___TurnWaiting:
-        """Nothing can be done until somebody decides."""
+        """The turn waits for input; nothing else is under way."""
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ Global___TurnEvent: _TypeAlias = TurnEvent  # noqa: Y015
 
 @_typing.final
 class TurnRequested(_message.Message):
-    """A message was acknowledged: from here on the turn happens, whatever crashes."""
+    """A turn was acknowledged: from here on it happens, whichever process crashes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,30 +153,30 @@ class TurnRequested(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     FORK_FIELD_NUMBER: _builtins.int
     principal_id: _builtins.str
-    """Who asked."""
+    """Who started the turn."""
     personality_id: _builtins.str
-    """Who is to answer."""
+    """The personality that answers."""
     personality_digest: _builtins.str
-    """The digest of the personality that the turn is pinned to."""
+    """Digest of the personality version that the turn is pinned to."""
     strategy: _turn_pb2.PlanStrategy.ValueType
-    """How to plan where `plan` is empty."""
+    """How the shell plans if `plan` is empty."""
     priority: _turn_pb2.Priority.ValueType
-    """Which turns go first."""
+    """Which turns run first when not all of them can."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
-        """What was asked."""
+        """The user's message."""
 
     @_builtins.property
     def limits(self) -> _turn_pb2.TurnLimits:
-        """Limits, with the configuration's in place of what the caller left out."""
+        """The limits that apply to the turn, with those that the caller left out filled in."""
 
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
-        """The model asked for."""
+        """The model that the caller asked for."""
 
     @_builtins.property
     def plan(self) -> _turn_pb2.Plan:
-        """The plan given by the caller; empty: the shell plans."""
+        """The plan that the caller or the pack gives. If empty, `strategy` says how the shell plans."""
 
     @_builtins.property
     def knowledge_namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -182,11 +184,11 @@ class TurnRequested(_message.Message):
 
     @_builtins.property
     def parent(self) -> _turn_pb2.ParentStep:
-        """The step that asked for it."""
+        """The step that the turn works for."""
 
     @_builtins.property
     def fork(self) -> _turn_pb2.ForkPoint:
-        """The turn whose past it shares; `plan` then has the steps that are done, with their results."""
+        """The turn whose past this one shares. With a `step_id`, `plan` holds the finished steps, with their results."""
 
     def __init__(
         self,
@@ -214,7 +216,7 @@ Global___TurnRequested: _TypeAlias = TurnRequested  # noqa: Y015
 
 @_typing.final
 class TurnCancelRequested(_message.Message):
-    """Somebody wants the turn to end."""
+    """Somebody asked for the turn to end."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -223,7 +225,7 @@ class TurnCancelRequested(_message.Message):
     message: _builtins.str
     """Why; for people."""
     principal_id: _builtins.str
-    """Who."""
+    """Who asked."""
     def __init__(
         self,
         *,
@@ -240,7 +242,7 @@ Global___TurnCancelRequested: _TypeAlias = TurnCancelRequested  # noqa: Y015
 
 @_typing.final
 class InputProvided(_message.Message):
-    """Somebody answered what the turn waits for."""
+    """Somebody answered a question that the turn waits on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,7 +250,7 @@ class InputProvided(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
     step_id: _builtins.str
-    """The step that waits."""
+    """The waiting step."""
     principal_id: _builtins.str
     """Who answered."""
     @_builtins.property
@@ -272,14 +274,14 @@ Global___InputProvided: _TypeAlias = InputProvided  # noqa: Y015
 
 @_typing.final
 class PlanCreated(_message.Message):
-    """What is to be done was decided."""
+    """The plan was decided."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> _turn_pb2.Plan:
-        """The plan, with the steps' names made unique by the turn."""
+        """The plan, with the turn's id prefixed to each step's name."""
 
     def __init__(
         self,
@@ -296,7 +298,7 @@ Global___PlanCreated: _TypeAlias = PlanCreated  # noqa: Y015
 
 @_typing.final
 class PlanExtended(_message.Message):
-    """The plan grew by steps, listed right after the one that they grew from."""
+    """The plan grew by steps, which are listed right after the step that they grew from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,7 +313,7 @@ class PlanExtended(_message.Message):
 
     @_builtins.property
     def stand_in_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of them that stand in for it: who depended on it depends on these."""
+        """The new steps that stand in for it: steps that depended on it now depend on these."""
 
     def __init__(
         self,
@@ -330,14 +332,14 @@ Global___PlanExtended: _TypeAlias = PlanExtended  # noqa: Y015
 
 @_typing.final
 class TurnWaiting(_message.Message):
-    """Nothing can be done until somebody decides: the time limit of the turn stands still."""
+    """The turn waits for input; nothing else is under way. Its time limit is suspended meanwhile."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def step_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps that wait."""
+        """The waiting steps."""
 
     def __init__(
         self,
@@ -354,7 +356,7 @@ Global___TurnWaiting: _TypeAlias = TurnWaiting  # noqa: Y015
 
 @_typing.final
 class StepScheduled(_message.Message):
-    """An attempt at a step is to be made."""
+    """An attempt at a step was scheduled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,10 +366,10 @@ class StepScheduled(_message.Message):
     step_id: _builtins.str
     """The step."""
     attempt: _builtins.int
-    """Which attempt; counts from 1. An effect refuses a lower attempt than it has seen."""
+    """The number of the attempt, from 1. An effect refuses a lower attempt than it has seen."""
     @_builtins.property
     def start_delay(self) -> _duration_pb2.Duration:
-        """How long after this event it starts: the back-off after a failure."""
+        """How long after this event the attempt starts: the back-off after a failure."""
 
     def __init__(
         self,
@@ -396,10 +398,10 @@ class StepSucceeded(_message.Message):
     step_id: _builtins.str
     """The step."""
     attempt: _builtins.int
-    """Which attempt."""
+    """The number of the attempt."""
     @_builtins.property
     def result(self) -> _turn_pb2.StepResult:
-        """What came of it, whole."""
+        """The complete result."""
 
     def __init__(
         self,
@@ -428,7 +430,7 @@ class StepFailed(_message.Message):
     step_id: _builtins.str
     """The step."""
     attempt: _builtins.int
-    """Which attempt."""
+    """The number of the attempt."""
     @_builtins.property
     def failure(self) -> _error_pb2.Failure:
         """Why."""
@@ -450,7 +452,7 @@ Global___StepFailed: _TypeAlias = StepFailed  # noqa: Y015
 
 @_typing.final
 class StepSkipped(_message.Message):
-    """A step will never be run."""
+    """A step will not run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -472,7 +474,7 @@ Global___StepSkipped: _TypeAlias = StepSkipped  # noqa: Y015
 
 @_typing.final
 class TurnCompleted(_message.Message):
-    """The turn has its answer."""
+    """The turn completed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -484,7 +486,7 @@ class TurnCompleted(_message.Message):
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What all its steps used."""
+        """What all the turn's steps used."""
 
     def __init__(
         self,
@@ -514,7 +516,7 @@ class TurnFailed(_message.Message):
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What all its steps used."""
+        """What all the turn's steps used."""
 
     def __init__(
         self,
@@ -540,11 +542,11 @@ class TurnCancelled(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def failure(self) -> _error_pb2.Failure:
-        """Who asked for it, and why."""
+        """The failure, with reason CANCELLED."""
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """What all its steps used."""
+        """What all the turn's steps used."""
 
     def __init__(
         self,
@@ -562,7 +564,7 @@ Global___TurnCancelled: _TypeAlias = TurnCancelled  # noqa: Y015
 
 @_typing.final
 class StepCommand(_message.Message):
-    """What a manager tells the workers. The record of topic `agent.steps`, keyed by turn."""
+    """A manager's command to the workers. The record of topic `agent.steps`, keyed by turn."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -574,7 +576,7 @@ class StepCommand(_message.Message):
 
     @_builtins.property
     def stop(self) -> Global___StepStop:
-        """End the attempts under way, and the calls that they make."""
+        """Stop the attempts under way, and the calls that they make."""
 
     def __init__(
         self,
@@ -594,7 +596,7 @@ Global___StepCommand: _TypeAlias = StepCommand  # noqa: Y015
 
 @_typing.final
 class StepStop(_message.Message):
-    """Ends the attempts at the steps of a turn."""
+    """Stops the attempts at one or all steps of a turn."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -604,7 +606,7 @@ class StepStop(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     step_id: _builtins.str
-    """The step; empty: all of them."""
+    """The step; empty means all steps."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope."""
@@ -653,26 +655,28 @@ class StepRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     attempt: _builtins.int
-    """Which attempt."""
+    """The number of the attempt."""
     personality_id: _builtins.str
-    """Who is to answer."""
+    """The personality that answers."""
     personality_digest: _builtins.str
-    """The digest of the personality that the turn is pinned to."""
+    """Digest of the personality version that the turn is pinned to."""
     principal_id: _builtins.str
-    """Who asked."""
+    """Who started the turn."""
     depth: _builtins.int
-    """How many turns are above; a sub-turn's is one more."""
+    """How many turns are above this one; a sub-turn's depth is one more."""
     remaining_step_count: _builtins.int
     """How many more steps the turn may have."""
     max_turn_tokens: _builtins.int
-    """The most tokens that all calls of the turn to models may use; absent: no limit."""
+    """Maximum number of tokens for all the turn's calls to models together; absent means no limit."""
     priority: _turn_pb2.Priority.ValueType
-    """Which attempts of the tenant go first where not all can: the turn's."""
+    """Which of the tenant's attempts run first when not all of them can: the turn's priority."""
     input_offset: _builtins.int
-    """Where the input is: the offset in the turn's partition of `agent.turns` of the turn's first event; absent: it is here."""
+    """Where to find the input if it is not repeated here: the offset in the turn's partition of `agent.turns` of the
+    turn's first event. Absent means `input` is here.
+    """
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
-        """The envelope; `causation_id` is the StepScheduled."""
+        """The envelope; `causation_id` is that of the StepScheduled event."""
 
     @_builtins.property
     def step(self) -> _turn_pb2.Step:
@@ -680,19 +684,23 @@ class StepRequest(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the turn's time is up, and the attempt must have ended; `step.timeout` counts from when that begins."""
+        """When the turn's time is up and the attempt must have ended. `step.timeout` counts from when the attempt starts
+        running.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it starts; absent: at once."""
+        """When to start; absent means at once."""
 
     @_builtins.property
     def input(self) -> _content_pb2.Message:
-        """What the turn was asked."""
+        """What the step works on (see Step.input)."""
 
     @_builtins.property
     def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
-        """What the steps it depends on produced, in the order of `step.depends_on`; in a later round of a loop those of the first."""
+        """The outputs of the steps it depends on, in the order of `step.depends_on`. In a later round of a model's loop,
+        those of the first round.
+        """
 
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
@@ -700,17 +708,18 @@ class StepRequest(_message.Message):
 
     @_builtins.property
     def transcript(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
-        """What the model said, and the tools answered, in the loop that a model step goes on with."""
+        """What the model said and the tools answered in earlier rounds of the loop that a model step continues."""
 
     @_builtins.property
     def output_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Where outputs are that are not repeated here: for each of `dependencies`, then of `transcript`, the offset in the turn's
-        partition of `agent.turns` of the event that has it, and the message is left empty; 0: the message is here.
+        """Where to find outputs that are not repeated here: for each of `dependencies`, then of `transcript`, the offset in
+        the turn's partition of `agent.turns` of the event that holds it; the message itself is left empty. 0 means the
+        message is here.
         """
 
     @_builtins.property
     def sub_turn_limits(self) -> _turn_pb2.TurnLimits:
-        """What a turn that the step asks for may use: what is left of the turn's tokens and money; absent: no limit."""
+        """Limits of a turn that the step starts: what is left of this turn's tokens and money. Absent means no limit."""
 
     def __init__(
         self,
@@ -753,9 +762,9 @@ Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
 
 @_typing.final
 class OutputDelta(_message.Message):
-    """A piece of an answer as it grows. The record of topic `agent.outputs`, keyed by session.
-    (step, run, index) orders them. The first of a new run makes those of the run before it void; so a reader of the merged
-    stream, which drops void ones, sees no text twice, none out of order, and none missing.
+    """A piece of an answer as it grows. The record of topic `agent.outputs`, keyed by session. (step, run, index) orders
+    the pieces, and the first piece of a new run voids those of the run before it. A reader of the merged stream drops
+    void pieces, and so sees no text twice, out of order, or missing.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -772,18 +781,18 @@ class OutputDelta(_message.Message):
     step_id: _builtins.str
     """The step."""
     attempt: _builtins.int
-    """Which attempt."""
+    """The number of the attempt."""
     run_id: _builtins.str
-    """Names the run of the attempt: one made again after a crash is another run. A ULID."""
+    """Identifies the run of the attempt: an attempt made again after a crash is a new run. A ULID."""
     index: _builtins.int
-    """The place of the first text among those of the run; counts from 0."""
+    """The position of the first text among those of the run, from 0."""
     @_builtins.property
     def header(self) -> _event_pb2.EventHeader:
         """The envelope."""
 
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts, in order, as the model gave them."""
+        """The texts, in order, as the model produced them."""
 
     def __init__(
         self,
@@ -806,7 +815,7 @@ Global___OutputDelta: _TypeAlias = OutputDelta  # noqa: Y015
 
 @_typing.final
 class TurnUpdate(_message.Message):
-    """One thing that a reader of a turn learns."""
+    """An update that a reader of a turn receives."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -814,7 +823,7 @@ class TurnUpdate(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___TurnEvent:
-        """Something happened."""
+        """An event happened."""
 
     @_builtins.property
     def delta(self) -> Global___OutputDelta:
@@ -838,7 +847,7 @@ Global___TurnUpdate: _TypeAlias = TurnUpdate  # noqa: Y015
 
 @_typing.final
 class RecordedTurnEvent(_message.Message):
-    """A turn event with its place in the log."""
+    """A turn event with its position in the log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -846,14 +855,14 @@ class RecordedTurnEvent(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     APPEND_TIME_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """Its place in the session's order."""
+    """Its offset in the session's partition of `agent.turns`."""
     @_builtins.property
     def event(self) -> Global___TurnEvent:
         """The event."""
 
     @_builtins.property
     def append_time(self) -> _timestamp_pb2.Timestamp:
-        """When the log took it."""
+        """When the log appended it."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TurnSpec(_message.Message):
-    """What a turn is started with. At most 512 KiB, serialized, with what the personality adds to it."""
+    """What to start a turn with. At most 512 KiB serialized, including what the personality adds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,32 +37,32 @@ class TurnSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The conversation; empty: a new one."""
+    """The session to continue; empty starts a new one."""
     personality_id: _builtins.str
-    """Who is to answer: an id, or `id@version`; empty: the tenant's default."""
+    """The personality that answers: an id, or `id@version`. Empty means the tenant's default."""
     strategy: _turn_pb2.PlanStrategy.ValueType
-    """How the shell plans."""
+    """How the shell plans. Ignored if `plan` is given."""
     priority: _turn_pb2.Priority.ValueType
-    """Which turns go first where not all can."""
+    """Which turns run first when not all of them can."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
-        """What is asked; its role is ROLE_USER."""
+        """The user's message. Its role is ROLE_USER, and one part is a text that is not blank."""
 
     @_builtins.property
     def model(self) -> _turn_pb2.ModelChoice:
-        """Which model; empty fields fall to the personality's, then the configuration's."""
+        """The model to use. An empty field falls back to the personality's choice, then to the configuration's."""
 
     @_builtins.property
     def limits(self) -> _turn_pb2.TurnLimits:
-        """What it may use."""
+        """Limits on the turn; TurnLimits says where those left out come from."""
 
     @_builtins.property
     def plan(self) -> _turn_pb2.Plan:
-        """What is to be done; empty: the shell plans."""
+        """The plan to run. If empty, `strategy` says how the shell plans."""
 
     @_builtins.property
     def parent(self) -> _turn_pb2.ParentStep:
-        """The step that it works for; for agent steps."""
+        """The step that this turn works for; set by agent steps."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class RunTurnRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call idempotent for good; a ULID or UUID is right. Empty: each call is a new turn."""
+    """Makes the call idempotent, without a time limit; use a ULID or UUID. If empty, every call starts a new turn."""
     @_builtins.property
     def turn(self) -> Global___TurnSpec:
-        """The turn."""
+        """The turn to start."""
 
     def __init__(
         self,
@@ -126,12 +126,12 @@ class RunTurnResponse(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     session_id: _builtins.str
-    """The conversation it belongs to."""
+    """The session that the turn belongs to."""
     cursor: _builtins.str
     """Where WatchTurn resumes after `updates`. Opaque."""
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[_turn_event_pb2.TurnUpdate]:
-        """What happened since the response before, in order."""
+        """The updates since the previous response, in order."""
 
     def __init__(
         self,
@@ -158,10 +158,10 @@ class CreateTurnRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """As RunTurnRequest.request_id."""
+    """See RunTurnRequest.request_id."""
     @_builtins.property
     def turn(self) -> Global___TurnSpec:
-        """The turn."""
+        """The turn to start."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class CreateTurnResponse(_message.Message):
     TURN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def turn(self) -> _turn_pb2.Turn:
-        """The turn, REQUESTED."""
+        """The turn, REQUESTED unless the call is a repeat."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class WatchTurnRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     cursor: _builtins.str
-    """Where to resume; empty: from the beginning."""
+    """Where to resume; empty starts at the beginning."""
     def __init__(
         self,
         *,
@@ -239,7 +239,7 @@ class WatchTurnResponse(_message.Message):
     """Where to resume after `updates`. Opaque."""
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[_turn_event_pb2.TurnUpdate]:
-        """What happened since the response before, in order."""
+        """The updates since the previous response, in order."""
 
     def __init__(
         self,
@@ -312,14 +312,14 @@ class ListTurnsRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at the most; 0: 50; more than 500 counts as 500."""
+    """Maximum number of turns to return. 0 means 50; anything above 500 means 500."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before, with the same filters."""
+    """`next_page_token` of the previous response, with the filters unchanged."""
     session_id: _builtins.str
-    """Only those of this session; fails with SESSION_NOT_FOUND where the tenant has none of that name."""
+    """If set, only turns of this session. Fails with SESSION_NOT_FOUND if the tenant has no such session."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_turn_pb2.TurnState.ValueType]:
-        """Only those in one of these states."""
+        """If set, only turns in one of these states."""
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ class ListTurnsResponse(_message.Message):
     TURNS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty: there is none."""
+    """Token for the next page; empty on the last page."""
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_turn_pb2.Turn]:
         """The turns."""
@@ -377,9 +377,9 @@ class ListTurnEventsRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     page_size: _builtins.int
-    """How many at the most; 0: 100; more than 1000 counts as 1000."""
+    """Maximum number of events to return. 0 means 100; anything above 1000 means 1000."""
     page_token: _builtins.str
-    """The `next_page_token` of the page before."""
+    """`next_page_token` of the previous response."""
     def __init__(
         self,
         *,
@@ -404,7 +404,9 @@ class ListTurnEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Asks for the next page; empty: there is none yet."""
+    """Token for the next page; empty if there are no more events yet. A page may hold fewer events than asked for and
+    still have a token.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_turn_event_pb2.RecordedTurnEvent]:
         """The events."""
@@ -435,9 +437,9 @@ class CancelTurnRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     message: _builtins.str
-    """Why; for people."""
+    """Why the turn is cancelled; for people."""
     request_id: _builtins.str
-    """Makes the call idempotent for good: a repeat gets the first answer, also where the turn has ended since."""
+    """Makes the call idempotent, without a time limit: a repeat gets the first answer even if the turn has ended since."""
     def __init__(
         self,
         *,
@@ -472,7 +474,7 @@ Global___CancelTurnResponse: _TypeAlias = CancelTurnResponse  # noqa: Y015
 
 @_typing.final
 class ProvideInputRequest(_message.Message):
-    """Request of ProvideInput. It needs no `request_id`: a step is answered once, whoever asks how often."""
+    """Request of ProvideInput. It needs no `request_id`: a step takes one answer, however often the call is made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -482,7 +484,7 @@ class ProvideInputRequest(_message.Message):
     turn_id: _builtins.str
     """The turn."""
     step_id: _builtins.str
-    """The step that waits, as the turn's plan names it."""
+    """The waiting step, as the turn's plan names it."""
     @_builtins.property
     def input(self) -> _content_pb2.Message:
         """The answer."""
@@ -530,14 +532,16 @@ class ForkTurnRequest(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
-    """The turn to share the past of."""
+    """The turn whose past to share."""
     step_id: _builtins.str
-    """The last step to share, as the turn's plan names it; empty: none."""
+    """The last step to share, as the turn's plan names it; it must have succeeded. Empty shares no steps."""
     request_id: _builtins.str
-    """Makes the call idempotent for good."""
+    """Makes the call idempotent, without a time limit."""
     @_builtins.property
     def changes(self) -> Global___TurnSpec:
-        """What differs; empty fields are as in the first turn, but for `session_id`: empty is a new one."""
+        """What differs. Empty fields are taken from the first turn, except that an empty `session_id` starts a new session
+        and `parent` is not inherited. With `step_id`, no plan may be given.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TurnServiceStub:
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone.
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
     """
 
     def __init__(self, channel):
@@ -83,73 +84,84 @@ class TurnServiceStub:
 
 
 class TurnServiceServicer:
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone.
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
     """
 
     def RunTurn(self, request, context):
-        """Starts a turn and streams what happens until it ends. The first response is the acknowledgement: from then on
-        the turn goes on without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream.
-        A repeat of `request_id` streams the first one's turn from its beginning.
+        """Starts a turn and streams its updates until it ends. The first response is the acknowledgement: from then on the
+        turn runs without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream. Repeating
+        `request_id` streams the first call's turn from its beginning.
+        Fails with INVALID_REQUEST, PLAN_INVALID, PERSONALITY_NOT_FOUND, TOO_LARGE, DEPTH_LIMIT, REQUEST_ID_REUSED, or
+        OVERLOADED if too many turns are open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateTurn(self, request, context):
-        """Starts a turn and returns once it is acknowledged. A repeat of `request_id` returns the first one's turn.
+        """Starts a turn and returns once it is acknowledged. Repeating `request_id` returns the first call's turn. Fails as
+        RunTurn does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTurn(self, request, context):
-        """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated.
+        """Streams the updates of a turn from a cursor until the turn ends: none is missed, none is repeated. Fails with
+        TURN_NOT_FOUND, CURSOR_INVALID, or OFFSET_OUT_OF_RANGE if the log no longer retains the turn's events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTurn(self, request, context):
-        """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them.
+        """Returns a turn in its current state. A turn larger than 2 MiB comes without the outputs of its steps;
+        ListTurnEvents has them. Fails with TURN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTurns(self, request, context):
-        """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not.
+        """Lists turns, newest first, without their plans. The list may lag slightly behind; GetTurn does not. Fails with
+        SESSION_NOT_FOUND or PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTurnEvents(self, request, context):
-        """Lists the events of a turn, oldest first.
+        """Lists the events of a turn, oldest first. Fails with TURN_NOT_FOUND, PAGE_TOKEN_INVALID, or OFFSET_OUT_OF_RANGE if
+        the log no longer retains them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelTurn(self, request, context):
-        """Asks for a turn to end: the call in flight is cancelled and the turn ends CANCELLED, unless it ends before that.
-        Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
+        """Asks a turn to end: the calls in flight are cancelled, and the turn becomes CANCELLED unless it ends first.
+        Cancelling again changes nothing. Fails with TURN_NOT_FOUND, REQUEST_ID_REUSED, or TURN_STATE if the turn is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ProvideInput(self, request, context):
-        """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
-        same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
-        with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+        """Answers a question that a turn waits on. The first answer counts; the same principal repeating the same answer
+        changes nothing.
+        Fails with TURN_NOT_FOUND, TURN_STATE if the step is not waiting or has a different answer, INPUT_EXPIRED if its
+        time is up, PERMISSION_DENIED if the principal may not answer, INVALID_REQUEST if the answer is not an allowed one,
+        or TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkTurn(self, request, context):
-        """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
-        runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+        """Starts a new turn that shares another turn's past up to the moment a step succeeded. Steps that were under way at
+        that moment run again; `changes` holds what differs. The shared past and the request together take at most 512 KiB.
+        Fails as RunTurn does, with TURN_NOT_FOUND, or with TURN_STATE if the step has not succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,7 +224,8 @@ def add_TurnServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TurnService:
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone.
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
     """
 
     @staticmethod

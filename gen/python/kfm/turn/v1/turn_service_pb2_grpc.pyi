@@ -27,77 +27,113 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TurnServiceStub:
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone."""
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TurnServiceAsyncStub: ...
     RunTurn: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.RunTurnRequest, _turn_service_pb2.RunTurnResponse]
-    """Starts a turn and streams what happens until it ends. The first response is the acknowledgement: from then on
-    the turn goes on without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream.
-    A repeat of `request_id` streams the first one's turn from its beginning.
+    """Starts a turn and streams its updates until it ends. The first response is the acknowledgement: from then on the
+    turn runs without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream. Repeating
+    `request_id` streams the first call's turn from its beginning.
+    Fails with INVALID_REQUEST, PLAN_INVALID, PERSONALITY_NOT_FOUND, TOO_LARGE, DEPTH_LIMIT, REQUEST_ID_REUSED, or
+    OVERLOADED if too many turns are open.
     """
     CreateTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.CreateTurnRequest, _turn_service_pb2.CreateTurnResponse]
-    """Starts a turn and returns once it is acknowledged. A repeat of `request_id` returns the first one's turn."""
+    """Starts a turn and returns once it is acknowledged. Repeating `request_id` returns the first call's turn. Fails as
+    RunTurn does.
+    """
     WatchTurn: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]
-    """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated."""
+    """Streams the updates of a turn from a cursor until the turn ends: none is missed, none is repeated. Fails with
+    TURN_NOT_FOUND, CURSOR_INVALID, or OFFSET_OUT_OF_RANGE if the log no longer retains the turn's events.
+    """
     GetTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.GetTurnRequest, _turn_service_pb2.GetTurnResponse]
-    """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
+    """Returns a turn in its current state. A turn larger than 2 MiB comes without the outputs of its steps;
+    ListTurnEvents has them. Fails with TURN_NOT_FOUND.
+    """
     ListTurns: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnsRequest, _turn_service_pb2.ListTurnsResponse]
-    """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not."""
+    """Lists turns, newest first, without their plans. The list may lag slightly behind; GetTurn does not. Fails with
+    SESSION_NOT_FOUND or PAGE_TOKEN_INVALID.
+    """
     ListTurnEvents: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnEventsRequest, _turn_service_pb2.ListTurnEventsResponse]
-    """Lists the events of a turn, oldest first."""
+    """Lists the events of a turn, oldest first. Fails with TURN_NOT_FOUND, PAGE_TOKEN_INVALID, or OFFSET_OUT_OF_RANGE if
+    the log no longer retains them.
+    """
     CancelTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.CancelTurnRequest, _turn_service_pb2.CancelTurnResponse]
-    """Asks for a turn to end: the call in flight is cancelled and the turn ends CANCELLED, unless it ends before that.
-    Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
+    """Asks a turn to end: the calls in flight are cancelled, and the turn becomes CANCELLED unless it ends first.
+    Cancelling again changes nothing. Fails with TURN_NOT_FOUND, REQUEST_ID_REUSED, or TURN_STATE if the turn is over.
     """
     ProvideInput: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]
-    """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
-    same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
-    with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """Answers a question that a turn waits on. The first answer counts; the same principal repeating the same answer
+    changes nothing.
+    Fails with TURN_NOT_FOUND, TURN_STATE if the step is not waiting or has a different answer, INPUT_EXPIRED if its
+    time is up, PERMISSION_DENIED if the principal may not answer, INVALID_REQUEST if the answer is not an allowed one,
+    or TOO_LARGE.
     """
     ForkTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]
-    """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
-    runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+    """Starts a new turn that shares another turn's past up to the moment a step succeeded. Steps that were under way at
+    that moment run again; `changes` holds what differs. The shared past and the request together take at most 512 KiB.
+    Fails as RunTurn does, with TURN_NOT_FOUND, or with TURN_STATE if the step has not succeeded.
     """
 
 @_typing.type_check_only
 class TurnServiceAsyncStub(TurnServiceStub):
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone."""
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunTurn: _aio.UnaryStreamMultiCallable[_turn_service_pb2.RunTurnRequest, _turn_service_pb2.RunTurnResponse]  # type: ignore[assignment]
-    """Starts a turn and streams what happens until it ends. The first response is the acknowledgement: from then on
-    the turn goes on without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream.
-    A repeat of `request_id` streams the first one's turn from its beginning.
+    """Starts a turn and streams its updates until it ends. The first response is the acknowledgement: from then on the
+    turn runs without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream. Repeating
+    `request_id` streams the first call's turn from its beginning.
+    Fails with INVALID_REQUEST, PLAN_INVALID, PERSONALITY_NOT_FOUND, TOO_LARGE, DEPTH_LIMIT, REQUEST_ID_REUSED, or
+    OVERLOADED if too many turns are open.
     """
     CreateTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.CreateTurnRequest, _turn_service_pb2.CreateTurnResponse]  # type: ignore[assignment]
-    """Starts a turn and returns once it is acknowledged. A repeat of `request_id` returns the first one's turn."""
+    """Starts a turn and returns once it is acknowledged. Repeating `request_id` returns the first call's turn. Fails as
+    RunTurn does.
+    """
     WatchTurn: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]  # type: ignore[assignment]
-    """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated."""
+    """Streams the updates of a turn from a cursor until the turn ends: none is missed, none is repeated. Fails with
+    TURN_NOT_FOUND, CURSOR_INVALID, or OFFSET_OUT_OF_RANGE if the log no longer retains the turn's events.
+    """
     GetTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.GetTurnRequest, _turn_service_pb2.GetTurnResponse]  # type: ignore[assignment]
-    """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
+    """Returns a turn in its current state. A turn larger than 2 MiB comes without the outputs of its steps;
+    ListTurnEvents has them. Fails with TURN_NOT_FOUND.
+    """
     ListTurns: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnsRequest, _turn_service_pb2.ListTurnsResponse]  # type: ignore[assignment]
-    """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not."""
+    """Lists turns, newest first, without their plans. The list may lag slightly behind; GetTurn does not. Fails with
+    SESSION_NOT_FOUND or PAGE_TOKEN_INVALID.
+    """
     ListTurnEvents: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ListTurnEventsRequest, _turn_service_pb2.ListTurnEventsResponse]  # type: ignore[assignment]
-    """Lists the events of a turn, oldest first."""
+    """Lists the events of a turn, oldest first. Fails with TURN_NOT_FOUND, PAGE_TOKEN_INVALID, or OFFSET_OUT_OF_RANGE if
+    the log no longer retains them.
+    """
     CancelTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.CancelTurnRequest, _turn_service_pb2.CancelTurnResponse]  # type: ignore[assignment]
-    """Asks for a turn to end: the call in flight is cancelled and the turn ends CANCELLED, unless it ends before that.
-    Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
+    """Asks a turn to end: the calls in flight are cancelled, and the turn becomes CANCELLED unless it ends first.
+    Cancelling again changes nothing. Fails with TURN_NOT_FOUND, REQUEST_ID_REUSED, or TURN_STATE if the turn is over.
     """
     ProvideInput: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ProvideInputRequest, _turn_service_pb2.ProvideInputResponse]  # type: ignore[assignment]
-    """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
-    same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
-    with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+    """Answers a question that a turn waits on. The first answer counts; the same principal repeating the same answer
+    changes nothing.
+    Fails with TURN_NOT_FOUND, TURN_STATE if the step is not waiting or has a different answer, INPUT_EXPIRED if its
+    time is up, PERMISSION_DENIED if the principal may not answer, INVALID_REQUEST if the answer is not an allowed one,
+    or TOO_LARGE.
     """
     ForkTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.ForkTurnRequest, _turn_service_pb2.ForkTurnResponse]  # type: ignore[assignment]
-    """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
-    runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+    """Starts a new turn that shares another turn's past up to the moment a step succeeded. Steps that were under way at
+    that moment run again; `changes` holds what differs. The shared past and the request together take at most 512 KiB.
+    Fails as RunTurn does, with TURN_NOT_FOUND, or with TURN_STATE if the step has not succeeded.
     """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs turns. What it acknowledges happens once, whatever crashes. All calls see the credential's tenant alone."""
+    """Runs turns. An acknowledged turn runs exactly once, whichever process crashes. Every call sees only the tenant of its
+    credential.
+    """
 
     @_abc_1.abstractmethod
     def RunTurn(
@@ -105,9 +141,11 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.RunTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.RunTurnResponse], _abc.AsyncIterator[_turn_service_pb2.RunTurnResponse]]:
-        """Starts a turn and streams what happens until it ends. The first response is the acknowledgement: from then on
-        the turn goes on without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream.
-        A repeat of `request_id` streams the first one's turn from its beginning.
+        """Starts a turn and streams its updates until it ends. The first response is the acknowledgement: from then on the
+        turn runs without the caller. Ending the call does not cancel the turn; WatchTurn resumes the stream. Repeating
+        `request_id` streams the first call's turn from its beginning.
+        Fails with INVALID_REQUEST, PLAN_INVALID, PERSONALITY_NOT_FOUND, TOO_LARGE, DEPTH_LIMIT, REQUEST_ID_REUSED, or
+        OVERLOADED if too many turns are open.
         """
 
     @_abc_1.abstractmethod
@@ -116,7 +154,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.CreateTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.CreateTurnResponse, _abc.Awaitable[_turn_service_pb2.CreateTurnResponse]]:
-        """Starts a turn and returns once it is acknowledged. A repeat of `request_id` returns the first one's turn."""
+        """Starts a turn and returns once it is acknowledged. Repeating `request_id` returns the first call's turn. Fails as
+        RunTurn does.
+        """
 
     @_abc_1.abstractmethod
     def WatchTurn(
@@ -124,7 +164,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.WatchTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.WatchTurnResponse], _abc.AsyncIterator[_turn_service_pb2.WatchTurnResponse]]:
-        """Streams what happens in a turn from a cursor until it ends: nothing missed, nothing repeated."""
+        """Streams the updates of a turn from a cursor until the turn ends: none is missed, none is repeated. Fails with
+        TURN_NOT_FOUND, CURSOR_INVALID, or OFFSET_OUT_OF_RANGE if the log no longer retains the turn's events.
+        """
 
     @_abc_1.abstractmethod
     def GetTurn(
@@ -132,7 +174,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.GetTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.GetTurnResponse, _abc.Awaitable[_turn_service_pb2.GetTurnResponse]]:
-        """Returns a turn as it stands. One of more than 2 MiB comes without its steps' outputs; ListTurnEvents has them."""
+        """Returns a turn in its current state. A turn larger than 2 MiB comes without the outputs of its steps;
+        ListTurnEvents has them. Fails with TURN_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def ListTurns(
@@ -140,7 +184,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ListTurnsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ListTurnsResponse, _abc.Awaitable[_turn_service_pb2.ListTurnsResponse]]:
-        """Lists turns, newest first, without their plans. It may be a moment behind; GetTurn is not."""
+        """Lists turns, newest first, without their plans. The list may lag slightly behind; GetTurn does not. Fails with
+        SESSION_NOT_FOUND or PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def ListTurnEvents(
@@ -148,7 +194,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ListTurnEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ListTurnEventsResponse, _abc.Awaitable[_turn_service_pb2.ListTurnEventsResponse]]:
-        """Lists the events of a turn, oldest first."""
+        """Lists the events of a turn, oldest first. Fails with TURN_NOT_FOUND, PAGE_TOKEN_INVALID, or OFFSET_OUT_OF_RANGE if
+        the log no longer retains them.
+        """
 
     @_abc_1.abstractmethod
     def CancelTurn(
@@ -156,8 +204,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.CancelTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.CancelTurnResponse, _abc.Awaitable[_turn_service_pb2.CancelTurnResponse]]:
-        """Asks for a turn to end: the call in flight is cancelled and the turn ends CANCELLED, unless it ends before that.
-        Asking again changes nothing; asking of a turn that is over fails with TURN_STATE.
+        """Asks a turn to end: the calls in flight are cancelled, and the turn becomes CANCELLED unless it ends first.
+        Cancelling again changes nothing. Fails with TURN_NOT_FOUND, REQUEST_ID_REUSED, or TURN_STATE if the turn is over.
         """
 
     @_abc_1.abstractmethod
@@ -166,9 +214,11 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ProvideInputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ProvideInputResponse, _abc.Awaitable[_turn_service_pb2.ProvideInputResponse]]:
-        """Answers what a turn waits for, idempotent for good by what it says: the first answer counts, the same again, of the
-        same principal, changes nothing. Fails with TURN_STATE where the step does not wait (any more) or has another answer,
-        with PERMISSION_DENIED where another is to decide, with INVALID_REQUEST where the answer is none of those there are.
+        """Answers a question that a turn waits on. The first answer counts; the same principal repeating the same answer
+        changes nothing.
+        Fails with TURN_NOT_FOUND, TURN_STATE if the step is not waiting or has a different answer, INPUT_EXPIRED if its
+        time is up, PERMISSION_DENIED if the principal may not answer, INVALID_REQUEST if the answer is not an allowed one,
+        or TOO_LARGE.
         """
 
     @_abc_1.abstractmethod
@@ -177,8 +227,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.ForkTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.ForkTurnResponse, _abc.Awaitable[_turn_service_pb2.ForkTurnResponse]]:
-        """Starts a new turn that shares the past of another up to the moment at which a step ended. What was under way then
-        runs again; what differs is in `changes`. The past must fit in a record of 512 KiB.
+        """Starts a new turn that shares another turn's past up to the moment a step succeeded. Steps that were under way at
+        that moment run again; `changes` holds what differs. The shared past and the request together take at most 512 KiB.
+        Fails as RunTurn does, with TURN_NOT_FOUND, or with TURN_STATE if the step has not succeeded.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
