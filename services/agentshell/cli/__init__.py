@@ -37,7 +37,7 @@ def _options(
     ] = None,
 ) -> None:
     if ca is not None:
-        os.environ["AGENTSHELL_TLS__CA_FILE"] = str(ca)  # For all that reads the configuration.
+        os.environ["AGENTSHELL_TLS__CA_FILE"] = str(ca)  # For everything that reads the configuration.
 
 
 app.command("up")(up.up)
@@ -53,6 +53,6 @@ app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Runs the command that the arguments name."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own words about connections are not for our users.
+    """Runs the command named by the arguments."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own messages about connections are not for our users.
     app()

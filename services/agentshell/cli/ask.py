@@ -44,7 +44,7 @@ def ask(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask, and print the answer. Exits with 1 when the turn fails, with 3 when there is no mesh."""
+    """Ask, and print the answer. Exits with 1 if the turn fails, with 3 if there is no mesh."""
 
     async def run(client: Client) -> None:
         stream = client.run(
@@ -62,21 +62,21 @@ def ask(
 
 
 def planned(strategy: Strategy | None) -> PlanStrategy.ValueType:
-    """Returns an option as the contract has it."""
+    """Returns the contract's value of an option."""
     from kfm.turn.v1.turn_pb2 import PlanStrategy
 
     return PlanStrategy.Value(f"PLAN_STRATEGY_{strategy.name if strategy else 'UNSPECIFIED'}")
 
 
 def urgent(priority: options.Priority | None) -> Priority.ValueType:
-    """Returns an option as the contract has it."""
+    """Returns the contract's value of an option."""
     from kfm.turn.v1.turn_pb2 import Priority
 
     return Priority.Value(f"PRIORITY_{priority.name if priority else 'UNSPECIFIED'}")
 
 
 async def show(stream: TurnStream, as_json: bool) -> None:
-    """Prints a turn's answer as it grows, and on stderr what it asks; or its updates as JSON. Ends with its failure."""
+    """Prints a turn's answer as it grows, questions on stderr, or its updates as JSON. Exits with 1 if it fails."""
     from agentshell.cli.writer import AnswerWriter, JsonWriter
     from kfm.turn.v1.turn_pb2 import Turn
     from xenocomm import XenocommError
@@ -102,7 +102,7 @@ async def show(stream: TurnStream, as_json: bool) -> None:
 
 
 def _asked(turn: Turn, update: TurnUpdate) -> Iterator[str]:
-    """Folds an update, and yields the question that it begins to ask, if any."""
+    """Folds an update into the turn, and yields the lines of the question that it raises, if any."""
     from agentshell.cli.render import question_lines
     from agentshell.turn.state import apply
 

@@ -1,4 +1,4 @@
-"""A copy of memory in a file: frames of `kfm.memory.v1.CopyFrame`, each after its length."""
+"""A copy of memory in a file: a sequence of `kfm.memory.v1.CopyFrame`, each preceded by its length."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kfm.memory.v1.copy_pb2 import CopyBegin, CopyEnd, CopyFrame
 from kfm.memory.v1.memory_service_pb2 import ExportRequest, ExportResponse, Item
 
 FORMAT = 1
-# Many times what a mesh takes as one message: a longer one is no frame of ours.
+# Many times the largest message that a mesh accepts: anything longer is not one of our frames.
 _MAX_FRAME_BYTES = 256 * 1024 * 1024
 _MAX_LENGTH_BITS = 28
 
 
 class Scan(NamedTuple):
-    """What a file holds: what was asked for, after what and at which byte it goes on, and whether it has its end."""
+    """What a file holds: the request it answers, the cursor and byte to resume at, and whether it is complete."""
 
     request: ExportRequest
     cursor: str
@@ -37,7 +37,7 @@ def begin(file: BinaryIO, request: ExportRequest) -> None:
 
 
 def add(file: BinaryIO, item: ExportResponse) -> None:
-    """Writes what Export brought."""
+    """Writes one response of Export."""
     _write(file, CopyFrame(item=item))
 
 
@@ -47,7 +47,7 @@ def end(file: BinaryIO, record_count: int, message_count: int) -> None:
 
 
 def scan(file: BinaryIO) -> Scan:
-    """Looks through a file from its beginning. Raises ValueError where it is no such copy, or a damaged one."""
+    """Scans a file from its beginning. Raises ValueError if it is not a copy of memory, or a damaged one."""
     counts = {"record": 0, "message": 0}
     request, cursor, at, is_whole = ExportRequest(), "", 0, False
     for frame, frame_end in _frames(file):
@@ -73,7 +73,7 @@ def scan(file: BinaryIO) -> Scan:
 
 
 def items(file: BinaryIO) -> Generator[Item]:
-    """Yields the items of a file that `scan` has looked through."""
+    """Yields the items of a file that `scan` has accepted."""
     for frame, _ in _frames(file):
         if frame.HasField("item"):
             yield frame.item.item
@@ -86,7 +86,7 @@ def _write(file: BinaryIO, frame: CopyFrame) -> None:
 
 
 def _frames(file: BinaryIO) -> Generator[tuple[CopyFrame, int]]:
-    """Yields frames from the beginning, and where each ends; one that is cut short is none. Raises ValueError."""
+    """Yields each frame and where it ends, up to one that is cut short. Raises ValueError if a frame is damaged."""
     file.seek(0)
     at = 0
     while (content := _content(file, at)) is not None:
@@ -101,7 +101,7 @@ def _frames(file: BinaryIO) -> Generator[tuple[CopyFrame, int]]:
 
 
 def _content(file: BinaryIO, at: int) -> bytes | None:
-    """Returns the next frame's bytes; None where there are not so many. Raises ValueError for no length of ours."""
+    """Returns the next frame's bytes, or None if the file ends first. Raises ValueError for an impossible length."""
     length = bits = 0
     while byte := file.read(1):
         length |= (byte[0] & 0x7F) << bits

@@ -1,4 +1,4 @@
-"""`agentshell demo`: the whole mesh in this process, two real turns, and what they left behind."""
+"""`agentshell demo`: runs the whole mesh in this process and two real turns on it, and shows their events."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def _demo(data_dir: Path, verbose: bool) -> None:
     if demo_task := asyncio.current_task():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, demo_task.cancel)
     out, began = console(), time.perf_counter()
-    # A configuration of its own: the demo is the same on every machine.
+    # Ignores the user's configuration, so that the demo is the same on every machine.
     process = Process(config.load(None, {}, values))
     await process.start()
     try:
@@ -70,7 +70,7 @@ async def _demo(data_dir: Path, verbose: bool) -> None:
 
 
 async def _until_it_knows(client: Client, out: Console) -> None:
-    """Returns when the personality's documents are in memory."""
+    """Waits until the personality's documents are in memory."""
     from kfm.personality.v1.personality_service_pb2 import KNOWLEDGE_STATE_READY, GetRequest
     from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
 
@@ -85,7 +85,7 @@ async def _until_it_knows(client: Client, out: Console) -> None:
 
 
 async def _converse(client: Client, out: Console) -> None:
-    """Asks, and asks again in the same session; then shows what the log has of both turns."""
+    """Asks the questions in one session, then shows the events of their turns."""
     from agentshell.cli.render import events_table
 
     turns: list[tuple[Answer, float]] = []

@@ -1,4 +1,4 @@
-"""`agentshell turns diff`: what one turn did otherwise than another, such as a fork and where it came from."""
+"""`agentshell turns diff`: how two turns differ, such as a fork and its original."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def diff(
 
 
 def folded(events: Iterable[RecordedTurnEvent]) -> Turn:
-    """Returns the turn that events make, with all outputs."""
+    """Returns the turn folded from its events, with all outputs."""
     from agentshell.turn.state import apply
     from kfm.turn.v1.turn_pb2 import Turn
 
@@ -55,7 +55,7 @@ def folded(events: Iterable[RecordedTurnEvent]) -> Turn:
 
 
 def compared(a: Turn, b: Turn) -> Iterator[tuple[bool, str]]:
-    """Yields lines, each with whether it tells of something that is the same in both turns."""
+    """Yields lines, each with whether it reports something that is the same in both turns."""
     ours, theirs = _named(a), _named(b)
     for name in dict.fromkeys([*ours, *theirs]):
         if name not in theirs:
@@ -122,7 +122,7 @@ def _named(turn: Turn) -> dict[str, Step]:
 
 
 def _text(message: Message) -> str:
-    """Returns what a message says: its words, with all else in it as JSON."""
+    """Returns the text of a message, with its other parts as JSON."""
     from agentshell.cli.render import json_line
 
     return "\n".join(part.text.text if part.HasField("text") else json_line(part) for part in message.parts)

@@ -1,4 +1,4 @@
-"""`agentshell dlq`: the records that could not be handled, and what is to become of them."""
+"""`agentshell dlq`: lists the records that could not be handled, and replays or drops them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def list_dead_letters(
 
 @app.command()
 def show(dead_letter_id: DeadLetterId, as_json: Json = False, address: Address = "", data_dir: DataDir = None) -> None:
-    """Show a dead letter: why, and what the record is; --json prints it whole."""
+    """Show a dead letter: why it failed, and the record; --json prints it in full."""
 
     async def run(admin: AdminServiceAsyncStub) -> None:
         from agentshell.cli.render import dead_letter_lines, json_line
@@ -78,7 +78,7 @@ def show(dead_letter_id: DeadLetterId, as_json: Json = False, address: Address =
 
 @app.command()
 def replay(dead_letter_ids: DeadLetterIds, address: Address = "", data_dir: DataDir = None) -> None:
-    """Put records back at the end of their topics: once, however often it is asked for."""
+    """Put records back at the end of their topics; each goes back once, however often you ask."""
 
     from kfm.admin.v1.admin_service_pb2 import ReplayDeadLetterRequest as Request
 
@@ -89,7 +89,7 @@ def replay(dead_letter_ids: DeadLetterIds, address: Address = "", data_dir: Data
 
 @app.command()
 def drop(dead_letter_ids: DeadLetterIds, address: Address = "", data_dir: DataDir = None) -> None:
-    """Let dead letters be: they are listed no more. The log keeps them."""
+    """Drop dead letters: they are no longer listed, but the log keeps them."""
 
     from kfm.admin.v1.admin_service_pb2 import DropDeadLetterRequest as Request
 
@@ -104,7 +104,7 @@ def _settle(
     address: str,
     data_dir: Path | None,
 ) -> None:
-    """Settles dead letters, and says of each how it is settled now."""
+    """Settles dead letters, and prints how each of them is now settled."""
 
     async def run(admin: AdminServiceAsyncStub) -> None:
         from agentshell.cli.render import settled

@@ -1,4 +1,4 @@
-"""`agentshell doctor`: what is configured, what is reachable, and how to mend what is not."""
+"""`agentshell doctor`: what is configured, what is reachable, and how to fix what is not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SERVICES = ("turn", "memory", "provider", "personality", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found. `mend` says what to do about a fault; `ok` is None for what is neither well nor a fault."""
+    """What one check found. `mend` says how to fix a fault; `ok` is None if the finding is neither good nor a fault."""
 
     what: str
     ok: bool | None
@@ -42,7 +42,7 @@ class Finding:
 def doctor(
     config_file: ConfigFile = None, data_dir: DataDir = None, address: Address = "", key_file: KeyFile = None
 ) -> None:
-    """Check everything, and say how to mend what is wrong. Exits with 0 when all is well."""
+    """Check everything, and say how to fix what is wrong. Exits with 0 if all is well."""
     findings = asyncio.run(_report(config_file, data_dir, address, key_file))
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(FAILED)
@@ -113,7 +113,7 @@ def _data_directory(path: Path) -> Finding:
 
 
 def _tls(config: Config, address: str) -> Finding:
-    """Who can read what is sent to an address, and whether those who call it can believe it."""
+    """Checks whether traffic to an address is encrypted, and whether callers can trust its certificate."""
     from agentshell.mesh import tls
     from agentshell.mesh.errors import AgentShellError
 
@@ -139,7 +139,7 @@ def _tls(config: Config, address: str) -> Finding:
 
 
 async def _database(config: Config) -> Finding:
-    """The configured Postgres, or the bundled one: running if it is, else ready to run."""
+    """Checks the configured Postgres, or else the bundled one: that it answers, or if it is not running, can run."""
     from agentshell.db import binaries
     from agentshell.mesh.errors import AgentShellError
 
@@ -175,12 +175,12 @@ async def _postgres(url: str, name: str) -> Finding:
 
 
 async def _services(client: Client, address: str) -> Finding:
-    """What every service says of its health. Those of other processes are unknown to this one."""
+    """Reports the health of every service. The process that is called does not know services of other processes."""
     import grpc
     import grpc.aio
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    stub: Any = health_pb2_grpc.HealthStub(client.channel)  # It has no types.
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)  # The stub is untyped.
     states: dict[str, str] = {}
     for name in _SERVICES:
         request = health_pb2.HealthCheckRequest(service=f"kfm.{name}.v1.{name.capitalize()}Service")
@@ -242,7 +242,7 @@ def _port(key: str, address: str) -> Finding:
 
 
 async def _vectors(client: Client) -> Finding:
-    """Which embedders the caller's namespaces have, and whether one is being changed."""
+    """Reports which embedders the caller's namespaces use, and which namespaces are changing theirs."""
     import grpc
     import grpc.aio
 
@@ -268,7 +268,7 @@ async def _vectors(client: Client) -> Finding:
 
 
 def _embedders(config: Config) -> Generator[Finding]:
-    """What makes vectors, by the configuration: of each rule for namespaces, and of all others."""
+    """Reports the configured embedder of each rule for namespaces, and of all other namespaces."""
     from agentshell.memory import lexical
     from agentshell.memory.embedders.local import LocalEmbedder
     from agentshell.mesh.errors import AgentShellError
@@ -288,7 +288,7 @@ def _embedders(config: Config) -> Generator[Finding]:
 
 
 def _providers(config: Config) -> list[Finding]:
-    """Which vendors have their keys in this environment; the mesh's own may be another."""
+    """Reports which vendors' keys are in this environment; the mesh's own environment may differ."""
     from agentshell.provider import vendor, vendors
 
     findings: list[Finding] = []

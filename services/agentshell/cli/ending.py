@@ -1,4 +1,4 @@
-"""How commands end: what went wrong is one message on stderr and an exit code."""
+"""How commands end: a failure is one message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def ending(config_invalid: int = USAGE) -> Generator[None]:
-    """Ends the command with the exit code of what is raised inside; `config_invalid` is that of our own errors."""
+    """Ends the command with the exit code for what is raised inside; `config_invalid` is that of our own errors."""
     from agentshell.mesh.errors import AgentShellError
     from xenocomm import XenocommError
 
@@ -36,6 +36,6 @@ def ending(config_invalid: int = USAGE) -> Generator[None]:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Says what is wrong and ends the command."""
+    """Prints what is wrong and ends the command."""
     typer.echo(f"agentshell: {message}", err=True)
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""`agentshell keys`: who may call."""
+"""`agentshell keys`: creates the keys that callers need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 
 @app.callback()
 def _keys() -> None:
-    """Keeps `create` a command of its own name."""
+    """Keeps `create` a named subcommand."""
 
 
 @app.command()
@@ -25,7 +25,7 @@ def create(
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make an API key and print it, once. A running mesh knows it at once."""
+    """Make an API key and print it, once. A running mesh accepts it immediately."""
     with ending():
         from agentshell.mesh import data_directory
 

@@ -1,4 +1,4 @@
-"""`agentshell memory`: copies of what is remembered, out of a mesh and into one."""
+"""`agentshell memory`: copies memory out of a mesh and into one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Copy what a tenant remembers into a file, and a file into a mesh.", no_args_is_help=True)
 
-# Of one request, where one item is not more: far below what a mesh takes.
+# Limits of one request, unless a single item is larger: far below what a mesh accepts.
 _BATCH_ITEMS = 200
 _BATCH_BYTES = 1024 * 1024
 
@@ -36,7 +36,7 @@ def export(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write all that the key's tenant remembers into a file. Where that was cut short, the same command goes on."""
+    """Write everything that the key's tenant remembers to a file. If that is cut short, the same command resumes it."""
     from kfm.memory.v1.memory_service_pb2 import ExportRequest
 
     if user and namespace:
@@ -55,7 +55,7 @@ def import_file(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Bring the records and messages of a file in, for the key's tenant. Twice does no harm: what is there is left."""
+    """Import a file's records and messages for the key's tenant. Repeating is harmless: what exists is left alone."""
     mesh.run(lambda client: _import(client, file, partial), address, key_file, data_dir)
 
 
@@ -79,12 +79,12 @@ async def _export(client: Client, path: Path, request: ExportRequest) -> None:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Opens a file to read and write, made where there is none, for its owner alone: it holds what people said."""
+    """Opens a file for reading and writing. A new one is for its owner only: it holds what people said."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
 
 
 def _resume(path: Path, file: BinaryIO, request: ExportRequest) -> dict[str, int]:
-    """Makes a file ready for what comes next, and the request ask for it. Returns how much is there already."""
+    """Prepares the file and the request to go on where the file ends. Returns the counts of what it already holds."""
     from agentshell.cli import copy_file
 
     if not path.stat().st_size:
@@ -115,7 +115,7 @@ async def _import(client: Client, path: Path, partial: bool) -> None:
 
 
 async def _requests(items: Iterable[Item]) -> AsyncGenerator[ImportRequest]:
-    """Yields what Import takes, in requests of some size."""
+    """Yields Import requests of bounded size."""
     from kfm.memory.v1.memory_service_pb2 import ImportRequest
 
     request, size_bytes = ImportRequest(), 0

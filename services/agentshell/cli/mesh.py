@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from xenocomm import Client
 
 KEY_VARIABLE = "AGENTSHELL_API_KEY"
-_GRACE_SECONDS = 30.0  # What a turn's answer may take to arrive after the turn's own limit.
+_GRACE_SECONDS = 30.0  # How long a turn's answer may take to arrive after the turn's own limit.
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a mesh is. `api_key` is empty where none was found; `key_origin` says where it was looked for.
+    """Where a mesh is. `api_key` is empty if none was found; `key_origin` says where it was looked for.
 
-    `tls` is what to call it with; None: plainly.
+    `tls` holds the credentials to call it with; None means without TLS.
     """
 
     address: str
@@ -38,7 +38,7 @@ class Target:
 
 
 def load_config(config_file: Path | None, data_dir: Path | None, **sections: dict[str, Any]) -> Config:
-    """Returns the configuration, with what the command line says last; what that leaves empty is left out."""
+    """Returns the configuration, overridden by the values from the command line that are not empty."""
     from agentshell.mesh import config
 
     overrides: dict[str, Any] = {
@@ -52,7 +52,7 @@ def load_config(config_file: Path | None, data_dir: Path | None, **sections: dic
 def find(config: Config, address: str = "", key_file: Path | None = None) -> Target:
     """Returns the mesh to talk to: the one named, else the one of the data directory, else the configured one.
 
-    Raises CONFIG_INVALID for files of TLS.
+    Raises CONFIG_INVALID for unusable TLS files.
     """
     from agentshell.mesh import data_directory, tls
 
@@ -73,7 +73,7 @@ def find(config: Config, address: str = "", key_file: Path | None = None) -> Tar
 
 
 def run(work: Callable[[Client], Awaitable[_T]], address: str, key_file: Path | None, data_dir: Path | None) -> _T:
-    """Runs `work` with the mesh that a command's options name, and returns its result. A failure ends the command."""
+    """Runs `work` with the mesh that the options name, and returns its result. A failure ends the command."""
 
     async def connected() -> _T:
         async with connect(load_config(None, data_dir), address, key_file) as client:
@@ -85,9 +85,9 @@ def run(work: Callable[[Client], Awaitable[_T]], address: str, key_file: Path | 
 
 @contextlib.asynccontextmanager
 async def connect(config: Config, address: str = "", key_file: Path | None = None) -> AsyncGenerator[Client]:
-    """Connects to the mesh that `find` finds; ends the command where there is no key.
+    """Connects to the mesh that `find` returns; ends the command if there is no key.
 
-    Raises XenocommError, also for calls of other stubs over the client's channel.
+    Raises XenocommError, also for calls that other stubs make over the client's channel.
     """
     import grpc.aio
 

@@ -1,4 +1,4 @@
-"""`agentshell packs`: makes packs, checks them, and says which the mesh serves."""
+"""`agentshell packs`: makes packs, checks them, and lists those that the mesh serves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def new(
     personality_id: Annotated[str, typer.Argument(metavar="ID", help="Names it.", show_default=False)],
     directory: Annotated[Path, typer.Option("--in", help="The directory of packs to put it into.")] = Path(),
 ) -> None:
-    """Make a small pack that works, to begin with."""
+    """Make a small working pack to start from."""
     with ending():
         from agentshell.personality import manifest_schema, pack, sample
         from agentshell.personality.yaml_file import PackError
@@ -58,7 +58,7 @@ def new(
 
 @app.command()
 def validate(folders: Folders) -> None:
-    """Check packs, and say what is wrong with them: file, line and fix. Asks no mesh."""
+    """Check packs, and say what is wrong with them: file, line and fix. Needs no mesh."""
     with ending():
         from agentshell.personality.pack import Pack
 
@@ -96,7 +96,7 @@ def pack_archive(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The archive; default: ID-VERSION.tar.gz.")] = None,
 ) -> None:
-    """Make an archive of a pack, and its signature: what `personality.archives` may name."""
+    """Make an archive of a pack, for `personality.archives` to name, and its signature if a key is given."""
     with ending():
         from agentshell.personality import files, signature
         from agentshell.personality.yaml_file import PackError
@@ -120,7 +120,7 @@ def pack_archive(
 def list_packs(
     as_json: Json = False, address: Address = "", key_file: KeyFile = None, data_dir: DataDir = None
 ) -> None:
-    """List the personalities that the mesh serves; to operators what is wrong with packs, too: then it exits with 1."""
+    """List the personalities that the mesh serves. Shows operators what is wrong with packs, and then exits with 1."""
 
     async def run(client: Client) -> None:
         from agentshell.cli.render import console, json_line, packs_table
@@ -151,7 +151,7 @@ def list_packs(
 
 @app.command()
 def reload(address: Address = "", data_dir: DataDir = None) -> None:
-    """Have the mesh read all packs again, for operators; archives, too. Exits with 1 where one cannot be loaded."""
+    """Make the mesh read all packs and archives again; for operators. Exits with 1 if one cannot be loaded."""
 
     async def run() -> None:
         from kfm.personality.v1.personality_service_pb2 import ReloadRequest
@@ -170,7 +170,7 @@ def reload(address: Address = "", data_dir: DataDir = None) -> None:
 
 
 async def _failures(config: Config, address: str) -> Sequence[Failure]:
-    """Returns what is wrong with packs, as the mesh tells its operators, and nothing to whoever is none of them."""
+    """Returns what the mesh tells operators is wrong with packs; nothing if the caller is not an operator."""
     from agentshell.mesh import data_directory
     from kfm.personality.v1.personality_service_pb2 import ListRequest
     from kfm.personality.v1.personality_service_pb2_grpc import PersonalityServiceStub
@@ -182,7 +182,7 @@ async def _failures(config: Config, address: str) -> Sequence[Failure]:
         async with mesh.operate(config, address, _TIMEOUT_SECONDS) as channel:
             return (await PersonalityServiceStub(channel).List(ListRequest(page_size=1))).failures
     except XenocommError as error:
-        if error.reason == "CREDENTIAL_INVALID":  # The secret is that of another mesh.
+        if error.reason == "CREDENTIAL_INVALID":  # The secret belongs to another mesh.
             return ()
         raise
 

@@ -1,4 +1,4 @@
-"""`agentshell packs test`: asks packs what their own cases ask, in real turns."""
+"""`agentshell packs test`: runs packs' own cases in real turns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class _Tested:
-    """A pack that is tested, and its cases by name."""
+    """A pack under test, and its cases by name."""
 
     folder: Path
     pack: Pack
@@ -38,7 +38,7 @@ class _Tested:
 
     @property
     def name(self) -> str:
-        """What turns call it."""
+        """The name that turns use for it."""
         return f"{self.pack.manifest.id}@{self.pack.manifest.version}"
 
 
@@ -53,9 +53,9 @@ def ask_cases(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask packs what `tests/*.yaml` in them asks, and compare. Exits with 1 where an answer is not as expected.
+    """Run the cases in the `tests/*.yaml` of packs. Exits with 1 if an answer is not as expected.
 
-    A mesh of its own is started for that, with the configured models and tools; --address names another.
+    Starts a mesh of its own, with the configured models and tools, unless --address names one.
     """
 
     async def run() -> None:
@@ -93,7 +93,7 @@ def _read(folder: Path, names: Sequence[str]) -> _Tested:
 
 @contextlib.asynccontextmanager
 async def _here(configured: Config, folders: Sequence[Path]) -> AsyncGenerator[Client]:
-    """Starts a mesh with these packs alone. What it keeps is its own, and gone at the end."""
+    """Starts a mesh with these packs alone. Its data is its own, and is deleted at the end."""
     from agentshell.mesh.config import Config, PersonalityConfig, ServerConfig, TelemetryConfig
     from agentshell.mesh.data_directory import key_file
     from agentshell.process import Process
@@ -122,7 +122,7 @@ async def _here(configured: Config, folders: Sequence[Path]) -> AsyncGenerator[C
 
 
 def _packs_directory(directory: Path, folders: Sequence[Path]) -> Path:
-    """Returns a directory that has these folders, and no others, as packs."""
+    """Returns a directory whose packs are these folders and no others."""
     packs = directory / "packs"
     packs.mkdir()
     for number, folder in enumerate(dict.fromkeys(folder.resolve() for folder in folders)):
@@ -131,7 +131,7 @@ def _packs_directory(directory: Path, folders: Sequence[Path]) -> Path:
 
 
 async def _test(client: Client, tested: _Tested, provider: str, model: str, seconds: float) -> bool:
-    """Asks all that a pack's cases ask, prints what came of it, and returns whether something was not as expected."""
+    """Runs a pack's cases, prints their outcomes, and returns whether any of them failed."""
     from agentshell.cli.render import cases_table, console
     from agentshell.personality import cases
 
@@ -170,7 +170,7 @@ async def _ask(client: Client, tested: _Tested, case: Case, provider: str, model
 
 
 async def _until_it_is_served(client: Client, tested: _Tested) -> None:
-    """Returns when the mesh serves just this pack, with its documents in memory."""
+    """Waits until the mesh serves exactly this pack, with its documents in memory."""
     import grpc.aio
 
     from kfm.personality.v1 import personality_service_pb2 as pb

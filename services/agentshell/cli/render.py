@@ -19,7 +19,7 @@ from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, StepCommand, TurnEvent
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn, TurnState
 from xenocomm import text_of
 
-_PIPE_COLUMNS = 180  # What is not a terminal has no width of its own.
+_PIPE_COLUMNS = 180  # Output that is not a terminal has no width of its own.
 _QUESTION_CHARACTERS = 48
 _PAYLOAD_CHARACTERS = 3000
 _KNOWLEDGE = {
@@ -29,12 +29,12 @@ _KNOWLEDGE = {
     pb.KNOWLEDGE_STATE_FAILED: "failed",
 }
 _DIGEST_CHARACTERS = len("sha256:") + 12
-_MESSAGES = {envelope.TURNS: TurnEvent, envelope.STEPS: StepCommand}  # of the topics that have dead letters
+_MESSAGES = {envelope.TURNS: TurnEvent, envelope.STEPS: StepCommand}  # By topic, for the topics that have dead letters.
 _MICROS = 1_000_000
 
 
 def console() -> Console:
-    """Returns where tables go: standard output, wide where that is no terminal."""
+    """Returns the console for tables: standard output, wide if that is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False, soft_wrap=False)
 
 
@@ -84,7 +84,7 @@ def events_table(recorded: Iterable[RecordedTurnEvent]) -> Table:
 
 
 def question_lines(turn: Turn, step_id: str = "") -> Iterator[str]:
-    """Yields what a turn waits for somebody to answer, and how to; `step_id`: that question alone."""
+    """Yields the questions that a turn waits on and how to answer them; with `step_id`, only that step's question."""
     for step in turn.plan.steps:
         if not step.HasField("approval") or step.state != STEP_STATE_SCHEDULED or step_id not in ("", step.step_id):
             continue
@@ -101,7 +101,7 @@ def question_lines(turn: Turn, step_id: str = "") -> Iterator[str]:
 
 
 def packs_table(listed: pb.ListResponse) -> Table:
-    """Returns a table of personalities: each version that is live, and how it stands with its pack."""
+    """Returns a table of personalities: each live version, and the state of its pack."""
     table = _table("personality", "version", "answers", "state", "knowledge", "digest", "source")
     broken = {(failure.metadata["personality_id"], failure.metadata["version"]) for failure in listed.failures}
     for one in listed.personalities:
@@ -147,7 +147,7 @@ def dead_letters_table(letters: Iterable[DeadLetter]) -> Table:
 
 
 def dead_letter_lines(letter: DeadLetter) -> Iterator[str]:
-    """Yields a dead letter line by line, with the first of its payload: as the message it is, else in hexadecimal."""
+    """Yields a dead letter line by line, with the start of its payload: decoded if possible, else in hexadecimal."""
     place = f"{letter.topic}/{letter.partition}, offset {letter.offset}"
     for name, value in (
         ("dead letter", f"{letter.dead_letter_id} ({settled(letter.settlement)})"),
@@ -173,18 +173,18 @@ def settled(settlement: Settlement.ValueType) -> str:
 
 
 def event_name(event: TurnEvent) -> str:
-    """Returns what kind of event it is, as the contract names it."""
+    """Returns the contract's name for this kind of event."""
     kind = event.WhichOneof("event")
     return type(getattr(event, kind)).__name__ if kind else "unknown"
 
 
 def tokens(usage: Usage) -> str:
-    """Returns tokens read and written; empty where there were none."""
+    """Returns the tokens read and written; empty if there were none."""
     return f"{usage.input_tokens} + {usage.output_tokens}" if usage.input_tokens or usage.output_tokens else ""
 
 
 def cost(usage: Usage) -> str:
-    """Returns what was paid, `unknown` where nobody knows."""
+    """Returns the cost; `unknown` if it is not known."""
     if not usage.HasField("cost"):
         return "unknown"
     amount = usage.cost.amount_micros / _MICROS

@@ -1,4 +1,4 @@
-"""`agentshell turns replay`: whether today's code decides what was decided in recorded turns."""
+"""`agentshell turns replay`: whether today's code makes the same decisions as recorded turns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def replay(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Decide recorded turns again with today's code. Exits with 1 if one would go another way."""
+    """Replay the decisions of recorded turns with today's code. Exits with 1 if any would differ."""
     if sum((bool(turn_ids), file is not None, every)) != 1:
         fail("name turns, or give --file, or --all", USAGE)
 
@@ -51,7 +51,7 @@ def replay(
 
 
 def _histories(file: Path) -> dict[str, list[RecordedTurnEvent]]:
-    """Returns the events of a file, turn by turn. Ends the command where a line is none."""
+    """Returns the events of a file by turn. Ends the command if a line is not an event."""
     from google.protobuf import json_format
 
     from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent
@@ -77,7 +77,7 @@ async def _each(turn_ids: Iterable[str]) -> AsyncIterator[str]:
 
 
 def _tell(turn_id: str, events: list[RecordedTurnEvent]) -> bool:
-    """Prints what became of a turn, and returns whether all was decided as it is on record."""
+    """Prints the outcome for a turn, and returns whether every decision matches the record."""
     from agentshell.turn.replay import divergences
 
     found = divergences(events)

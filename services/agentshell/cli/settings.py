@@ -1,4 +1,4 @@
-"""`agentshell config`: every key there is."""
+"""`agentshell config`: prints every configuration key."""
 
 from __future__ import annotations
 

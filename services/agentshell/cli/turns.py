@@ -1,4 +1,4 @@
-"""`agentshell turns`: what the mesh did, and does."""
+"""`agentshell turns`: shows what the mesh did and is doing, and acts on turns."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def cancel(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask for a turn to end."""
+    """Ask the mesh to cancel a turn."""
 
     async def run(client: Client) -> None:
         await client.cancel(turn_id, message)
@@ -146,7 +146,7 @@ def answer(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Answer what a turn waits for; `turns show` says what that is."""
+    """Answer the question that a turn waits on; `turns show` prints it."""
 
     async def run(client: Client) -> None:
         await client.provide_input(turn_id, _named(turn_id, step), text)
@@ -171,7 +171,7 @@ def fork(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Start a turn that shares the past of another up to a step, and print its answer as `ask` does."""
+    """Start a turn that shares another's history up to a step, and print its answer as `ask` does."""
 
     async def run(client: Client) -> None:
         forked = await client.fork(
@@ -193,7 +193,7 @@ def fork(
 
 @app.command()
 def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
-    """Make the index of turns again from the log; for operators. Turns go on meanwhile."""
+    """Rebuild the index of turns from the log; for operators. Turns go on meanwhile."""
 
     async def run(config: Config) -> None:
         from kfm.admin.v1.admin_service_pb2 import RebuildTurnsRequest
@@ -208,5 +208,5 @@ def rebuild(address: Address = "", data_dir: DataDir = None) -> None:
 
 
 def _named(turn_id: str, step: str) -> str:
-    """Returns a step as its turn's plan names it: with the turn before it."""
+    """Returns a step's full id, which begins with its turn's."""
     return step if not step or step.startswith(f"{turn_id}/") else f"{turn_id}/{step}"

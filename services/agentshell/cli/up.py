@@ -1,4 +1,4 @@
-"""`agentshell up`: a process of the mesh, until it is told to stop."""
+"""`agentshell up`: runs a process of the mesh until it is told to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentshell.cli import mesh
 from agentshell.cli.ending import FAILED, ending
 from agentshell.cli.options import ConfigFile, DataDir
 
-# Those of `topology`, whose import takes half a second.
+# Repeats those of `topology`, because importing it takes half a second.
 _SERVICES = "memory, provider, personality, tool, runtime (or manager and worker apart), gateway"
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def up(
     log_format: Annotated[LogFormat | None, typer.Option(help="How log lines look.")] = None,
 ) -> None:
     """Run the mesh, or some of its services. Ctrl-C drains and stops it; a second one ends it at once."""
-    gc.disable()  # What is imported stays, and looking through it takes a sixth of a start; `Process` enables it.
+    gc.disable()  # Imports stay, and scanning them takes a sixth of startup; `Process` enables it again.
     with ending(FAILED):
         config = mesh.load_config(
             config_file,
@@ -71,7 +71,7 @@ async def _serve(config: Config, services: Sequence[str]) -> None:
             await starting
         return
     await starting
-    try:  # Nobody may be reading standard output any more.
+    try:  # Printing fails if nobody reads standard output any more.
         _announce(process, time.perf_counter() - began)
         await stopping
         typer.echo("stopping; once more to stop at once")
@@ -81,12 +81,12 @@ async def _serve(config: Config, services: Sequence[str]) -> None:
 
 
 def _stop_signal() -> asyncio.Event:
-    """Returns what the first SIGINT or SIGTERM sets; the second ends the process where it stands."""
+    """Returns an event that the first SIGINT or SIGTERM sets; the second ends the process at once."""
     stop = asyncio.Event()
 
     def receive(number: int) -> None:
         if stop.is_set():
-            os._exit(128 + number)  # Postgres stops too: the kernel tells it.
+            os._exit(128 + number)  # Postgres stops too: the kernel signals it.
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""A turn on its way to standard output."""
+"""Writes a turn to standard output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xenocomm import Answer, Transcript
 
 
 class AnswerWriter:
-    """Writes the answer: to a terminal as it grows, where a new start can be shown; elsewhere once it is complete."""
+    """Writes the answer: to a terminal as it grows, because it can show a restart; elsewhere once it is complete."""
 
     def __init__(self, out: TextIO, growing: bool | None = None) -> None:
         self._out = out
@@ -34,7 +34,7 @@ class AnswerWriter:
             self._out.flush()
 
     def _write(self, text: str) -> None:
-        if not text.startswith(self._shown):  # What a run before this one said is void.
+        if not text.startswith(self._shown):  # What an earlier attempt said is void.
             self._out.write("\n\n(the answer begins anew)\n\n")
             self._shown = ""
         self._out.write(text[len(self._shown) :])

@@ -25,7 +25,7 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 _CONNECT_TIMEOUT_SECONDS = 5
 _ACQUIRE_TIMEOUT_SECONDS = 10.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
-_RECONNECT_TIMEOUT_SECONDS = 1.0  # Retries double their wait up to this limit: a longer one would cost minutes.
+_RECONNECT_TIMEOUT_SECONDS = 1.0  # Each retry doubles the wait: with a longer limit, recovery could take minutes.
 _IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 5.0  # A hung process must not keep its locks from the others.
 # How a connection in use is lost. The driver does not class Postgres' idle-transaction timeout as an OperationalError.
 _LOSSES = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
@@ -107,7 +107,7 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 if task and task.cancelling() > cancellations:
-                    # The pool waits with wait_for, which on Python 3.11 loses a cancellation that meets the connection.
+                    # Python 3.11's wait_for, which the pool uses, drops a cancellation that comes with the connection.
                     raise asyncio.CancelledError
                 yield connection
         except _LOSSES as error:

@@ -20,7 +20,7 @@ _MAX_LOG_BYTES = 8 * 1024 * 1024
 
 
 class Directory:
-    """`data_dir/postgres`, owned by one process at a time, by two file locks that the kernel drops with their holders.
+    """`data_dir/postgres`, owned by one process at a time. The kernel drops its two file locks when their holders end.
 
     The owning process holds `owner.lock`. Every process of its Postgres inherits `server.lock`, so it is free only once
     all of them are gone, however they ended. Process ids decide nothing, because they are reused.

@@ -1,4 +1,4 @@
-"""What requests must be, beyond the contract's own rules, and what they mean in terms of the store."""
+"""Checks requests beyond the contract's own rules, and translates them into the store's terms."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SHARED_PREFIX = "knowledge/"
 
 
 def own(namespace: str) -> Place:
-    """Returns where the caller writes a namespace."""
+    """Returns the place where the caller writes a namespace."""
     return Place(call.tenant(), namespace)
 
 
 def readable(namespace: str) -> list[Place]:
-    """Returns where the caller may read a namespace: at home first, then among what all tenants share."""
+    """Returns the places where the caller may read a namespace: its own first, then the shared tenant's."""
     places = [own(namespace)]
     if namespace.startswith(_SHARED_PREFIX) and call.tenant() != call.SHARED_TENANT:
         places.append(Place(call.SHARED_TENANT, namespace))
@@ -46,7 +46,7 @@ def to_write(given: pb.Record, field: str) -> pb.Record:
 
 
 def check_record(record: pb.Record, field: str) -> None:
-    """Raises INVALID_REQUEST for a time that no store keeps, TOO_LARGE for too much metadata."""
+    """Raises INVALID_REQUEST for a time that no store can keep, TOO_LARGE for too much metadata."""
     for name in ("create_time", "update_time", "expire_time"):
         try:
             getattr(record, name).ToDatetime() if record.HasField(name) else None
@@ -62,23 +62,23 @@ def check_record(record: pb.Record, field: str) -> None:
 
 
 def filter_of(request: pb.SearchRequest | pb.ListRequest | pb.ForgetRequest) -> Struct | None:
-    """Returns what metadata must contain; None: anything."""
+    """Returns what metadata must contain; None if it may be anything."""
     return request.filter if request.HasField("filter") else None
 
 
 def once(request: Message, request_id: str) -> Once | None:
-    """Returns what names the request's effect; None where it may happen again."""
+    """Returns what identifies the request's effect; None if it may happen again."""
     return Once(request_id, digest(request)) if request_id else None
 
 
 def digest(request: Message) -> bytes:
-    """Returns what tells a request from any other, also from one of another method."""
+    """Returns a digest that tells a request from any other, including another method's."""
     name = request.DESCRIPTOR.full_name.encode()
     return hashlib.sha256(name + request.SerializeToString(deterministic=True)).digest()
 
 
 def refuse_nul(request: Message) -> None:
-    """Raises INVALID_REQUEST where a string has a NUL, which no database keeps."""
+    """Raises INVALID_REQUEST if a string contains a NUL, which Postgres cannot store."""
     if b"\0" not in request.SerializeToString():
         return
     for field, text in _strings(request, ""):
@@ -87,7 +87,7 @@ def refuse_nul(request: Message) -> None:
 
 
 def _strings(value: object, path: str) -> Generator[tuple[str, str]]:
-    """Yields the strings anywhere within a field's value, each with its path."""
+    """Yields every string within a field's value, with its path."""
     match value:
         case str():
             yield path, value

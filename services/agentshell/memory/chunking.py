@@ -1,7 +1,7 @@
-"""Puts the blocks of a document into chunks: sections first, then whole blocks, then lines, sentences, words.
+"""Packs the blocks of a document into chunks: cuts between sections first, then blocks, lines, sentences and words.
 
-No text is lost: each block is in a chunk's text, or in its title as a heading. Chunks of one section overlap, so that
-what was said across a cut can still be found; sections do not.
+No text is lost: each block is in a chunk's text or, if it is a heading, in its title. Chunks of one section overlap, so
+that text across a cut can still be found; sections do not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CUTS = ("\n", ". ", "? ", "! ", " ")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document. The first `repeated_characters` of its text are the end of the chunk before."""
+    """A piece of a document. The first `repeated_characters` of its text repeat the end of the previous chunk."""
 
     title: str
     text: str
@@ -27,9 +27,9 @@ class Chunk:
 
 
 def chunks(blocks: Iterable[Block], limit: int, overlap: int) -> Generator[Chunk]:
-    """Puts blocks into chunks of at most `limit` characters, titled by the headings that lead to it and its place.
+    """Packs blocks into chunks of at most `limit` characters, titled by the headings above them and their position.
 
-    A block stays whole where it fits. Overlaps are `overlap` characters at the most, and half a chunk.
+    A block that fits stays whole. Overlaps are at most `overlap` characters, and at most half a chunk.
     """
     headings: list[Block] = []
     section: list[Block] = []
@@ -46,16 +46,16 @@ def chunks(blocks: Iterable[Block], limit: int, overlap: int) -> Generator[Chunk
 
 def _section(headings: list[Block], blocks: list[Block], next_level: int, limit: int, overlap: int) -> Generator[Chunk]:
     if not blocks and headings and next_level <= headings[-1].level:
-        # Nothing beneath carries the heading in its title: it is a text of its own.
+        # No chunk below has the heading in its title, so it becomes text itself.
         blocks = [Block(headings[-1].text)]
     return _pack([heading.text for heading in headings], blocks, limit, overlap)
 
 
 def _pack(headings: list[str], blocks: Iterable[Block], limit: int, overlap: int) -> Generator[Chunk]:
-    """Fills chunks with whole blocks; begins each but the first with the end of the one before, where there is room."""
+    """Fills chunks with whole blocks; begins each but the first with the end of the previous one, if there is room."""
     overlap = min(overlap, limit // 2)
     text, repeated = "", 0
-    first: Position | None = None  # Of what is in the chunk and not repeated.
+    first: Position | None = None  # Of the blocks in the chunk that are not repeated.
     last: Position | None = None
     for block in blocks:
         separator = _BLOCK_SEPARATOR
@@ -84,7 +84,7 @@ def _chunk(title: str, text: str, repeated_characters: int) -> Generator[Chunk]:
 
 
 def _pieces(block: str, limit: int, room: int) -> Generator[str]:
-    """Yields the block whole where it fits the limit, and otherwise cut into pieces that fit the room."""
+    """Yields the block whole if it fits the limit, and otherwise in pieces that fit the room."""
     start = 0
     while len(block) - start > limit:
         end = _cut(block, start, start + max(room, 1))
@@ -94,7 +94,7 @@ def _pieces(block: str, limit: int, room: int) -> Generator[str]:
 
 
 def _cut(block: str, start: int, end: int) -> int:
-    """Returns where the best cut in the second half of what lies between `start` and `end` is."""
+    """Returns the best place to cut in the second half of the text between `start` and `end`."""
     for separator in _CUTS:
         found = block.rfind(separator, (start + end) // 2, end)
         if found >= 0:
@@ -103,7 +103,7 @@ def _cut(block: str, start: int, end: int) -> int:
 
 
 def _tail(text: str, room: int) -> str:
-    """Returns the end of a text, from the beginning of a line, a sentence or a word on."""
+    """Returns the end of a text, beginning at a line, a sentence or a word if possible."""
     window = text[-room:] if room > 0 else ""
     for separator in _CUTS:
         found = window.find(separator, 0, len(window) // 2)

@@ -1,4 +1,4 @@
-"""Copies of what is remembered: out as a stream that can go on where it ended, and back in, any number of times."""
+"""Copies of memory: exported as a stream that can be resumed, and imported any number of times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1 import memory_service_pb2 as pb
 
-# What an Export holds at a time.
+# The most that an Export holds in memory at a time.
 PAGE_ITEMS = 500
 PAGE_BYTES = 2 * 1024 * 1024
 
@@ -25,7 +25,7 @@ _RECORDS, _MESSAGES = "records", "messages"
 
 
 class _Cursor(NamedTuple):
-    """After what to go on: the store's own cursor among records, a session and a position among messages."""
+    """Where to resume: after the store's own cursor among records, or after a session and position among messages."""
 
     kind: str
     after: str = ""
@@ -41,9 +41,9 @@ class Copies:
         self._embeddings = embeddings
 
     async def export(self, request: pb.ExportRequest) -> AsyncGenerator[pb.ExportResponse]:
-        """Yields records, then messages, page by page as they are when the page is read.
+        """Yields records, then messages, page by page, as they are when each page is read.
 
-        What is written meanwhile may or may not be among them. Raises CURSOR_INVALID.
+        Writes during the export may or may not be included. Raises CURSOR_INVALID.
         """
         cursor, scope = _decode(request), await self._scope(request)
         if cursor.kind == _RECORDS:
@@ -58,9 +58,9 @@ class Copies:
                 yield pb.ExportResponse(item=pb.Item(message=message), cursor=paging.encode(request, *cursor))
 
     async def take(self, items: Sequence[pb.Item]) -> pb.ImportResponse:
-        """Writes what Export brought and is not there yet, all or none, and says what it wrote.
+        """Writes the exported items that do not exist yet, all or none, and reports what it wrote.
 
-        Vectors are made anew. Raises INVALID_REQUEST, TOO_LARGE and what the embedder raises.
+        Embeds the records again. Raises INVALID_REQUEST, TOO_LARGE and what the embedder raises.
         """
         records, messages = _by_place(items)
         places = [*records, *messages]
@@ -100,7 +100,7 @@ class Copies:
             return await sessions.copy(connection, scope, (cursor.after, cursor.position), PAGE_ITEMS, PAGE_BYTES)
 
     async def _entries(self, place: Place, given: Sequence[pb.Record]) -> tuple[Spaces, list[Entry]]:
-        """Returns what is not there yet, with vectors: a repeated import makes none anew."""
+        """Returns the records that do not exist yet, with vectors: a repeated import embeds nothing."""
         found = await self._store.get([place], [record.record_id for record in given])
         there = {record_id: record.version for record_id, record in found.items()}
         return await self._embeddings.entries(
@@ -111,7 +111,7 @@ class Copies:
 def _by_place(
     items: Sequence[pb.Item],
 ) -> tuple[dict[Place, list[pb.Record]], dict[Place, list[pb.StoredMessage]]]:
-    """Returns records and messages by where they belong, in one order for all: so no two imports wait for each other.
+    """Returns records and messages by place, in one order for all imports, so that no two wait for each other.
 
     Raises INVALID_REQUEST and TOO_LARGE.
     """
@@ -128,7 +128,7 @@ def _by_place(
 
 
 def _checked(stored: pb.StoredRecord, field: str) -> pb.Record:
-    """Returns a record with all that a server says of one; what is missing is as of a first write now."""
+    """Returns the record with its missing fields filled in, as by a first write now."""
     checks.refuse_nul(stored)
     record = stored.record
     if not record.record_id:

@@ -1,4 +1,4 @@
-"""The vectors of texts and of queries: by the embedder that each place has, whichever that is by now."""
+"""The vectors of texts and of queries, by the embedder that each place currently has."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _log = structlog.get_logger("agentshell.memory")
 
 Done = TypeVar("Done")
 
-# A change of embedder moves a place twice: once when it begins, once when it ends.
+# A change of embedder changes a place's spaces twice: when it begins and when it ends.
 _ATTEMPTS = 4
-# What is known of places, to save a look-up per call. Using it tells when it is out of date (`SpaceChanged`).
+# Places' spaces are cached, to save a lookup per call. Using outdated ones raises `SpaceChanged`.
 _KNOWN_PLACES = 10_000
 
 
 class Embeddings:
     """Makes entries to write and probes to search with.
 
-    What a place's vectors are of may change at any time. So whoever writes checks it in the transaction of the write
-    (`namespaces.check`), a store's search checks it in the search's own snapshot, and `settled` does either again.
+    A place's spaces may change at any time. So a write checks them in its own transaction (`namespaces.check`), a
+    store's search checks them in its own snapshot, and `settled` retries either.
     """
 
     def __init__(self, database: Database, store: Store, choice: Choice) -> None:
@@ -40,9 +40,9 @@ class Embeddings:
         self._known: dict[Place, Spaces | None] = {}
 
     async def settled(self, places: Sequence[Place], attempt: Callable[[], Awaitable[Done]]) -> Done:
-        """Returns what the attempt returns, once no place's spaces have changed meanwhile.
+        """Retries the attempt until no place's spaces have changed meanwhile, and returns its result.
 
-        Raises OVERLOADED where they change all the time.
+        Raises OVERLOADED if they keep changing.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -57,7 +57,7 @@ class Embeddings:
         )
 
     async def spaces(self, place: Place) -> Spaces:
-        """Returns what a place's vectors are of; a new place's are of what the configuration says, from now on."""
+        """Returns a place's spaces. A new place gets the configured one, from now on."""
         if found := self._known.get(place) or (await self._read([place]))[place]:
             return found
         embedder = self._choice.wanted(place.namespace)
@@ -70,7 +70,7 @@ class Embeddings:
         return begun
 
     async def entries(self, place: Place, records: Sequence[Record]) -> tuple[Spaces, list[Entry]]:
-        """Returns the records with their vectors, and what these are of."""
+        """Returns the place's spaces, and the records with their vectors."""
         spaces = await self.spaces(place)
         texts = [text(record.source.title, record.text) for record in records]
         current = await self._embedder(spaces.current).embed(texts, "document")
@@ -79,7 +79,7 @@ class Embeddings:
         return spaces, [Entry(*each) for each in zip(records, first, second, strict=True)]
 
     async def probes(self, places: Sequence[Place], query: str) -> tuple[list[Probe], list[Place]]:
-        """Returns what to compare the places' vectors with, and the places that never had any."""
+        """Returns the probes for the places, and the places that never had vectors."""
         known = {place: self._known[place] for place in places if place in self._known}
         if unknown := [place for place in places if place not in known]:
             known |= await self._read(unknown)
@@ -101,7 +101,7 @@ class Embeddings:
         return self._choice.named(space.embedder, space.dimension)
 
     async def _next(self, space: Space, texts: Sequence[str]) -> Sequence[Embedding | None]:
-        """The vectors that are not yet read. Where there is a fault, a write goes on: they are made up for later."""
+        """Returns vectors for the next space. If that fails, the write goes on, and they are filled in later."""
         try:
             return await self._embedder(space).embed(texts, "document")
         except AgentShellError as error:
@@ -109,7 +109,7 @@ class Embeddings:
             return [None] * len(texts)
 
     async def _read(self, places: Sequence[Place]) -> Mapping[Place, Spaces | None]:
-        """Returns the places' spaces, and keeps them in mind; None for one that has none yet."""
+        """Reads and caches the places' spaces; None for a place that has none yet."""
         async with self._database.connection() as connection:
             found = await namespaces.read(connection, places)
         read = {place: found.get(place) for place in places}
@@ -120,5 +120,5 @@ class Embeddings:
 
 
 def text(title: str, of_record: str) -> str:
-    """Returns what of a record is compared: its text, and the headings that lead to it."""
+    """Returns what of a record is embedded: the headings above it, and its text."""
     return f"{title}\n{of_record}"

@@ -1,4 +1,4 @@
-"""When records end that do not say so themselves."""
+"""The expiry of records that do not set their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kfm.memory.v1.memory_service_pb2 import Record
 
 
 def apply(config: MemoryConfig, namespace: str, records: Iterable[Record]) -> None:
-    """Gives records, about to be written, the end that their namespace's rule says; one that names its own keeps it."""
+    """Sets the expiry of records about to be written by their namespace's rule; a record that has one keeps it."""
     found = rule(config, namespace)
     if found is None or found.ttl_seconds is None:
         return

@@ -1,4 +1,4 @@
-"""Forgets for good: records, histories, and what a user is anywhere, with a receipt in the same transaction."""
+"""Forgets for good: records, histories, and everything about a user, with a receipt in the same transaction."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kfm.memory.v1 import memory_service_pb2 as pb
 
 
 def whole_namespaces(user_id: str, session_ids: Sequence[str]) -> list[str]:
-    """Returns the namespaces of which all is a user's."""
+    """Returns the namespaces that belong wholly to a user."""
     return [f"{receipts.USER_PREFIX}{user_id}", *(f"{sessions.PREFIX}{session_id}" for session_id in session_ids)]
 
 
 class Forgetting:
-    """Forgets what requests name. A change under way at the same time is wholly before it, and gone, or after it."""
+    """Forgets what requests name. A concurrent change is either wholly before it, and forgotten, or wholly after it."""
 
     def __init__(self, database: Database, store: Store) -> None:
         self._database = database
@@ -45,7 +45,7 @@ class Forgetting:
         named = checks.once(request, request.request_id)
         async with change.change(self._database, place, alone=True) as connection:
             response = await once.within(connection, place.tenant_id, named, pb.ForgetResponse, effect)
-        response.receipt.namespace = request.namespace  # Whoever asks knows whose it is.
+        response.receipt.namespace = request.namespace  # The caller already knows whose it is.
         return response
 
     async def forget_user(self, request: pb.ForgetUserRequest) -> pb.ForgetUserResponse:
@@ -70,7 +70,7 @@ class Forgetting:
         return response
 
     async def receipts(self, request: pb.ListReceiptsRequest) -> pb.ListReceiptsResponse:
-        """Lists what is left of what was forgotten, newest first. Raises PAGE_TOKEN_INVALID."""
+        """Lists receipts, newest first. Raises PAGE_TOKEN_INVALID."""
         limit = paging.page_size(request.page_size, default=50, most=500)
         (before,) = paging.decode(request, request.page_token, str) or (None,)
         async with wall.reading(self._database) as connection:

@@ -1,4 +1,4 @@
-"""Takes the documents of one stream in: apart into chunks, and into the store where they have changed."""
+"""Ingests the documents of a stream: splits them into chunks, and stores the chunks that have changed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from kfm.memory.v1 import memory_service_pb2 as pb
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
-# A document under way holds a connection and all of its chunks; the others wait, as long as their deadlines let them.
+# A document being ingested holds a connection and all of its chunks; others wait as long as their deadlines let them.
 _DOCUMENTS_AT_ONCE = 4
-# When others ingest the same document at the same time.
+# Attempts at a document that others ingest at the same time.
 _ATTEMPTS = 5
 
 
 class Ingestions:
-    """The streams of documents that a service takes in."""
+    """Ingests a service's streams of documents."""
 
     def __init__(self, config: MemoryConfig, database: Database, store: Store, embeddings: Embeddings) -> None:
         self.config = config
@@ -43,10 +43,10 @@ class Ingestions:
     async def take(
         self, requests: AsyncIterator[pb.IngestRequest]
     ) -> AsyncGenerator[pb.IngestedDocument | pb.IngestResponse]:
-        """Yields what has become of each document of a stream, as soon as it is in, and at last the sums.
+        """Yields the outcome of each document in a stream, as soon as it is stored, and finally the totals.
 
-        Raises FEATURE_UNSUPPORTED for a media type that is not taken, TOO_LARGE, and INVALID_REQUEST for a stream out
-        of order and for a document that cannot be read. Documents before it stay.
+        Raises FEATURE_UNSUPPORTED for an unsupported media type, TOO_LARGE, and INVALID_REQUEST for a stream out of
+        order or a document that cannot be read. Earlier documents stay.
         """
         first = await anext(requests, pb.IngestRequest())
         if not first.HasField("start"):
@@ -70,7 +70,7 @@ class Ingestions:
 
 
 class _Stream:
-    """Documents into a place: for each `begin_document`, `add` and `end_document`; after the last `end`."""
+    """Ingests documents into a place: `begin_document`, `add` and `end_document` for each, then `end`."""
 
     def __init__(self, shared: Ingestions, place: Place) -> None:
         self._shared = shared
@@ -102,7 +102,7 @@ class _Stream:
         self._content += content
 
     async def end_document(self) -> pb.IngestedDocument | None:
-        """Takes the document in; returns what has become of it, or None where none has begun."""
+        """Stores the document and returns its outcome, or None if none has begun."""
         if self._document is None:
             return None
         document, content = self._document, bytes(self._content)
@@ -119,7 +119,7 @@ class _Stream:
         return done
 
     async def end(self, replace_all: bool) -> pb.IngestResponse:
-        """Forgets what the stream has not brought where asked to, and returns the sums."""
+        """Forgets documents that were not in the stream, if asked to, and returns the totals."""
         if replace_all:
             async with change(self._shared.database, self._place) as connection:
                 forgotten = await self._shared.store.forget_documents(connection, self._place, self._uris)
@@ -141,7 +141,7 @@ class _Stream:
             raise _too_large(uri, reading.MAX_CHUNKS, "chunks") from None
 
     async def _replace(self, uri: str, records: Mapping[str, pb.Record]) -> pb.IngestedDocument:
-        """Writes the chunks that the place does not have, and forgets those that the document has no longer."""
+        """Writes the chunks that the place lacks, and forgets those that the document no longer has."""
         shared, place = self._shared, self._place
         for _ in range(_ATTEMPTS):
             there = await shared.store.chunks(place, uri)
@@ -171,7 +171,7 @@ class _Stream:
 
 
 def _records(uri: str, chunks: list[Chunk]) -> Mapping[str, pb.Record]:
-    """Returns the records of chunks by id. Ids are made of content: a chunk that is as before has the same one."""
+    """Returns the records of chunks by id. Ids are made from the content, so an unchanged chunk keeps its id."""
     records: dict[str, pb.Record] = {}
     occurrences: Counter[tuple[str, str]] = Counter()
     for index, chunk in enumerate(chunks):

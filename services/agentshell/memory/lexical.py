@@ -1,8 +1,8 @@
-"""Vectors of hashed words and pieces of words: they need no model, and know no meaning. Pure.
+"""Vectors of hashed words and parts of words: they need no model, and capture no meaning. Pure.
 
 Texts are close when they share words or spelling. Half of the vector counts stems, the other half grams of 3 to 5
-characters, which find what a stem misses: names, typing errors, compounds, languages without a stemmer.
-The same text gives the same vector in every process and release: stored vectors depend on it.
+characters, which find what a stem misses: names, typos, compounds, languages without a stemmer.
+The same text gives the same vector in every process and release, because stored vectors depend on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W_]+")
 _SPACE = ord(" ")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: its products spread well.
 _stem = cast("Callable[[str], str]", snowballstemmer.stemmer("english").stemWord)
-# Words that say how, not what. Without them, two questions are not alike for being questions.
+# Words without content of their own. Leaving them out keeps two questions from being alike just for being questions.
 _STOP_WORDS = frozenset(
     _WORD.findall(
         "a about all also am an and any are as at be because been but by can could did do does for from had has have "
@@ -40,7 +40,7 @@ _STOP_WORDS = frozenset(
 
 
 def embed(text: str) -> NDArray[np.float32] | None:
-    """Returns the text's vector, of length 1; None where the text has neither letters nor digits to compare."""
+    """Returns the text's vector, of length 1; None if the text has neither letters nor digits to compare."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     if not words:
         return None
@@ -51,7 +51,7 @@ def embed(text: str) -> NDArray[np.float32] | None:
 
 
 def _weigh(slots: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Counts the slots, dampens what is frequent, and gives each half the same say."""
+    """Counts the slots, dampens frequent ones, and gives each half the same weight."""
     counts = np.log1p(np.bincount(slots, minlength=_HALF)).astype(np.float32)
     norm = np.float32(np.linalg.norm(counts))
     return counts / norm if norm else counts
@@ -67,7 +67,7 @@ def _stem_slot(word: str) -> int:
 
 
 def _gram_slots(words: list[str]) -> NDArray[np.intp]:
-    """Hashes the grams of all words at once; a space marks where a word begins and ends, and no gram crosses it."""
+    """Hashes the grams of all words at once; a space marks where a word begins or ends, and no gram crosses one."""
     codes = np.frombuffer(f" {' '.join(words)} ".encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     is_space = codes == _SPACE
     slots: list[NDArray[np.intp]] = []

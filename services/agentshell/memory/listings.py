@@ -1,4 +1,4 @@
-"""What a List asks for, and where its pages go on."""
+"""What a List asks for, and where its pages resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(request: ListRequest) -> Listing:
 
 
 def position(request: ListRequest) -> Position | None:
-    """Returns after what the page begins; None: it is the first. Raises PAGE_TOKEN_INVALID."""
+    """Returns the position after which the page begins; None for the first page. Raises PAGE_TOKEN_INVALID."""
     decoded = paging.decode(request, request.page_token, str, str, int)
     if decoded is None:
         return None
@@ -32,6 +32,6 @@ def position(request: ListRequest) -> Position | None:
 
 
 def token(request: ListRequest, last: Position) -> str:
-    """Returns what asks for the page after a position."""
+    """Returns the token for the page after a position."""
     microseconds = (last.time - _EPOCH) // _MICROSECOND if last.time else 0
     return paging.encode(request, last.record_id, last.tenant_id, microseconds)

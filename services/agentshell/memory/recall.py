@@ -1,4 +1,4 @@
-"""How recall weighs what it finds: by vector and by words, by age, and for being unlike the rest."""
+"""How recall weighs what it finds: by vector, by words, by age, and by diversity."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from agentshell.memory import lexical
 from kfm.memory.v1.memory_service_pb2 import SEARCH_MODE_TEXT, SEARCH_MODE_VECTOR, SearchMode
 
 DEFAULT_LIMIT = 10
-# What each way of looking brings into a fusion, or a choice of the diverse, at the least.
+# The fewest candidates that each kind of search contributes to a fusion, or to a diverse choice.
 CANDIDATES = 50
-# What the index is asked for beyond the limit where nothing is fused: it brings them in nearly the right order.
+# How many more than the limit the index is asked for when nothing is fused: its order is only nearly right.
 SPARE_CANDIDATES = 10
 # Of reciprocal rank fusion: a hit's score is the sum of weight / (constant + rank).
 RANK_CONSTANT = 60
-# Up to here every vector is compared (4 ms); beyond, see EXACT_FACTOR.
+# Up to this many, all vectors are compared (4 ms); beyond, see EXACT_FACTOR.
 EXACT_LEAST = 2_000
-# All that pass a filter are compared where they are at most this share of all records, and at most 100,000;
-# `memory.nearest` does it. Of 384 numbers in clusters of 100, at 5 per cent, the index found 0.93 of the nearest among
-# 50,000, in no less time; among a million 0.80 in 40 ms, where to compare 50,000 takes 300. From 10 per cent on it
-# finds as much as where all pass. (Among 400,000 more like texts it found 0.99 at 5: which they are is not known.)
+# All records that pass a filter are compared if they are at most this share of all records, and at most 100,000;
+# `memory.nearest` decides. With 384 dimensions in clusters of 100, and 5 per cent passing, the index found 0.93 of the
+# nearest among 50,000, in no less time; among a million, 0.80 in 40 ms, where comparing 50,000 takes 300. From 10 per
+# cent on, it finds as much as with no filter. (Among 400,000 vectors more like those of texts, it found 0.99 at 5 per
+# cent; which kind real memory resembles is not known.)
 EXACT_FACTOR = 0.08
 
 
 class Weights(NamedTuple):
-    """What a hit's rank by vector and its rank by words count."""
+    """How much a hit's rank by vector and its rank by words count."""
 
     vector: float
     text: float
 
 
-# Beside the lexical embedder, words count nearly as much as vectors: 103 questions to 1409 manual pages found the right
-# page with a mean reciprocal rank of 0.48 by vector, 0.49 by words and 0.51 by both, from 0.3 to 0.6 alike. Of 68 to
-# our own documentation (tests/contract/memory/test_recall.py) the first ten hits answered 0.88, 0.90 and, at 0.6, 0.91;
-# the mean reciprocal rank was 0.73, 0.66 and 0.72. An embedder that knows meaning is better alone than with equal
-# weights; at 0.7 all-MiniLM-L6-v2 answered 0.94 of the 68 by vector, 0.90 by words and 0.99 by both, with a mean
-# reciprocal rank of 0.74, 0.66 and 0.79.
+# With the lexical embedder, words count nearly as much as vectors: 103 questions about 1409 manual pages found the
+# right page with a mean reciprocal rank of 0.48 by vector, 0.49 by words and 0.51 by both, at any weight from 0.3 to
+# 0.6. For 68 questions about our own documentation (tests/contract/memory/test_recall.py), the first ten hits answered
+# 0.88, 0.90 and, at 0.6, 0.91; the mean reciprocal rank was 0.73, 0.66 and 0.72. An embedder that captures meaning is
+# better alone than with equal weights; at 0.7, all-MiniLM-L6-v2 answered 0.94 of the 68 by vector, 0.90 by words and
+# 0.99 by both, with a mean reciprocal rank of 0.74, 0.66 and 0.79.
 _LEXICAL = Weights(vector=0.6, text=0.4)
 _MEANING = Weights(vector=0.7, text=0.3)
 
 
 def weights(mode: SearchMode.ValueType, embedders: Collection[str] = (lexical.NAME,)) -> Weights:
-    """Returns the weights of a search mode where vectors are of these embedders; 0: do not look that way."""
+    """Returns the weights of a search mode for vectors of these embedders; 0 means not to search that way."""
     match mode:
         case _ if mode == SEARCH_MODE_VECTOR:
             return Weights(1.0, 0.0)
@@ -56,28 +57,28 @@ def weights(mode: SearchMode.ValueType, embedders: Collection[str] = (lexical.NA
 
 
 def effort(embedder: str, wanted: int) -> int:
-    """Returns how many vectors the index keeps in view while it looks for the nearest (`hnsw.ef_search`).
+    """Returns how many candidates the index keeps while it looks for the nearest (`hnsw.ef_search`).
 
-    So many among 50,000; `memory.nearest` has it grow with the fourth root of how many there are.
-    Among 17,716 chunks by the lexical embedder it found all of the 10 nearest with 200, and 9.5 of them with 100; among
-    100,000 sentences by a model 9.7 with 40 and 9.9 with 100.
+    This is for 50,000 vectors; `memory.nearest` scales it with the fourth root of their number.
+    Among 17,716 chunks embedded by `lexical`, it found all of the 10 nearest with 200, and 9.5 of them with 100; among
+    100,000 sentences embedded by a model, 9.7 with 40 and 9.9 with 100.
     """
     return max(200 if embedder == lexical.NAME else 60, wanted)
 
 
 def candidates(limit: int, *, is_fused: bool) -> int:
-    """Returns how many to find by each way of looking, so that the best `limit` of what it comes to are among them."""
+    """Returns how many candidates each kind of search must find, so that the best `limit` in the end are among them."""
     return max(CANDIDATES, limit) if is_fused else limit + SPARE_CANDIDATES
 
 
 def diversified(
     scores: Sequence[float], vectors: Sequence[NDArray[np.floating] | None], diversity: float, limit: int
 ) -> list[int]:
-    """Returns which candidates to take, best first: by maximal marginal relevance.
+    """Returns which candidates to take, best first, by maximal marginal relevance.
 
-    Each next one has the best of `(1 - diversity) * score - diversity * likeness`: its score as a share of the best
-    score, its likeness that to the most like one among those before it. Of two alike the first wins. A candidate
-    without a vector, or with one of another length, is like none.
+    Each next one maximises `(1 - diversity) * score - diversity * likeness`, with its score as a share of the best
+    score, and its likeness to the most similar one already taken. The first of two equal ones wins. A candidate without
+    a vector, or with one of another length, is similar to none.
     """
     best = max(scores, default=0.0)
     relevance = np.array(scores, dtype=np.float64) / best if best > 0 else np.zeros(len(scores))
@@ -95,7 +96,7 @@ def diversified(
 
 
 def _likeness(vectors: Sequence[NDArray[np.floating] | None]) -> NDArray[np.float64]:
-    """Returns the cosine of each two vectors, where that is above 0."""
+    """Returns the cosine of each pair of vectors; 0 if it is negative."""
     likeness = np.zeros((len(vectors), len(vectors)))
     for length in {len(vector) for vector in vectors if vector is not None}:
         alike = [index for index, vector in enumerate(vectors) if vector is not None and len(vector) == length]

@@ -1,7 +1,7 @@
-"""Makes the vectors of namespaces anew whose embedder is no longer what the configuration says.
+"""Re-embeds the namespaces whose embedder is no longer the configured one.
 
-In the background and with no downtime: reads use the old vectors until all new ones are there. It may be ended at any
-time, and goes on where it was; of any number of processes, one does it at a time.
+It runs in the background, without downtime: reads use the old vectors until all the new ones exist. It may be stopped
+at any time, and resumes where it was. One process does it at a time.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from agentshell.mesh.errors import AgentShellError
 
 _log = structlog.get_logger("agentshell.memory")
 
-# Who asks the Provider service for vectors, on behalf of the tenant that they are of.
+# The principal that asks the Provider service for vectors, on behalf of their tenant.
 _PRINCIPAL = "memory"
 _BATCH_RECORDS = 64
 _CLEARED_RECORDS = 500
 _PAGE_PLACES = 500
-# The share of the time that it works: it waits as long as it has worked, and others have the machine.
+# How long it rests as a multiple of how long it has worked, to leave the machine to others.
 _REST = 1.0
-_LOCK = 0x6B666D2E656D  # "kfm.em": held by the process that does it.
+_LOCK = 0x6B666D2E656D  # "kfm.em": held by the process that re-embeds.
 _LOCK_SECONDS = 5.0
 _FIRST_WAIT_SECONDS, _LAST_WAIT_SECONDS = 1.0, 300.0
 
 
 class Reembedding:
-    """Brings all namespaces to the embedders that the configuration says, and then ends until the next start."""
+    """Moves all namespaces to their configured embedders, and then ends until the next start."""
 
     def __init__(self, database: Database, store: Store, choice: Choice) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class Reembedding:
         self._choice = choice
 
     async def run(self) -> None:
-        """Tries until every namespace has its embedder. May be cancelled wherever it is."""
+        """Tries until every namespace has its embedder. May be cancelled at any point."""
         wait = _FIRST_WAIT_SECONDS
         while True:
             try:
@@ -61,7 +61,7 @@ class Reembedding:
             wait = min(wait * 2, _LAST_WAIT_SECONDS)
 
     async def bring_all(self) -> int:
-        """Brings every namespace to its embedder, one after the other; returns how many could not be, and stay.
+        """Moves every namespace to its embedder, one after the other; returns how many could not be moved.
 
         Waits until no other process does it. Raises DATABASE_UNAVAILABLE.
         """
@@ -76,7 +76,7 @@ class Reembedding:
 
     @asynccontextmanager
     async def _alone(self) -> AsyncGenerator[None]:
-        """Holds the lock of all processes; Postgres lets go of it when the connection ends, however it does."""
+        """Holds the lock shared by all processes; Postgres releases it when the connection ends, however it does."""
         connection = await self._database.dedicated()
         try:
             while True:
@@ -93,7 +93,7 @@ class Reembedding:
             return list(await namespaces.page(connection, after, _PAGE_PLACES))
 
     async def _bring(self, state: State) -> bool:
-        """Brings a namespace to its embedder; returns whether it is there. A fault of one does not keep the others."""
+        """Moves a namespace to its embedder; returns whether that is done. A failure does not stop the others."""
         place, (current, following) = state.place, state.spaces
         try:
             embedder = self._choice.wanted(place.namespace)
@@ -122,7 +122,7 @@ class _Change:
         self._place = place
 
     async def run(self, state: State, embedder: Embedder, target: Space | None) -> None:
-        """Goes from any state, as an earlier run may have left it, to the target; None: to be what it is, and clean."""
+        """Moves from any state that an earlier run may have left to the target; with None, only cleans up."""
         current, following = state.spaces
         if following is not None and following != target:
             async with change(self._database, self._place, alone=True) as connection:
@@ -167,7 +167,7 @@ class _Change:
             return await self._vectors.missing(connection, self._place, slot, after, _BATCH_RECORDS)
 
     async def _flipped(self, target: Space, nothing_there: set[Missing]) -> bool:
-        """Has reads use the new vectors, if every record has one that can."""
+        """Switches reads to the new vectors if every record that can have one does; returns whether it did."""
         async with change(self._database, self._place, alone=True) as connection:
             left = await self._vectors.missing(connection, self._place, target.slot, "", len(nothing_there) + 1)
             if not nothing_there.issuperset(left):
@@ -176,12 +176,12 @@ class _Change:
             return True
 
     async def _clear(self, slot: int) -> None:
-        """Empties a slot that nobody reads."""
+        """Clears a slot that nobody reads."""
         after: str | None = ""
         is_empty = False
         while not is_empty:
             is_empty = True
             while (after := await self._vectors.clear(self._place, slot, after or "", _CLEARED_RECORDS)) is not None:
-                is_empty = False  # What somebody held is left: look again.
+                is_empty = False  # Locked records were skipped: look again.
         async with change(self._database, self._place) as connection:
             await namespaces.cleaned(connection, self._place)

@@ -1,4 +1,4 @@
-"""Answers a search: asks what the places' vectors are of, looks, and ends before the answer is too large."""
+"""Answers a search: finds out the places' spaces, searches, and cuts the answer before it is too large."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Searching:
         self._reads = reads
 
     async def search(self, request: pb.SearchRequest, limit_bytes: int) -> pb.SearchResponse:
-        """Returns what fits best; as many hits as `limit_bytes` hold."""
+        """Returns the best hits, as many as fit into `limit_bytes`."""
         places = [place for namespace in dict.fromkeys(request.namespaces) for place in checks.readable(namespace)]
 
         async def attempt() -> Found:
@@ -36,7 +36,7 @@ class Searching:
             return await self._embeddings.settled(places, attempt)
 
         if request.HasField("recency_half_life"):
-            return (await search()).response  # As time goes by it answers otherwise.
+            return (await search()).response  # The answer changes with time.
         return await self._reads.read_stated(places, request, pb.SearchResponse, search)
 
     async def _attempt(self, request: pb.SearchRequest, places: Sequence[Place], limit_bytes: int) -> Found:
@@ -67,7 +67,7 @@ class Searching:
 
 
 def fitting(items: Sequence[_Item], limit_bytes: int) -> Sequence[_Item]:
-    """Returns the first items, as many as the limit holds."""
+    """Returns the first items, as many as fit into the limit."""
     total_bytes = 0
     for index, item in enumerate(items):
         total_bytes += item.ByteSize()

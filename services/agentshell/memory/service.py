@@ -1,4 +1,4 @@
-"""The Memory service: what the contract says, over a store."""
+"""The Memory service: implements the contract over a store."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from kfm.error.v1 import error_pb2
 from kfm.memory.v1 import memory_service_pb2 as pb
 from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
 
-# A page ends before it is larger than this, so that its message stays under the mesh's 4 MiB.
+# The most bytes of a page, so that its message stays under the mesh's 4 MiB.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
-MAX_BATCH_BYTES = 3 * 1024 * 1024  # What answers a batch has all of it, and more.
+MAX_BATCH_BYTES = 3 * 1024 * 1024  # The answer contains the whole batch, and more.
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -41,7 +41,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class MemoryService(MemoryServiceServicer):
     """Serves `kfm.memory.v1.MemoryService`. Each call reads and writes the caller's tenant.
 
-    In namespaces `knowledge/*` reads see the shared tenant's records too; nobody else writes these.
+    In namespaces `knowledge/*`, reads also see the shared tenant's records, which only that tenant writes.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class MemoryService(MemoryServiceServicer):
         cache: Cache | None = None,
         choice: Choice | None = None,
     ) -> None:
-        """`provider` is the way to the Provider service; without it nothing is embedded or summarised by a model.
+        """`provider` is the channel to the Provider service, without which no vendor's model embeds or summarises.
 
-        `choice` has other embedders than the configuration's.
+        `choice` replaces the configuration's embedders.
         """
         self._config = config
         self._database = database
@@ -158,7 +158,7 @@ class MemoryService(MemoryServiceServicer):
         return await stats.count(self._database, self._store, request)
 
     async def AppendMessages(self, request: pb.AppendMessagesRequest, context: _Context) -> pb.AppendMessagesResponse:
-        # The messages themselves may hold any text: they are kept as they are.
+        # The messages themselves may contain any text: they are stored as they are.
         checks.refuse_nul(pb.AppendMessagesRequest(session_id=request.session_id, request_id=request.request_id))
         once = Once(request.request_id, checks.digest(request))
         for message in request.messages:
@@ -170,7 +170,7 @@ class MemoryService(MemoryServiceServicer):
         checks.refuse_nul(request)
         limit = paging.page_size(request.page_size, default=50, most=500)
         (before,) = paging.decode(request, request.page_token, int) or (None,)
-        # Not through the cache: to ask whether anything has changed costs as much as to read.
+        # Not through the cache: checking whether anything has changed costs as much as reading.
         page = await self._history.list(call.tenant(), request.session_id, before, limit, MAX_PAGE_BYTES)
         response = pb.ListMessagesResponse(messages=page.messages)
         if page.has_more:
@@ -185,7 +185,7 @@ class MemoryService(MemoryServiceServicer):
             request,
             pb.GetWindowResponse,
             lambda: self._windows.get(call.tenant(), request, MAX_PAGE_BYTES),
-            # One that still lacks the summary that was asked for is asked for anew.
+            # A window that still lacks the requested summary is not cached.
             lambda made: not request.summarize or made.summarized_position >= made.first_position - 1,
         )
 
@@ -230,7 +230,7 @@ class MemoryService(MemoryServiceServicer):
             return await effects.run(self._database, place, once, pb.BatchWriteResponse, effect)
 
         receipts = await self._embeddings.settled([place], attempt)
-        # A receipt holds no text, so that nothing forgotten is kept for repeated requests: they bring it again.
+        # A receipt holds no text, so that nothing forgotten is kept for repeated requests, which contain it again.
         for record, receipt in zip(records, receipts.records, strict=True):
             record.MergeFrom(receipt)
         return records

@@ -10,11 +10,11 @@ from kfm.memory.v1.memory_service_pb2 import NamespaceStats, StatsRequest, Stats
 
 
 async def count(database: Database, store: Store, request: StatsRequest) -> StatsResponse:
-    """Returns what a namespace holds, or a page of the tenant's. Raises PAGE_TOKEN_INVALID."""
+    """Returns what a namespace holds, or a page of the tenant's namespaces. Raises PAGE_TOKEN_INVALID."""
     tenant_id = call.tenant()
     limit = paging.page_size(request.page_size, default=50, most=500)
     (after,) = paging.decode(request, request.page_token, str) or ("",)
-    # Of each kind one more than a page has: so the first ones of both are whole, and whether there are more is known.
+    # One more than a page of each kind: then the page is complete, and it is known whether there are more.
     found = {each.namespace: each for each in await store.stats(tenant_id, request.namespace, after, limit + 1)}
     async with wall.reading(database) as connection:
         for session_id, messages in (
@@ -36,7 +36,7 @@ async def count(database: Database, store: Store, request: StatsRequest) -> Stat
 
 
 def _sessions(namespace: str, after: str) -> tuple[str | None, str]:
-    """Returns which session to count (None: any), and after which one."""
+    """Returns the session to count (None: any), and the one after which to begin."""
     if namespace:
         return namespace.removeprefix(sessions.PREFIX) if namespace.startswith(sessions.PREFIX) else "", ""
     if after.startswith(sessions.PREFIX):

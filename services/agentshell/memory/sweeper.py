@@ -1,4 +1,4 @@
-"""Takes away what has expired: records, and answers to requests. No read waits for it: to none of them is it there."""
+"""Removes what has expired: records, and answers to requests. No read depends on it: reads ignore what has expired."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from agentshell.memory.stores.store import Store
 from agentshell.mesh.errors import AgentShellError
 
 SWEPT_RECORDS: Final = Counter("agentshell_memory_swept_records_total", "Expired records taken away.")
-# One transaction each, so that nobody waits for it long.
+# One transaction per batch, so that nobody waits long for it.
 BATCH_RECORDS = 1000
 
 _log = structlog.get_logger("agentshell.memory")
 
 
 class Sweeper:
-    """Sweeps every so often. Any number of processes may: none waits for what another one takes away."""
+    """Sweeps at an interval. Any number of processes may: none waits for what another one removes."""
 
     def __init__(self, database: Database, store: Store, interval_seconds: float) -> None:
         self._database = database
@@ -29,7 +29,7 @@ class Sweeper:
         self._interval_seconds = interval_seconds
 
     async def sweep(self) -> int:
-        """Takes away all that has expired by now, and returns how many records that were."""
+        """Removes everything that has expired, and returns how many records it removed."""
         total = 0
         while True:
             swept = await self._store.sweep(BATCH_RECORDS)
@@ -43,7 +43,7 @@ class Sweeper:
         return total
 
     async def run(self) -> None:
-        """Sweeps again and again, until it is cancelled."""
+        """Sweeps until it is cancelled."""
         while True:
             try:
                 await self.sweep()

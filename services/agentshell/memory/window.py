@@ -1,4 +1,4 @@
-"""What of a session's history fits a prompt: the newest turns, whole, and a summary of what came before."""
+"""The part of a session's history that fits a prompt: the newest turns, whole, and a summary of what came before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_TURNS = 20
 MAX_MESSAGES = 2000
 
 _PAGE_MESSAGES = 200
-_MESSAGES_PER_TURN = 4  # About as many as a turn has that asks for a tool: few windows need a second page.
+_MESSAGES_PER_TURN = 4  # About as many as a turn with a tool call has, so that few windows need a second page.
 
 
 class Limits(NamedTuple):
-    """What a window may hold. `tokens`, estimated; 0: as many as there are."""
+    """What a window may hold. `tokens` is estimated; 0 means no limit."""
 
     turns: int
     tokens: int
@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where a window begins among messages, how many tokens it has, and whether older messages can belong to it."""
+    """Where a window begins among messages, how many tokens it has, and whether older messages may belong to it."""
 
     begin: int
     tokens: int
@@ -35,10 +35,11 @@ class Cut(NamedTuple):
 
 
 def cut(messages: Sequence[Message], limits: Limits) -> Cut:
-    """Returns what the newest of the messages, oldest first, fit.
+    """Returns where the window begins among `messages`, which are given oldest first.
 
-    A turn, which a message of the user begins, is there whole or not at all; of the newest alone as much of its end as
-    fits, without the results of tools whose calls do not, and the newest message however large it is.
+    A turn begins with a user's message, and is included whole or not at all. Of the newest turn alone, as much of its
+    end as fits may be included, without results of tools whose calls do not fit. The newest message always is, however
+    large.
     """
     counts: list[int] = []  # Of tokens, newest first.
     newest = len(messages) - 1
@@ -76,7 +77,7 @@ class Windows:
     async def get(self, tenant_id: str, request: GetWindowRequest, limit_bytes: int) -> GetWindowResponse:
         """Returns the window that the request asks for.
 
-        Where the Provider fails, the summary is the last that there is; `summarized_position` says how far it goes.
+        If the Provider fails, the summary is the last one made; `summarized_position` says how far it goes.
         """
         session_id = request.session_id
         limits = Limits(request.max_turns or DEFAULT_TURNS, request.max_tokens, limit_bytes)
@@ -85,7 +86,7 @@ class Windows:
         if first_position > 1:
             summary = await self._summaries.last(tenant_id, session_id)
             if request.summarize:
-                # Somewhat further than it must, so that not each new turn needs another one.
+                # Further than it must be, so that not every new turn needs another one.
                 until = first_position - 1 + len(response.messages) // 2
                 summary = await self._summaries.roll(tenant_id, session_id, summary, first_position - 1, until)
             if summary is not None and summary.position:

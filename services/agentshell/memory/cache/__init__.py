@@ -1,1 +1,1 @@
-"""What is read again and again: the cache port, one file a cache, and how reads go through it."""
+"""Caches repeated reads: the cache port, one file per cache, and how reads go through it."""

@@ -1,4 +1,4 @@
-"""The cache port. A cache may lose anything at any time, and may fail: it then has nothing. It decides nothing."""
+"""The cache port. A cache may lose anything at any time; if it fails, it has nothing. It decides nothing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from kfm.error.v1 import error_pb2
 
 
 class Cache(Protocol):
-    """Keeps values by key, for so many seconds at the most. Methods raise nothing."""
+    """Keeps values by key, for a limited time. Methods raise nothing."""
 
     name: str
 
     async def get(self, key: str) -> bytes | None:
-        """Returns the value; None: it has none, or cannot say."""
+        """Returns the value; None if it has none, or cannot tell."""
         ...
 
     async def put(self, key: str, value: bytes) -> None:
-        """Keeps a value in the place of the one before, if it can."""
+        """Stores a value, replacing the previous one, if it can."""
         ...
 
     async def close(self) -> None:
-        """Ends."""
+        """Closes the cache."""
         ...
 
 
 def of(config: MemoryConfig) -> Cache | None:
-    """Returns the configured cache; None: there is to be none. Raises CONFIG_INVALID."""
+    """Returns the configured cache; None if it is off. Raises CONFIG_INVALID."""
     match config.cache:
         case "off":
             return None
@@ -37,7 +37,7 @@ def of(config: MemoryConfig) -> Cache | None:
             return ProcessCache(config.cache_seconds, config.cache_mib * 1024 * 1024)
         case "redis":
             try:
-                from agentshell.memory.cache.redis import RedisCache  # Its client is an extra.
+                from agentshell.memory.cache.redis import RedisCache  # Its client is optional.
             except ImportError:
                 raise AgentShellError(
                     error_pb2.ERROR_REASON_CONFIG_INVALID,

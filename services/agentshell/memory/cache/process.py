@@ -6,7 +6,7 @@ from cachetools import TTLCache
 
 
 class ProcessCache:
-    """Keeps what was used last, for `ttl_seconds`, in about `max_bytes`."""
+    """Keeps the most recently used values, for `ttl_seconds`, in about `max_bytes`."""
 
     name = "process"
 

@@ -1,9 +1,9 @@
-"""Reads through a cache: what was answered before, as long as nothing has changed.
+"""Reads through a cache: repeats an earlier answer as long as nothing has changed.
 
-Each place has a generation in Postgres, which every change of it counts in its own transaction (stores/change.py). An
-entry says of which generations it is, read no later than what it holds, and is good while Postgres has these: one look
-at an index, where there is an entry. So nothing that was changed or forgotten comes back, whichever process changed it,
-and whether the cache was there or away at that time.
+Each place has a generation in Postgres, which every change to it advances in its own transaction (stores/change.py). An
+entry records its generations, read no later than its content, and is valid while Postgres has the same ones: checking
+that costs one index lookup, if there is an entry. So nothing changed or forgotten comes back, whichever process changed
+it, and whether or not the cache was available at the time.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from agentshell.memory.stores.generations import Generations, State
 from agentshell.memory.stores.store import Place
 from kfm.memory.v1.memory_service_pb2 import GetWindowResponse, Record, SearchResponse
 
-# What is larger costs a cache more than it saves.
+# A larger entry costs a cache more than it saves.
 MAX_ENTRY_BYTES = 256 * 1024
 
 _READS: Final = Counter("agentshell_memory_cache_reads_total", "Reads through the cache.", ["cache", "outcome"])
 # A digest of the generations, and when the first of its records expires, in seconds since 1970.
 _HEADER = struct.Struct(">32sd")
-_FORMAT = 1  # Another one where what an entry holds means something else.
+_FORMAT = 1  # Changes whenever the meaning of an entry's content does.
 
 _Answer = TypeVar("_Answer", bound=Message)
 
 
 class ReadThrough:
-    """Answers again what it has answered. Without a cache it only asks."""
+    """Repeats earlier answers. Without a cache, it always asks."""
 
     def __init__(self, database: Database, cache: Cache | None) -> None:
         self._cache = cache
@@ -48,9 +48,9 @@ class ReadThrough:
         make: Callable[[], Awaitable[_Answer]],
         is_lasting: Callable[[_Answer], bool] = lambda _answer: True,
     ) -> _Answer:
-        """Returns what `make` answers to the request of what the places hold, or has answered: if that `is_lasting`.
+        """Returns the answer of `make` to the request about the places: a cached one if it can, a new one otherwise.
 
-        The first place is the caller's own.
+        Caches a new answer if it `is_lasting`. The first place is the caller's own.
         """
         if self._cache is None:
             return await make()
@@ -69,9 +69,9 @@ class ReadThrough:
         make: Callable[[State | None], Awaitable[tuple[_Answer, State]]],
         is_lasting: Callable[[_Answer], bool] = lambda _answer: True,
     ) -> _Answer:
-        """As `read`, where `make` says itself of which state of the places its answer is.
+        """Like `read`, but `make` also returns the state of the places that its answer reflects.
 
-        It is told one from before, where one had to be read.
+        It is given an earlier state if one had to be read.
         """
         if self._cache is None:
             return (await make(None))[0]
@@ -99,12 +99,12 @@ def _key(tenant_id: str, request: Message) -> str:
 
 
 def _opened(entry: bytes, state: State, answer: type[_Answer]) -> _Answer | None:
-    """Returns what an entry holds; None where it is of another generation, or a record in it has expired."""
+    """Returns an entry's answer; None if the generations have changed, or a record in it has expired."""
     try:
         of, end = _HEADER.unpack_from(entry)
         is_good = of == state.digest and state.time < end
         return answer.FromString(entry[_HEADER.size :]) if is_good else None
-    except (struct.error, DecodeError):  # Somebody else's.
+    except (struct.error, DecodeError):  # Not an entry of ours.
         return None
 
 

@@ -1,4 +1,4 @@
-"""A cache in Redis, which several processes share. Without Redis there is no cache, and no error."""
+"""A cache in Redis, which several processes share. If Redis is down there is no cache, and no error."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from kfm.error.v1 import error_pb2
 _log = structlog.get_logger("agentshell.cache")
 
 _MAX_CONNECTIONS = 32
-# What takes longer than to ask Postgres is no cache.
+# A cache is of no use if it takes longer than asking Postgres.
 _TIMEOUT_SECONDS = 0.25
-# After a failure it is left alone, so that not each read waits for it.
+# After a failure it is left alone for this long, so that not every read waits for it.
 _PAUSE_SECONDS = 1.0
 
 _Answer = TypeVar("_Answer")
 
 
 class RedisCache:
-    """Keeps values for `ttl_seconds`; how much of them there is room for is Redis' own setting (`maxmemory`)."""
+    """Keeps values for `ttl_seconds`; Redis' own setting `maxmemory` limits how many."""
 
     name = "redis"
 
     def __init__(self, url: str, ttl_seconds: float) -> None:
-        """Connects when it is first used. Raises CONFIG_INVALID for what is no URL of a Redis."""
+        """Connects on first use. Raises CONFIG_INVALID for an invalid Redis URL."""
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url,
@@ -42,7 +42,7 @@ class RedisCache:
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError:
-            # The client's text may repeat a password of the URL.
+            # The client's message may repeat the URL's password.
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
                 "memory.redis_url is not a URL of Redis: write redis://USER:PASSWORD@HOST:PORT/NUMBER",

@@ -1,1 +1,1 @@
-"""Takes documents of many formats apart into blocks: what stays together, and where it stands."""
+"""Splits documents of many formats into blocks: what belongs together, and where it is."""

@@ -1,17 +1,17 @@
-"""What every format is taken apart into."""
+"""What every format is split into."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# A longer heading is none, so that the path of six of them, and a place, fit where a citation keeps them.
+# A longer line is not a heading, so that a path of six headings and a position fits where a citation keeps it.
 MAX_HEADING_CHARACTERS = 160
 MAX_LEVEL = 6
 
 
 class Position(NamedTuple):
-    """Where a block stands, by what its format counts: `page`, `row` or `item`."""
+    """Where a block is, in the unit that its format counts: `page`, `row` or `item`."""
 
     unit: str
     number: int
@@ -19,9 +19,9 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A heading (of a level from 1 to 6), or what stays together where it can (level 0).
+    """A heading (of level 1 to 6), or text to keep together if possible (level 0).
 
-    A heading without a text ends those of its level and beneath.
+    A heading without text ends the headings of its level and below.
     """
 
     text: str
@@ -29,11 +29,11 @@ class Block:
     position: Position | None = None
 
 
-class MalformedDocument(ValueError):  # noqa: N818 - the document is
-    """A document is not what its media type says, or more than is taken of it. Its text goes on: "document 'x' ..."."""
+class MalformedDocument(ValueError):  # noqa: N818 - it describes the document
+    """A document is not what its media type says, or exceeds a limit. Its text continues "document 'x' ..."."""
 
 
 def heading(text: str, level: int) -> Block:
-    """Returns a heading, or a text where it is too long for one. Its white space counts as one space each."""
+    """Returns a heading, or a text if it is too long for one. Replaces each run of white space by one space."""
     line = " ".join(text.split())
     return Block(line, min(level, MAX_LEVEL)) if len(line) <= MAX_HEADING_CHARACTERS else Block(line)

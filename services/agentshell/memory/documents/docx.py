@@ -11,7 +11,7 @@ from agentshell.memory.documents import markup
 from agentshell.memory.documents.block import Block, MalformedDocument, heading
 
 _MAIN, _STYLES = "word/document.xml", "word/styles.xml"
-# Of a part, unpacked: a small file may unpack to anything.
+# The limit of an unpacked part: a small file may unpack to any size.
 _MAX_PART_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 65_536
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -20,9 +20,9 @@ _HEADING_STYLE = re.compile(r"heading (?P<level>[1-9])", re.IGNORECASE)
 
 
 def blocks(content: bytes) -> Generator[Block]:
-    """Takes a document apart: a block a paragraph, and one a row of a table.
+    """Splits a document: one block per paragraph, and one per table row.
 
-    Raises MalformedDocument for what unpacks to more than 64 MiB, and what `zipfile` and `lxml` do for malformed files.
+    Raises MalformedDocument if a part unpacks to more than 64 MiB, and what `zipfile` and `lxml` raise for bad files.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         if _MAIN not in package.namelist():
@@ -37,7 +37,7 @@ def blocks(content: bytes) -> Generator[Block]:
 
 
 def _parse(package: zipfile.ZipFile, name: str, target: markup.Target) -> Generator[None]:
-    """Tells the target what a part has; yields after each piece."""
+    """Feeds a part to the target; yields after each piece."""
     parser = markup.xml(target)
     total_bytes = 0
     with package.open(name) as part:
@@ -52,7 +52,7 @@ def _parse(package: zipfile.ZipFile, name: str, target: markup.Target) -> Genera
 
 
 class _Styles:
-    """Which styles are headings, and of which level, by what `word/styles.xml` tells."""
+    """Which styles are headings, and of which level, according to `word/styles.xml`."""
 
     def __init__(self) -> None:
         self.levels: dict[str, int] = {}
@@ -68,29 +68,29 @@ class _Styles:
             self.levels[self._style] = level
 
     def end(self, tag: str) -> None:
-        """Says nothing."""
+        """Does nothing."""
 
     def data(self, data: str) -> None:
-        """Says nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Says nothing."""
+        """Does nothing."""
 
 
 class _Body:
-    """What `word/document.xml` tells."""
+    """Collects the blocks of `word/document.xml`."""
 
     def __init__(self, levels: Mapping[str, int]) -> None:
         self._levels = levels
         self._blocks: list[Block] = []
         self._text: list[str] = []
         self._level = 0
-        self._cells: list[list[str]] = []  # Of the row under way of each table that we are within.
-        self._fallbacks = 0  # What stands beside it has said the same.
+        self._cells: list[list[str]] = []  # Of the current row of each table we are inside.
+        self._fallbacks = 0  # Depth inside fallbacks, which repeat what is beside them.
         self._is_text = False
 
     def taken(self) -> list[Block]:
-        """Returns the blocks since it was last asked."""
+        """Returns the blocks collected since the last call."""
         taken, self._blocks = self._blocks, []
         return taken
 
@@ -147,5 +147,5 @@ class _Body:
 
 
 def _level(value: str) -> int:
-    """Returns the level of a heading that an outline level is; 0: it is none. Outlines count from 0, and 9 is text."""
+    """Returns an outline level's heading level; 0 if it is not a heading. Outlines count from 0, and 9 is text."""
     return int(value) + 1 if value in set("012345678") else 0

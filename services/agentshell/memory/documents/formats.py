@@ -1,4 +1,4 @@
-"""Which media types are taken apart, and by what: the one table."""
+"""Which media types can be read, and by what: the one table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Read = Callable[[bytes, int], Iterable[Block]]
 
 
 class Format(NamedTuple):
-    """How a document becomes blocks, given its bytes and the characters of a chunk.
+    """How a document becomes blocks, given its bytes and a chunk's limit in characters.
 
-    `is_isolated`: in a process of its own, because it may take any time and memory. `has_overlaps`: what stands across
-    a cut belongs together, as sentences do and rows do not.
+    `is_isolated`: in a process of its own, because it may take any amount of time and memory. `has_overlaps`: text on
+    both sides of a cut belongs together, as sentences do and rows do not.
     """
 
     name: str
@@ -37,7 +37,7 @@ def _json(content: bytes, limit: int) -> Iterable[Block]:
 
 
 def _pdf(content: bytes, _limit: int) -> Iterable[Block]:
-    from agentshell.memory.documents import pdf  # Only the process that reads one loads what it needs.
+    from agentshell.memory.documents import pdf  # Only a process that reads a PDF loads this.
 
     return pdf.blocks(content)
 
@@ -84,12 +84,12 @@ MEDIA_TYPES: Mapping[str, Format] = {
 
 
 def media_type(given: str) -> str:
-    """Returns a media type without the parameters that change nothing."""
+    """Returns a media type in lower case, without `charset=utf-8`."""
     return given.lower().replace(" ", "").removesuffix(";charset=utf-8")
 
 
 def blocks(of: Format, content: bytes, limit: int) -> Iterator[Block]:
-    """Takes a document apart. Texts are such as can be kept: without NUL, and with no half of a character.
+    """Splits a document. The texts can be stored: they have no NUL and no lone surrogate.
 
     Raises MalformedDocument, and nothing else, whatever the bytes are.
     """
@@ -98,7 +98,7 @@ def blocks(of: Format, content: bytes, limit: int) -> Iterator[Block]:
             yield Block(_kept(block.text), block.level, block.position)
     except MalformedDocument:
         raise
-    except Exception as error:  # Parsers of what anybody may send raise anything.
+    except Exception as error:  # Given untrusted input, parsers raise anything.
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise MalformedDocument(f"cannot be read as {of.name}: {said}") from error
 

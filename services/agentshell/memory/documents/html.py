@@ -1,4 +1,4 @@
-"""HTML: headings, and the text of what stands as a block. Scripts and styles are left out."""
+"""HTML: headings, and the text of block elements. Scripts and styles are left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentshell.memory.documents.block import Block, MalformedDocument, heading
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LEFT_OUT = frozenset({"script", "style", "template", "noscript", "iframe", "object", "svg", "math", "select", "head"})
-# What ends the text before it and after it. Anything else is within a line.
+# Elements that end the text before and after them. Anything else is inline.
 _BLOCKS = frozenset(
     (
         *("address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "dialog"),
@@ -20,12 +20,12 @@ _BLOCKS = frozenset(
 )
 _CELLS = frozenset({"td", "th"})
 _PIECE_CHARACTERS = 65_536
-# What an end tag costs grows with it.
+# The cost of an end tag grows with it.
 _MAX_DEPTH = 512
 
 
 def blocks(text: str) -> Generator[Block]:
-    """Takes HTML apart, however malformed: what a browser would show as text, in order.
+    """Splits HTML, however malformed: what a browser would show as text, in order.
 
     Raises MalformedDocument for elements nested more than 512 deep.
     """
@@ -40,18 +40,18 @@ def blocks(text: str) -> Generator[Block]:
 
 
 class _Reader:
-    """What the parser tells of elements and text."""
+    """Collects blocks from the elements and text that the parser reports."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
         self._text: list[str] = []
-        self._left_out = 0  # How deep we are within what is left out.
+        self._left_out = 0  # Depth inside elements that are left out.
         self._depth = 0
         self._pre = 0
         self._level = 0
 
     def taken(self) -> list[Block]:
-        """Returns the blocks since it was last asked."""
+        """Returns the blocks collected since the last call."""
         taken, self._blocks = self._blocks, []
         return taken
 
@@ -85,7 +85,7 @@ class _Reader:
             self._text.append(data if self._pre else " ".join(f"x{data}x".split())[1:-1])
 
     def comment(self, text: str) -> None:
-        """Is none of the text."""
+        """Does nothing: comments are not text."""
 
     def close(self) -> None:
         self._flush()

@@ -1,4 +1,4 @@
-"""JSON: what fits a chunk stays together, with the JSON path that leads to it as its heading."""
+"""JSON: what fits into a chunk stays together, with its JSON path as the heading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from agentshell.memory.documents.block import MAX_HEADING_CHARACTERS, Block, MalformedDocument, Position
 
-# Before anything is built of it: a value takes many times the bytes it is written with.
+# Checked before parsing, because a value in memory takes many times its bytes in the text.
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -23,11 +23,11 @@ class _Leaf(NamedTuple):
 
 
 def blocks(text: str, limit: int) -> Generator[Block]:
-    """Takes JSON apart into lines `key.key[index]: value`, in order.
+    """Splits JSON into lines `key.key[index]: value`, in order.
 
-    A member or an item that fits `limit` characters is a block; of a larger one, each part is. Items count from 0, as
-    JSON paths do. Raises MalformedDocument for what is no JSON, has more than a million values, or is nested more than
-    64 deep.
+    A member or an item that fits into `limit` characters is a block; a larger one is split into its parts. Items count
+    from 0, as in JSON paths. Raises MalformedDocument for text that is not JSON, has more than a million values, or is
+    nested more than 64 deep.
     """
     if sum(map(text.count, ",[{")) > _MAX_VALUES:
         raise MalformedDocument(f"has more than {_MAX_VALUES:,} values: split it")
@@ -73,7 +73,7 @@ def _members(leaves: Sequence[_Leaf], start: int, stop: int, depth: int) -> Gene
 
 
 def _leaves(root: Any) -> Generator[_Leaf]:
-    """Yields the leaves in order. Raises MalformedDocument where they are too deep."""
+    """Yields the leaves in order. Raises MalformedDocument if they are too deep."""
     parts: list[Iterator[tuple[str | int, Any]]] = [iter([("", root)])]
     keys: list[str | int] = []
     while parts:
@@ -102,7 +102,7 @@ def _line(leaf: _Leaf, depth: int) -> str:
 
 
 def _path(keys: Sequence[str | int]) -> Block:
-    """Returns the heading; of a path too long for one, the end."""
+    """Returns a path as a heading; only its end if it is too long for one."""
     path = f"${_names(keys)}"
     return Block(path if len(path) <= MAX_HEADING_CHARACTERS else f"…{path[1 - MAX_HEADING_CHARACTERS :]}", level=1)
 

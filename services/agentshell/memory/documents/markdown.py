@@ -1,4 +1,4 @@
-"""Markdown: headings, and paragraphs, lists, tables and fenced code as they stand."""
+"""Markdown: headings, and paragraphs, lists, tables and fenced code as they are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FENCE = re.compile(r" {0,3}(?P<marks>`{3,}|~{3,})")
 
 
 def blocks(text: str) -> Generator[Block]:
-    """Takes Markdown apart. No text is lost: each line is in a block, but fences and underlines of headings."""
-    under_way: list[str] = []  # Of the paragraph, or the fenced block.
+    """Splits Markdown. No text is lost: each line is in a block, except for empty lines and underlines of headings."""
+    under_way: list[str] = []  # Lines of the current paragraph or fenced block.
     fence = ""
     for line in lines(text):
         if fence:
@@ -41,7 +41,7 @@ def blocks(text: str) -> Generator[Block]:
 
 
 def _heading(line: str, before: list[str]) -> Block | None:
-    """Returns the heading that the line is, or makes of the only line `before` it by underlining it."""
+    """Returns the heading that the line is, or that it makes of the only line `before` it by underlining it."""
     if heading := _HEADING.fullmatch(line):
         return Block(heading["title"], len(heading["marks"]))
     if len(before) == 1 and (underline := _UNDERLINE.fullmatch(line)) and (title := _UNDERLINED.fullmatch(before[0])):

@@ -1,4 +1,4 @@
-"""The parsers of lxml, which tell a target what they read, piece by piece and without a tree."""
+"""The parsers of lxml, which report what they read to a target, piece by piece and without building a tree."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-_etree: Any = importlib.import_module("lxml.etree")  # It has no types of its own.
+_etree: Any = importlib.import_module("lxml.etree")  # It is untyped.
 
 
 class Target(Protocol):
-    """What is told of elements and text. Whatever it raises ends the parsing."""
+    """Receives elements and text. Whatever it raises ends the parsing."""
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         """An element begins."""
@@ -21,31 +21,31 @@ class Target(Protocol):
         ...
 
     def data(self, data: str) -> None:
-        """There is text."""
+        """Text follows."""
         ...
 
     def close(self) -> None:
-        """That was all."""
+        """The document ends."""
         ...
 
 
 class Parser(Protocol):
-    """Takes markup in pieces, of text or bytes. What is not well-formed raises lxml's errors, or is mended in HTML."""
+    """Takes markup in pieces, of text or bytes. Malformed XML raises lxml's errors; malformed HTML is repaired."""
 
     def feed(self, data: str | bytes) -> None:
-        """Reads on."""
+        """Parses the next piece."""
         ...
 
     def close(self) -> None:
-        """Ends."""
+        """Parses the rest; there are no more pieces."""
         ...
 
 
 def html(target: Target) -> Parser:
-    """Returns a parser of HTML, however malformed."""
+    """Returns a parser for HTML, however malformed."""
     return _etree.HTMLParser(target=target, huge_tree=True)
 
 
 def xml(target: Target) -> Parser:
-    """Returns a parser of XML, which resolves no entity and fetches nothing."""
+    """Returns a parser for XML that resolves no entity and fetches nothing."""
     return _etree.XMLParser(target=target, resolve_entities=False, no_network=True, load_dtd=False)

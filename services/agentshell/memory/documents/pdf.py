@@ -13,14 +13,14 @@ from agentshell.memory.documents.block import Block, MalformedDocument, Position
 
 _MAX_PAGES = 5_000
 _MAX_OUTLINE = 5_000
-# What a heading on its page may have more than in the outline, such as its number.
+# How many more characters a heading may have on its page than in the outline, such as its number.
 _MAX_MORE_CHARACTERS = 12
 
 
 def blocks(content: bytes) -> Generator[Block]:
-    """Takes a PDF apart: text between empty lines, each with its page; what is only a picture has none.
+    """Splits a PDF into the texts between empty lines, each with its page; pictures have no text.
 
-    Raises MalformedDocument for more than 5,000 pages, and one that needs a password; and what `pypdf` does.
+    Raises MalformedDocument if it has more than 5,000 pages or needs a password, and what `pypdf` raises.
     """
     reader = PdfReader(io.BytesIO(content))
     if reader.is_encrypted and not reader.decrypt(""):
@@ -47,7 +47,7 @@ def _page(text: str, position: Position, headings: list[Block]) -> Generator[Blo
 
 
 def _named(line: str, headings: Sequence[Block]) -> Block | None:
-    """Returns the heading that a line is."""
+    """Returns the heading that a line is, if it is one."""
     said = " ".join(line.split())
     for each in headings:
         if said.endswith(each.text) and len(said) <= len(each.text) + _MAX_MORE_CHARACTERS:
@@ -56,7 +56,7 @@ def _named(line: str, headings: Sequence[Block]) -> Block | None:
 
 
 def _outline(reader: PdfReader) -> Mapping[int, list[Block]]:
-    """Returns the headings by page, from 0 on. An outline is a help: one that is broken says nothing."""
+    """Returns the headings by page, counted from 0. A broken outline is used as far as it can be read."""
     found: dict[int, list[Block]] = {}
     try:
         left: list[tuple[Any, int]] = [(reader.outline, 0)]

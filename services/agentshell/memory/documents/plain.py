@@ -1,4 +1,4 @@
-"""Plain text: paragraphs, with an empty line between them."""
+"""Plain text: paragraphs, separated by empty lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentshell.memory.documents.block import Block
 
 
 def blocks(text: str) -> Generator[Block]:
-    """Takes plain text apart into paragraphs."""
+    """Splits plain text into paragraphs."""
     paragraph: list[str] = []
     for line in lines(text):
         if line.strip():
@@ -22,6 +22,6 @@ def blocks(text: str) -> Generator[Block]:
 
 
 def lines(text: str) -> Generator[str]:
-    """Yields lines without their ends, one at a time: a document may be large."""
+    """Yields lines without their line breaks, one at a time, because a document may be large."""
     for line in io.StringIO(text, newline=None):
         yield line.removesuffix("\n")

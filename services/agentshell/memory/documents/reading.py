@@ -1,4 +1,4 @@
-"""Takes documents apart beside the event loop: in a thread, or in a process that can be ended."""
+"""Splits documents outside the event loop: in a thread, or in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MAX_OUTPUT_BYTES = 128 * 1024 * 1024
 _WORKER = "agentshell.memory.documents.worker"
 
 
-class TooManyChunks(ValueError):  # noqa: N818 - the document has
-    """A document has more chunks than are taken."""
+class TooManyChunks(ValueError):  # noqa: N818 - it describes the document
+    """A document has more chunks than are accepted."""
 
 
 async def read(media_type: str, content: bytes, limit: int, overlap: int) -> list[Chunk]:
     """Returns a document's chunks, of at most `limit` characters each.
 
-    Raises MalformedDocument, also for what takes longer than `TIMEOUT_SECONDS`, and TooManyChunks beyond `MAX_CHUNKS`.
+    Raises MalformedDocument, also if it takes longer than `TIMEOUT_SECONDS`, and TooManyChunks beyond `MAX_CHUNKS`.
     """
     found = formats.MEDIA_TYPES[media_type]
     until = time.monotonic() + TIMEOUT_SECONDS
@@ -57,7 +57,7 @@ def _in_time(blocks: Iterable[Block], until: float) -> Generator[Block]:
 
 
 async def _isolated(media_type: str, content: bytes, limit: int) -> bytes:
-    """Returns what the worker says of a document. However it goes, no worker is left behind."""
+    """Returns the worker's output for a document. Whatever happens, no worker is left behind."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-m", _WORKER, media_type, str(limit)),
         stdin=asyncio.subprocess.PIPE,
@@ -104,7 +104,7 @@ async def _all(process: asyncio.subprocess.Process) -> bytes:
 
 
 def _decoded(output: bytes) -> Iterator[Block]:
-    """Yields the blocks of a worker's lines, of which the last one says how it ended."""
+    """Returns the blocks in a worker's lines, the last of which says how it ended."""
     *lines, ending = output.splitlines()
     if ending != b"null":
         raise MalformedDocument(json.loads(ending))

@@ -1,7 +1,7 @@
-"""Source code of any language that is laid out in lines: headings are its definitions, told by how they begin.
+"""Source code of any language that is laid out in lines: headings are its definitions, recognised by how they begin.
 
-Deliberately no parser a language: what decides is indentation and a keyword. So a definition that is only quoted, in a
-text of several lines, is taken for one; all that costs is a citation.
+Deliberately, there is no parser per language: indentation and a keyword decide. So a definition that is only quoted, in
+a string of several lines, is taken for a real one; all that costs is a wrong citation.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from agentshell.memory.documents.block import MAX_HEADING_CHARACTERS, Block
 from agentshell.memory.documents.plain import lines
 
 _TAB = 4
-# Beyond the third, indentation is statements rather than definitions.
+# Beyond the third level, indented lines are statements rather than definitions.
 _MAX_LEVEL = 3
-_MAX_LINE_CHARACTERS = 400  # Of a line, what may define something.
+_MAX_LINE_CHARACTERS = 400  # The part of a line that may define something.
 _CLOSING = "})]"
 _DEFINITION = re.compile(
     r"(?:(?:export|default|pub(?:\([a-z]+\))?|public|private|protected|internal|static|final|abstract|async|unsafe|"
@@ -28,8 +28,8 @@ _DEFINITION = re.compile(
 
 
 def blocks(text: str) -> Generator[Block]:
-    """Takes source code apart at definitions, then at empty lines. Each line is in a block, as it stands."""
-    indents: list[int] = []  # Of the definitions that lead to where we are.
+    """Splits source code at definitions, then at empty lines. Every other line is in a block, unchanged."""
+    indents: list[int] = []  # Of the enclosing definitions.
     paragraph: list[str] = []
     for line in lines(text):
         if not line.strip():
@@ -45,7 +45,7 @@ def blocks(text: str) -> Generator[Block]:
             indents.append(indent)
             headings.append(Block(name, len(indents)))
         if headings:
-            # What stands right above, comments and decorators, goes with what comes.
+            # Comments and decorators right above go with what follows.
             above = _attached(paragraph, indent)
             yield from _paragraph(paragraph[: len(paragraph) - len(above)])
             yield from headings
@@ -60,7 +60,7 @@ def _paragraph(of_lines: list[str]) -> Generator[Block]:
 
 
 def _definition(line: str) -> str:
-    """Returns what a line defines; empty: nothing."""
+    """Returns what a line defines; empty if nothing."""
     found = _DEFINITION.match(line.lstrip()[:_MAX_LINE_CHARACTERS])
     if not found or not (found["rest"] or found["receiver"]):
         return ""

@@ -1,4 +1,4 @@
-"""CSV and tab-separated values: a block a row, which says what its columns are called."""
+"""CSV and tab-separated values: one block per row, with the names of its columns."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_NAME_CHARACTERS = 80
 
 
 def blocks(text: str) -> Generator[Block]:
-    """Takes rows apart; the first one names the columns. Rows count from 1, as spreadsheets do, the first included.
+    """Yields a block per row; the first row names the columns. Rows, including it, count from 1, as in spreadsheets.
 
-    The delimiter is the one of comma, semicolon and tab that the first line has most of. Raises MalformedDocument for
-    quotes that do not end, and for a field of more than 128 KiB.
+    The delimiter is whichever of comma, semicolon and tab the first line has most of. Raises MalformedDocument for an
+    unterminated quote, and for a field of more than 131,072 characters.
     """
     first_line = text[: text.find("\n")] if "\n" in text else text
     delimiter = max(_DELIMITERS, key=first_line.count)

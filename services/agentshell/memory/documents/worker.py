@@ -1,7 +1,7 @@
-"""A process that takes one document apart, with bounds of its own: `python -m ...worker MEDIA_TYPE LIMIT`.
+"""A process that splits one document, within limits of its own: `python -m ...worker MEDIA_TYPE LIMIT`.
 
-The document comes by standard input; its blocks go, a line of JSON each, to standard output. The last line says how it
-ended: `null`, or what is wrong with the document.
+It reads the document from standard input, and writes its blocks to standard output, each as a line of JSON. The last
+line says how it ended: `null`, or what is wrong with the document.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MAX_PROCESSOR_SECONDS = 60
 
 
 def main() -> None:
-    """Reads, answers, ends."""
-    import resource  # Only where it runs: no other system than POSIX has it.
+    """Reads a document and writes its blocks."""
+    import resource  # Imported only here, because only POSIX systems have it.
 
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_PROCESSOR_SECONDS, MAX_PROCESSOR_SECONDS))
-    logging.disable()  # What a parser thinks of a document is nobody's log.
+    logging.disable()  # A parser's remarks on a document belong in no log.
     warnings.simplefilter("ignore")
     _, media_type, limit = sys.argv
     problem: str | None = None

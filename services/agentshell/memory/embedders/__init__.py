@@ -1,1 +1,1 @@
-"""What makes vectors of texts: `lexical`, models of the Provider service, and models in this process."""
+"""What turns texts into vectors: `lexical`, models of the Provider service, and models in this process."""

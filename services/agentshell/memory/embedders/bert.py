@@ -1,6 +1,6 @@
-"""A sentence model of the BERT family in numpy: what a directory of `model.safetensors` and `tokenizer.json` says.
+"""A sentence model of the BERT family in numpy, read from a directory with `model.safetensors` and `tokenizer.json`.
 
-Needs the extra `agentshell[local]`. For all-MiniLM-L6-v2 its vectors equal those of torch to 2e-7.
+Needs the extra `agentshell[local]`. For all-MiniLM-L6-v2, its vectors equal those of torch to within 2e-7.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _HALF, _ONE, _ROOT_OF_HALF = np.float32(0.5), np.float32(1), np.float32(0.5**0.5
 
 
 class Shape(NamedTuple):
-    """What the directory's JSON files say of the model."""
+    """What the directory's JSON files say about the model."""
 
     dimension: int
     layers: int
     heads: int
     epsilon: float
     max_tokens: int
-    by_first_token: bool  # Otherwise by the mean of all.
+    by_first_token: bool  # Otherwise pooled by the mean of all tokens.
     prompts: dict[str, str]
 
 
 def read_shape(directory: Path) -> Shape:
-    """Reads a model's `config.json` and what sentence-transformers lays beside it.
+    """Reads a model's `config.json` and the files that sentence-transformers puts beside it.
 
     Raises OSError, and ValueError for a model that is not of the BERT family.
     """
@@ -58,10 +58,10 @@ def read_shape(directory: Path) -> Shape:
 
 
 class Bert:
-    """The model, loaded. It is not quick: in a second, one core embeds some hundred sentences, or ten chunks."""
+    """The loaded model. It is not fast: in a second, one core embeds about a hundred sentences, or ten chunks."""
 
     def __init__(self, directory: Path, shape: Shape) -> None:
-        """Raises OSError, and what the libraries do for malformed files."""
+        """Raises OSError, and what the libraries raise for malformed files."""
         self._shape = shape
         weights: dict[str, NDArray[Any]] = safetensors.load_file(directory / "model.safetensors")
         self._weights = {name.removeprefix("bert."): array.astype(np.float32) for name, array in weights.items()}
@@ -70,7 +70,7 @@ class Bert:
         self._tokenizer.enable_padding()
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Returns a vector a text, of any length."""
+        """Returns one vector per text, not normalised."""
         encodings = self._tokenizer.encode_batch(list(texts))
         tokens = np.array([encoding.ids for encoding in encodings])
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.float32)
@@ -85,7 +85,7 @@ class Bert:
         positions = weights["embeddings.position_embeddings.weight"][: tokens.shape[1]]
         hidden = words + positions + weights["embeddings.token_type_embeddings.weight"][0]
         hidden = self._normal(hidden, "embeddings.LayerNorm")
-        # What is padding is not looked at.
+        # Masks out the padding.
         bias = ((1 - mask) * np.float32(-1e9))[:, None, None, :]
         for layer in range(self._shape.layers):
             name = f"encoder.layer.{layer}"
@@ -128,7 +128,7 @@ def _gelu(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    """The error function to 1.5e-7 (Abramowitz and Stegun, 7.1.26): numpy has none."""
+    """The error function to within 1.5e-7 (Abramowitz and Stegun, 7.1.26): numpy has none."""
     t: Array = _ONE / (_ONE + np.float32(0.3275911) * np.abs(x))
     series = np.zeros_like(t)
     for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):

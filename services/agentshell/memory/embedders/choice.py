@@ -1,4 +1,4 @@
-"""Which embedder a namespace is to have, and embedders by the names that are recorded."""
+"""Which embedder a namespace should have, and embedders by their recorded names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LOCAL_PREFIX = "local/"
 
 
 def rule(config: MemoryConfig, namespace: str) -> NamespaceConfig | None:
-    """Returns the first rule for a namespace: one of its name, or of its beginning up to the slash."""
+    """Returns the first rule for a namespace: one with its name, or with its prefix up to and including the slash."""
     fits = (namespace, namespace[: namespace.index("/") + 1])
     return next((each for each in config.namespaces if each.namespace in fits), None)
 
 
 class Choice:
-    """The embedders of a configuration. Each is made when it is first asked for, and stays."""
+    """The embedders of a configuration. Each is created on first use, and kept."""
 
     def __init__(self, config: MemoryConfig, provider: grpc.aio.Channel | None) -> None:
         self._config = config
@@ -31,15 +31,15 @@ class Choice:
         self._made: dict[tuple[str, int], Embedder] = {}
 
     def wanted(self, namespace: str) -> Embedder:
-        """Returns what the configuration says for a namespace. Raises CONFIG_INVALID as `named` does."""
+        """Returns the embedder configured for a namespace. Raises CONFIG_INVALID as `named` does."""
         found = rule(self._config, namespace)
         return self.named(found.embedder, found.dimension) if found else self.named(lexical.NAME, 0)
 
     def named(self, name: str, dimension: int) -> Embedder:
-        """Returns an embedder; `dimension` matters where it is a provider's.
+        """Returns an embedder by its name; `dimension` matters only for a provider's model.
 
-        Raises CONFIG_INVALID for a model in this process that is not configured or not there, and for a provider's
-        where there is no Provider service.
+        Raises CONFIG_INVALID for a local model that is not configured or is missing, and for a provider's model if
+        there is no Provider service.
         """
         key = (name, 0 if name == lexical.NAME or name.startswith(LOCAL_PREFIX) else dimension)
         if key not in self._made:

@@ -9,18 +9,18 @@ from agentshell.memory import lexical
 from agentshell.memory.embedders.embedder import Role, unit
 from agentshell.memory.stores.store import Embedding
 
-# A chunk costs 0.3 ms; between two slices the event loop goes on with others.
+# Texts per slice. A chunk takes 0.3 ms; between two slices, the event loop can do other work.
 _SLICE = 8
 
 
 class LexicalEmbedder:
-    """Compares words and spelling. Always there."""
+    """Compares words and spelling. Always available."""
 
     name = lexical.NAME
     dimension = lexical.DIMENSIONS
 
     async def embed(self, texts: Sequence[str], role: Role) -> list[Embedding | None]:
-        """See `Embedder.embed`. Never fails; what is searched for is a text as any other."""
+        """See `Embedder.embed`. Never fails, and treats a query like any other text."""
         vectors: list[Embedding | None] = []
         for index, text in enumerate(texts):
             if index and index % _SLICE == 0:

@@ -1,4 +1,4 @@
-"""Embedders `local/<name>`: models of the BERT family in this process, from directories of the configuration."""
+"""Embedders `local/<name>`: models of the BERT family in this process, from configured directories."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BATCH = 16
 
 
 class LocalEmbedder:
-    """A model of `directory`, read when the first text comes. One batch is under way at a time, in a thread."""
+    """The model in `directory`, loaded with the first text. Runs one batch at a time, in a thread."""
 
     def __init__(self, name: str, directory: Path) -> None:
-        """Raises CONFIG_INVALID where the extra or the model is not there, or is of another family."""
+        """Raises CONFIG_INVALID if the extra or the model is missing, or the model is of another family."""
         self.name = name
         self._directory = directory
         try:
@@ -40,9 +40,9 @@ class LocalEmbedder:
         self._turn = asyncio.Lock()
 
     async def embed(self, texts: Sequence[str], role: Role) -> list[Embedding | None]:
-        """See `Embedder.embed`. Raises CONFIG_INVALID where the model's weights or its tokens cannot be read."""
+        """See `Embedder.embed`. Raises CONFIG_INVALID if the model's weights or tokenizer cannot be read."""
         prompt = self._shape.prompts.get(role, "")
-        # Texts of nearly one length go together: each is filled up to the longest of its batch.
+        # Texts of similar length go together, because each is padded to the longest in its batch.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         vectors: list[Embedding | None] = [None] * len(texts)
         for start in range(0, len(order), _BATCH):
@@ -59,7 +59,7 @@ class LocalEmbedder:
         if self._model is None:
             try:
                 self._model = Bert(self._directory, self._shape)
-            except Exception as error:  # The libraries raise classes of their own.
+            except Exception as error:  # The libraries raise exceptions of their own.
                 raise self._invalid(f"cannot be loaded: {error}", "name a directory with a whole model") from error
         return self._model.embed(texts)
 

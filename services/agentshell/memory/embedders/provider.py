@@ -1,4 +1,4 @@
-"""Embedders of the Provider service: any model that a vendor serves, by gRPC."""
+"""Embedders of the Provider service: any model that a vendor serves, over gRPC."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from kfm.error.v1 import error_pb2
 from kfm.provider.v1.provider_service_pb2 import EmbedRequest
 from kfm.provider.v1.provider_service_pb2_grpc import ProviderServiceStub
 
-# Of one request: what vendors take.
+# Limits of one request: what vendors accept.
 _MAX_TEXTS = 96
 _MAX_CHARACTERS = 100_000
-# Of a text: more would not fit most models. A chunk has no more; of a longer record, the beginning is compared.
+# The limit of a text: more would not fit most models. No chunk is longer; of a longer record, the beginning counts.
 _MAX_TEXT_CHARACTERS = 16_384
 _TIMEOUT_SECONDS = 30.0
 
 
 class ProviderEmbedder:
-    """A model, named `provider/model`. Its vectors have `dimension` numbers: its own, or fewer where it can do that."""
+    """A model, named `provider/model`. Its vectors have `dimension` numbers: its own, or fewer if it supports that."""
 
     def __init__(self, channel: grpc.aio.Channel, name: str, dimension: int) -> None:
         self.name = name
         self.dimension = dimension
         self._stub = ProviderServiceStub(channel)
-        self._is_shortened = False  # Found out by the first answer: not every model may be asked for a length.
+        self._is_shortened = False  # Learned from the first answer: not every model accepts a dimension.
 
     async def embed(self, texts: Sequence[str], role: Role) -> list[Embedding | None]:
-        """See `Embedder.embed`. Raises what the Provider service does, and CONFIG_INVALID for another dimension."""
+        """See `Embedder.embed`. Raises what the Provider service raises, and CONFIG_INVALID for another dimension."""
         vectors: list[Embedding | None] = []
         for batch in _batches([text[:_MAX_TEXT_CHARACTERS] for text in texts]):
             values = await self._ask(batch)

@@ -1,1 +1,1 @@
-"""The memory's schema in Postgres, as numbered migrations."""
+"""The memory schema in Postgres, as numbered migrations."""

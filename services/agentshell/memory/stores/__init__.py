@@ -1,1 +1,1 @@
-"""Where memory is kept: the port, and one file a database."""
+"""Where memory is kept: the port, and one file per database."""

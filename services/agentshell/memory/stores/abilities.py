@@ -1,4 +1,4 @@
-"""What each store can do. What one cannot is refused by name, or done otherwise as it says here."""
+"""What each store can do. What it cannot do is refused by name, or done differently as stated here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Abilities(NamedTuple):
-    """A store, declared.
+    """A store's declared abilities.
 
-    Whatever the store, records are in Postgres, where a write or a forget is all or nothing, words are looked for, and
-    what has expired or is forgotten is found no more.
+    Whatever the store, records are in Postgres: there a write or a forget is all or nothing, words are searched, and
+    nothing expired or forgotten is found any more.
 
-    `vectors_in`: what looks through vectors. `is_reembedding`: a namespace may change its embedder, in the background;
-    otherwise it keeps the one that it began with. `max_dimension`: the most numbers of a vector.
+    `vectors_in`: what searches the vectors. `is_reembedding`: a namespace may change its embedder, in the background;
+    otherwise it keeps its first one. `max_dimension`: the most numbers a vector may have.
     """
 
     name: str
@@ -22,6 +22,6 @@ class Abilities(NamedTuple):
 
 
 PGVECTOR = Abilities("pgvector", vectors_in="HNSW in Postgres", is_reembedding=True, max_dimension=4_000)
-# Postgres keeps the vectors, too, at most so many numbers of each: an index beside it that is lost is made anew.
+# Postgres keeps these vectors, too, which limits their dimension: a lost index is rebuilt from them.
 QDRANT = Abilities("qdrant", vectors_in="HNSW in Qdrant", is_reembedding=False, max_dimension=16_000)
 WEAVIATE = Abilities("weaviate", vectors_in="HNSW in Weaviate", is_reembedding=False, max_dimension=16_000)

@@ -1,11 +1,11 @@
-"""A store whose vectors are looked through by an index beside Postgres.
+"""A store whose vectors are searched by an index beside Postgres.
 
-Postgres decides what there is: the index only says which vectors are near, and what it says is looked up among the
-records, behind the filters. So nothing that is forgotten, has expired or was written over is found, whatever the index
-still holds; a vector is in it before its record can be read; and an index that is lost is made anew when it starts.
+Postgres decides what exists: the index only says which vectors are near, and its hits are looked up among the records,
+with all filters. So nothing that was forgotten, expired or overwritten is found, whatever the index still holds; a
+vector is in the index before its record can be read; and a lost index is rebuilt when the store opens.
 """
 
-# ruff: noqa: S608 - statements are put together from the literals of this file and of pgvector_rows alone
+# ruff: noqa: S608 - statements are built from literals alone
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kfm.memory.v1.memory_service_pb2 import SEARCH_PLAN_INDEX, BatchWriteRespon
 
 _log = structlog.get_logger("agentshell.memory")
 
-# How far the index is asked for what passes the filters, four times as far each time; then all that pass are compared.
+# The most that the index is asked for, four times as many each time; beyond, all that pass the filters are compared.
 _MAX_ASKED = 8_192
 _BATCH = 200
 # Longer than any transaction that puts vectors into the index.
@@ -72,23 +72,23 @@ _FORGET_ALL = "DELETE FROM memory_vectors.vectors WHERE dimension = %s"
 
 
 class BesideStore(PgvectorStore):
-    """Keeps records in Postgres, and their vectors in an index beside it, too. Make it with `open_beside`."""
+    """Keeps records in Postgres, and their vectors also in an index beside it. Create it with `open_beside`."""
 
     def __init__(self, database: Database, halfvec: TypeInfo, index: VectorIndex, exact_records: int) -> None:
         super().__init__(database, halfvec)
         self.abilities = index.abilities
-        self.vectors = None  # A namespace keeps the embedder that it began with.
+        self.vectors = None  # A namespace keeps its first embedder.
         self._index = index
         self._exact_records = exact_records
         self._search = PgvectorSearch(database, halfvec, self._nearest)
-        # On a connection of its own: it must be there even where the transaction that it is for ends badly.
+        # On a connection of its own: an intent must persist even if the transaction that it is for fails.
         self._intend = database.statement(_INTEND)
 
     @classmethod
     async def open_beside(cls, database: Database, index: VectorIndex, exact_records: int = recall.EXACT_LEAST) -> Self:
-        """Brings database and index up to date: what the index lacks is put into it.
+        """Brings the database and the index up to date: adds to the index what it lacks.
 
-        So many records at the most are compared in Postgres, one by one, where no more pass the filters.
+        If at most `exact_records` records pass a search's filters, Postgres compares them one by one.
         """
         plain = await PgvectorStore.open(database)
         await database.migrate("memory_vectors", "agentshell.memory.vector_migrations")
@@ -138,7 +138,7 @@ class BesideStore(PgvectorStore):
         return restored
 
     async def sweep(self, limit: int) -> int:
-        """See `Store.sweep`. Takes vectors out of the index, too, that are nobody's any more."""
+        """See `Store.sweep`. Also removes vectors from the index that belong to no record any more."""
         swept = await super().sweep(limit)
         while await self._bury(limit) == limit:
             pass
@@ -149,7 +149,7 @@ class BesideStore(PgvectorStore):
         blank = [entry.record.record_id for entry in entries if entry.embedding is None]
         if blank:
             await connection.execute(_UNMAP, rows.at(place, ids=blank))
-        # Of one record that comes twice the last counts.
+        # If a record comes twice, the last one counts.
         vectors = {entry.record.record_id: entry.embedding for entry in entries if entry.embedding is not None}
         ids = list(vectors)
         for begin in range(0, len(ids), _BATCH):
@@ -159,7 +159,7 @@ class BesideStore(PgvectorStore):
             await self._map(connection, place.key, batch, points)
 
     async def _put_points(self, points: Sequence[Point]) -> None:
-        """Says what is to be taken out again unless a transaction commits, and puts it in."""
+        """Notes that the points must be removed again unless a transaction commits, and adds them to the index."""
         dimension = len(points[0].embedding)
         names = binary.texts([str(point.point_id) for point in points])
         await self._intend.run([names, binary.bigint(dimension)])
@@ -172,7 +172,7 @@ class BesideStore(PgvectorStore):
         await connection.execute(_LIVE, [names])
 
     async def _nearest(self, query: Query, probe: Probe, wanted: int) -> Nearest | None:
-        """See `pgvector_search.Look`. Postgres looks where few pass the filters, or the index fails."""
+        """See `pgvector_search.Look`. Leaves the search to Postgres if few pass the filters, or if the index fails."""
         parameters: dict[str, Any] = rows.within(
             probe.places,
             dimension=probe.space.dimension,
@@ -180,11 +180,11 @@ class BesideStore(PgvectorStore):
             filter=rows.json(query.containing),
             kinds=list(query.kinds),
             wanted=wanted,
-            most=max(self._exact_records, wanted),  # Up to here it is counted, above it is estimated.
+            most=max(self._exact_records, wanted),  # Up to this many are counted; beyond, they are estimated.
         )
         async with self._database.connection() as connection:
             (passed,) = await (await connection.execute(_PASSING, parameters)).fetchone() or (0,)
-        # The other slot is of a namespace that changed its embedder while its store was another one.
+        # Slot 2 belongs to a namespace that changed its embedder while another store was configured.
         if passed <= self._exact_records or probe.space.slot != 1:
             return None
         try:
@@ -197,7 +197,7 @@ class BesideStore(PgvectorStore):
     async def _by_index(
         self, probe: Probe, wanted: int, passed: int, parameters: Mapping[str, Any]
     ) -> tuple[list[str], list[str], list[float]] | None:
-        """Returns what the index finds that passes the filters; None where that is less than there may be."""
+        """Returns what the index finds that passes the filters; None if there may be more."""
         asked = 2 * wanted
         while asked <= _MAX_ASKED:
             names: list[uuid.UUID] = []
@@ -209,7 +209,7 @@ class BesideStore(PgvectorStore):
             async with wall.reading(self._database) as connection:
                 register_halfvec_info(connection, self._halfvec)
                 found = await (await connection.execute(_FOUND, {**parameters, "points": names})).fetchall()
-            # An index may miss a few, and where it does all are compared.
+            # An index may miss a few; if so, all are compared.
             if len(found) >= min(wanted, passed):
                 return [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
             if is_all:
@@ -225,14 +225,14 @@ class BesideStore(PgvectorStore):
         return len(buried)
 
     async def _mend(self) -> None:
-        """Puts into the index what it lacks: since it is new, or was lost, or the store was another one."""
+        """Adds to the index what it lacks because it is new, was lost, or was not the configured store."""
         async with self._database.transaction() as connection:
-            await connection.execute(_LOCK)  # One process at a time; the next one finds it done.
+            await connection.execute(_LOCK)  # One process at a time; the next finds it done.
             before = dict(await (await connection.execute(_COUNTS)).fetchall())
             there = {dimension: await self._index.count(dimension) for dimension in before}
             after = dict(await (await connection.execute(_COUNTS)).fetchall())
             for dimension, count in there.items():
-                # Others write meanwhile, which puts in before it counts, and takes out after.
+                # Others write meanwhile: a vector enters the index before Postgres counts it, and leaves it after.
                 if count < min(before[dimension], after.get(dimension, 0)):
                     await self._index.drop(dimension)
                     await connection.execute(_FORGET_ALL, [dimension])

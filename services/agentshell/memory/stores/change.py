@@ -1,4 +1,4 @@
-"""Changes of places: one transaction each, after which no cache answers with what was before it."""
+"""Changes to places: one transaction each, after which no cache answers with what was there before."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SWEEP = "DELETE FROM memory.generations WHERE update_time < now() - interval '1
 
 @asynccontextmanager
 async def change(database: Database, *places: Place, alone: bool = False) -> AsyncGenerator[Connection]:
-    """A transaction that changes what the places hold, at the end of which each is at its next generation.
+    """A transaction that changes what the places hold. At its end, each place is at its next generation.
 
-    `alone`: while no other one changes them. Who waits for such a one leaves half of the connections to other tenants.
+    `alone`: no other change to them runs meanwhile. Those who wait leave half of the connections to other tenants.
     """
     async with database.shares.of(places[0].tenant_id), database.transaction() as connection:
         tenants, names = sorted({place.tenant_id for place in places}), sorted({place.key for place in places})
@@ -30,17 +30,17 @@ async def change(database: Database, *places: Place, alone: bool = False) -> Asy
 
 @asynccontextmanager
 async def change_all(database: Database, tenant_id: str) -> AsyncGenerator[Connection]:
-    """A transaction that changes any of a tenant's places, while no other one does. It counts them by itself."""
+    """A transaction that changes any of a tenant's places, while no other one does. The caller calls `count`."""
     async with database.shares.of(tenant_id), database.transaction() as connection:
         await connection.execute(_BEGIN, ([], [tenant_id], wall.caller()))
         yield connection
 
 
 async def count(connection: Connection, *places: Place) -> None:
-    """Brings places to their next generations, at the end of a transaction that has found out itself which they are."""
+    """Moves places to their next generations, at the end of a transaction that has found out which ones it changes."""
     await connection.execute(_END, [list({place.key for place in places})])
 
 
 async def sweep(connection: Connection) -> None:
-    """Takes away the counts that no cache's entry can be of any more."""
+    """Removes the generations that no cache entry can refer to any more."""
     await connection.execute(_SWEEP)

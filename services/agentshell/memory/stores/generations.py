@@ -1,6 +1,6 @@
-"""What tells whether anything of places has changed: their generations, which every change counts (change.py)."""
+"""Tells whether anything in places has changed, by their generations, which every change advances (change.py)."""
 
-# ruff: noqa: S608 - statements are put together from literals: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentshell.db.database import Database
 
 
 class State(NamedTuple):
-    """A digest of the generations that places have, and the time at which they have them, in seconds since 1970.
+    """A digest of places' generations, and the time at which they were read, in seconds since 1970.
 
     The time is Postgres', by whose clock records expire.
     """
@@ -23,7 +23,7 @@ class State(NamedTuple):
 
 
 def columns(places: LiteralString) -> LiteralString:
-    """Returns the two columns that `state` takes, of a `text[]` of places' keys."""
+    """Returns the two columns that `state` takes, for a `text[]` of places' keys."""
     return f"""(
             SELECT array_agg(coalesce(generation, 0) ORDER BY number)
             FROM unnest({places}) WITH ORDINALITY AS asked (place, number) LEFT JOIN memory.generations USING (place)
@@ -31,12 +31,12 @@ def columns(places: LiteralString) -> LiteralString:
 
 
 def state(generations: bytes | None, time: bytes | None) -> State:
-    """Returns the state that two columns are, in binary form."""
+    """Returns the state in the two columns, which are in binary format."""
     return State(hashlib.sha256(generations or b"").digest(), binary.float_of(time or b""))
 
 
 class Generations:
-    """Reads them, where that is not part of another statement."""
+    """Reads generations by a statement of their own."""
 
     def __init__(self, database: Database) -> None:
         self._statement = database.statement("SELECT " + columns("$1::text[]"))

@@ -19,8 +19,8 @@ _APPEND = "SELECT memory.append($1::text, $2::text, $3::text, $4::bytea[], $5::t
 _NEWEST = """
     SELECT message, position, older
     FROM memory.newest($1::text, $2::text, $3::bigint, $4::bigint, $5::bigint, $6::text)"""
-_CONNECTIONS = 4  # An append waits for the disk and for whoever forgets, and a page may be large.
-_NO_POSITION = 2**63 - 1  # After all.
+_CONNECTIONS = 4  # An append waits for the disk and for those who forget, and a page may be large.
+_NO_POSITION = 2**63 - 1  # After all messages.
 _TRUE = b"\x01"
 _RANGE = """
     SELECT message FROM (
@@ -40,7 +40,7 @@ _LOCK = """
 
 
 class SummaryPlan(NamedTuple):
-    """To which position a session's next summary goes; whose session it is; and which one of its name."""
+    """Which session under its id is meant, whose it is, and up to which position its next summary goes."""
 
     incarnation: UUID
     user_id: str
@@ -53,15 +53,15 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._append = database.statements(_APPEND, _CONNECTIONS + 1)
-        self._appending = Shares(_CONNECTIONS)  # So that no tenant has all.
+        self._appending = Shares(_CONNECTIONS)  # So that no tenant takes all of them.
         self._newest = database.statements(_NEWEST, _CONNECTIONS)
 
     async def append(
         self, tenant_id: str, session_id: str, messages: Sequence[Message], user_id: str, once: Once
     ) -> AppendMessagesResponse:
-        """Adds messages to the end of a session's history, in order, whoever else appends.
+        """Adds messages to the end of a session's history, in order, even if others append at the same time.
 
-        It is the conversation of the first `user_id` that is not empty.
+        The session belongs to the first `user_id` that is not empty.
         """
         async with self._appending.of(tenant_id):
             result = await self._append.run(
@@ -78,7 +78,7 @@ class History:
     async def list(
         self, tenant_id: str, session_id: str, before: int | None, limit: int, limit_bytes: int
     ) -> MessagePage:
-        """Returns the newest messages before a position (None: of all); at least one where there is one."""
+        """Returns the newest messages before a position (None: of all); at least one if there is one."""
         numbers = [binary.bigint(number) for number in (before or _NO_POSITION, limit, limit_bytes)]
         result = await self._newest.run([*_texts(tenant_id, session_id), *numbers, *_texts(wall.caller())])
         if not result.ntuples:
@@ -90,16 +90,16 @@ class History:
     async def range(
         self, tenant_id: str, session_id: str, first: int, last: int, limit_bytes: int
     ) -> Sequence[Message]:
-        """Returns the messages of these positions, oldest first, as many as fit; at least one where there is one."""
+        """Returns the messages at these positions, oldest first, as many as fit; at least one if there is one."""
         parameters = {"tenant": tenant_id, "session": session_id, "first": first, "last": last}
         async with wall.reading(self._database) as connection:
             cursor = await connection.execute(_RANGE, {**parameters, "limit_bytes": limit_bytes})
             return [Message.FromString(message) for (message,) in await cursor.fetchall()]
 
     async def plan_summary(self, tenant_id: str, session_id: str, covered: int, until: int) -> SummaryPlan | None:
-        """Returns how far the summary after the one that covers so much goes: for all who ask, as the first one said.
+        """Returns how far the summary after `covered` goes: the first caller's `until` holds for all callers.
 
-        None: there is no such session.
+        Returns None if there is no such session.
         """
         parameters = {"tenant": tenant_id, "session": session_id, "covered": covered, "until": until}
         async with wall.reading(self._database) as connection:
@@ -108,7 +108,7 @@ class History:
 
     @staticmethod
     async def lock(connection: Connection, tenant_id: str, session_id: str, incarnation: UUID) -> bool:
-        """Returns whether the session is still the same, and keeps it so until the connection's transaction ends."""
+        """Returns whether the session is still the same one, and keeps it so until the transaction ends."""
         cursor = await connection.execute(_LOCK, (tenant_id, session_id, incarnation))
         return await cursor.fetchone() is not None
 

@@ -1,4 +1,4 @@
-"""The port of an index of vectors beside Postgres, one file an index, and which one is configured."""
+"""The port of a vector index beside Postgres (one file per index), and the choice of the configured one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kfm.error.v1 import error_pb2
 
 
 class Point(NamedTuple):
-    """A vector of a place, and its name."""
+    """A vector in a place, and its id."""
 
     point_id: uuid.UUID
     place: str
@@ -23,41 +23,41 @@ class Point(NamedTuple):
 
 
 class VectorIndex(Protocol):
-    """Finds near vectors. Its methods raise DATABASE_UNAVAILABLE; what they have done is so when they return."""
+    """Finds near vectors. Methods raise DATABASE_UNAVAILABLE; their effects are complete when they return."""
 
     abilities: Abilities
 
     async def prepare(self, dimension: int) -> None:
-        """Makes ready for vectors of this length."""
+        """Prepares for vectors of this length."""
         ...
 
     async def put(self, dimension: int, points: Sequence[Point]) -> None:
-        """Takes vectors in."""
+        """Adds vectors."""
         ...
 
     async def nearest(self, place: str, embedding: Embedding, limit: int) -> Sequence[uuid.UUID]:
-        """Returns the names of about the nearest vectors of a place, by cosine."""
+        """Returns the ids of approximately the nearest vectors in a place, by cosine."""
         ...
 
     async def remove(self, dimension: int, point_ids: Sequence[uuid.UUID]) -> None:
-        """Lets vectors go; those that are not there are no error."""
+        """Removes vectors; missing ones are no error."""
         ...
 
     async def drop(self, dimension: int) -> None:
-        """Lets all vectors of this length go."""
+        """Removes all vectors of this length."""
         ...
 
     async def count(self, dimension: int) -> int:
-        """Returns how many vectors there are."""
+        """Returns how many vectors of this length there are."""
         ...
 
     async def close(self) -> None:
-        """Ends."""
+        """Closes the connection."""
         ...
 
 
 def of(config: MemoryConfig, environment: Mapping[str, str]) -> VectorIndex | None:
-    """Returns the configured index; None: vectors are looked through in Postgres. Raises CONFIG_INVALID."""
+    """Returns the configured index; None if Postgres searches the vectors. Raises CONFIG_INVALID."""
     key = environment.get(config.index_key_env) if config.index_key_env else None
     if config.index_key_env and not key:
         raise _invalid("memory.index_key_env", f"names {config.index_key_env!r}, which is not set", "set the variable")
@@ -66,11 +66,11 @@ def of(config: MemoryConfig, environment: Mapping[str, str]) -> VectorIndex | No
             case "pgvector":
                 return None
             case "qdrant":
-                from agentshell.memory.stores.qdrant import QdrantIndex  # Its client is an extra.
+                from agentshell.memory.stores.qdrant import QdrantIndex  # Its client is optional.
 
                 return QdrantIndex.at(config.qdrant_url, key)
             case "weaviate":
-                from agentshell.memory.stores.weaviate import WeaviateIndex  # Its client is an extra.
+                from agentshell.memory.stores.weaviate import WeaviateIndex  # Its client is optional.
 
                 return WeaviateIndex.at(config.weaviate_url, config.weaviate_grpc_port, key)
     except ImportError:
@@ -88,7 +88,7 @@ def reaching(name: str, url: str, failures: tuple[type[Exception], ...]) -> Gene
 
 
 def unavailable(name: str, url: str, error: Exception) -> AgentShellError:
-    """Returns the error of an index that does not answer, or refuses."""
+    """Returns the error for an index that does not answer, or refuses."""
     return AgentShellError(
         error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
         f"{name} at {url}: {' '.join(str(error).split())[:500]}; check that it runs, and memory.{name}_url",

@@ -1,9 +1,9 @@
-"""Which embedders made the vectors of places, and make them anew: in Postgres, whatever the store is.
+"""Which embedders made the vectors of places, and which make the next ones: in Postgres, whatever the store is.
 
-A place changes its embedder so: its other slot is empty (`is_clean`); it gets a next space (`propose`), from when on
-every write fills both slots; the records from before are filled up; reads go to the other slot (`flip`); the old one is
-emptied.
-Whoever changes a row here holds the place alone (change.py), so that no write is under way that knows it otherwise.
+A place changes its embedder in steps: its other slot is empty (`is_clean`); it gets a next space (`propose`), and from
+then on every write fills both slots; older records are filled in; reads switch to the other slot (`flip`); the old slot
+is cleared.
+Whoever changes a place's spaces holds the place alone (change.py), so that no concurrent write relies on the old ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FORGET = "DELETE FROM memory.namespaces WHERE place = ANY (%s) AND next_embedde
 
 
 class State(NamedTuple):
-    """A place's row. `is_clean`: nothing is left in the slot that is not read; it counts where no space is next."""
+    """A place's row. `is_clean`: the slot that is not read is empty; it means nothing while there is a next space."""
 
     place: Place
     spaces: Spaces
@@ -49,47 +49,47 @@ async def read(connection: Connection, places: Sequence[Place]) -> Mapping[Place
 
 
 async def page(connection: Connection, after: str, limit: int) -> Sequence[State]:
-    """Returns the states of all tenants' places, by key, after one."""
+    """Returns the states of all tenants' places, by key, after the key `after`."""
     cursor = await connection.execute(_PAGE, [after, limit])
     return [_state(*row) for row in await cursor.fetchall()]
 
 
 async def begin(connection: Connection, place: Place, space: Space) -> None:
-    """Gives a place its first space, where it has none."""
+    """Gives a place its first space, if it has none."""
     await connection.execute(_BEGIN, [place.key, *place, space.embedder, space.dimension])
 
 
 async def check(connection: Connection, place: Place, expected: Spaces) -> None:
-    """Raises SpaceChanged where a place has other spaces than expected.
+    """Raises SpaceChanged if a place has other spaces than expected.
 
-    Within a transaction that holds the place (change.py) it has them until the end.
+    In a transaction that holds the place (change.py), it keeps them until the end.
     """
     if (await read(connection, [place])).get(place) != expected:
         raise SpaceChanged
 
 
 async def propose(connection: Connection, place: Place, space: Space) -> None:
-    """Has every write fill the other slot, too, which must be clean."""
+    """Makes every write also fill the other slot, which must be clean."""
     await connection.execute(_PROPOSE, [space.embedder, space.dimension, place.key])
 
 
 async def drop(connection: Connection, place: Place) -> None:
-    """Takes back what was proposed."""
+    """Withdraws the next space."""
     await connection.execute(_DROP, [place.key])
 
 
 async def flip(connection: Connection, place: Place) -> None:
-    """Has reads use the other slot, and writes that alone."""
+    """Switches reads to the other slot, and writes to that slot alone."""
     await connection.execute(_FLIP, [place.key])
 
 
 async def cleaned(connection: Connection, place: Place) -> None:
-    """Says that the other slot is empty."""
+    """Records that the other slot is empty."""
     await connection.execute(_CLEANED, [place.key])
 
 
 async def forget(connection: Connection, places: Sequence[Place]) -> None:
-    """Forgets that there were these places, which hold nothing, but for those of which a slot may yet be written."""
+    """Forgets these places, which hold nothing, except those with a slot that may still be written."""
     await connection.execute(_FORGET, [[place.key for place in places]])
 
 

@@ -16,7 +16,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 _CLAIM = "SELECT is_first, first_answer FROM memory.claim(%s, %s, %s)"
 _KEEP = "SELECT memory.keep_answer(%s, %s, %s)"
-# An hour later than they end, so that none goes between a claim and its reading.
+# An hour after they expire, so that none disappears between a claim and its reading.
 _SWEEP = """
     DELETE FROM memory.requests WHERE (tenant_id, request_id) IN (
         SELECT tenant_id, request_id FROM memory.requests WHERE create_time < now() - interval '25 hours'
@@ -31,9 +31,9 @@ async def run(
     answer: type[Answer],
     effect: Callable[[Connection], Awaitable[Answer]],
 ) -> Answer:
-    """Runs `effect`, which changes `place`, in a transaction and returns its answer; a repeated request's first answer.
+    """Runs `effect`, which changes `place`, in a transaction; returns its answer, or the first one to a repeat.
 
-    An effect that fails is not remembered. Raises REQUEST_ID_REUSED where the id was used for another request.
+    An effect that fails is not remembered. Raises REQUEST_ID_REUSED if the id was used for another request.
     """
     async with change(database, place) as connection:
         return await within(connection, place.tenant_id, once, answer, effect)
@@ -46,7 +46,7 @@ async def within(
     answer: type[Answer],
     effect: Callable[[Connection], Awaitable[Answer]],
 ) -> Answer:
-    """As `run`, in the connection's transaction."""
+    """Like `run`, in the connection's transaction."""
     if once is None:
         return await effect(connection)
     key = (tenant_id, once.request_id)
@@ -59,14 +59,14 @@ async def within(
 
 
 def repeated(once: Once, answer: type[Answer], first: bytes | None) -> Answer:
-    """Returns the first answer as the schema's functions give it. Raises REQUEST_ID_REUSED for None."""
+    """Decodes the first answer, as the schema's functions return it. Raises REQUEST_ID_REUSED for None."""
     if first is None:
         raise request_id_reused(once.request_id)
     return answer.FromString(first)
 
 
 async def sweep(database: Database) -> None:
-    """Takes away the answers that are given no more."""
+    """Removes answers that are no longer given."""
     while True:
         async with database.connection() as connection:
             if (await connection.execute(_SWEEP, [_SWEPT_AT_ONCE])).rowcount < _SWEPT_AT_ONCE:

@@ -1,6 +1,6 @@
 """The store in Postgres with pgvector."""
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from kfm.memory.v1.memory_service_pb2 import (
     StoredRecord,
 )
 
-# By functions that see before the wall: behind it no index is of use to them.
+# Through functions that run in front of the wall, because behind it they could use no index.
 _OF_DOCUMENT = f"{rows.IN_PLACE} AND records.record_id IN (SELECT memory.of_document(%(place)s, %(uri)s))"
 
-# What has expired is gone: a write in its place begins anew, at version 1.
+# An expired record is gone: a write in its place starts over at version 1.
 _BURY = f"DELETE FROM memory.records WHERE {rows.IN_PLACE} AND record_id = ANY (%(ids)s) AND NOT {rows.ALIVE}"
 _WRITE = f"""
     INSERT INTO memory.records AS record ({rows.WRITE_COLUMNS}) VALUES ({rows.PLACEHOLDERS})
@@ -56,7 +56,7 @@ _GET = f"""
 
 _UNTOUCHED = f"{_OF_DOCUMENT} AND version = 1 AND {rows.ALIVE}"
 _CHUNKS = f"SELECT record_id, source_chunk_index FROM memory.records WHERE {_UNTOUCHED}"
-# Kept chunks stay what they are; only where they stand may change. Says how many of them there are.
+# Kept chunks stay as they are; only their index may change. Returns how many of them there are.
 _KEEP = f"""
     WITH kept AS (
         SELECT * FROM unnest(%(kept)s::text[], %(indexes)s::integer[]) AS kept (kept_id, chunk_index)
@@ -86,7 +86,7 @@ _SWEEP = f"""
 
 
 class PgvectorStore:
-    """Keeps records in one table: HNSW by vector, GIN by words and metadata. Make it with `open`."""
+    """Keeps records in one table, with HNSW for vectors and GIN for words and metadata. Create it with `open`."""
 
     abilities = abilities.PGVECTOR
 
@@ -98,7 +98,7 @@ class PgvectorStore:
 
     @classmethod
     async def open(cls, database: Database) -> PgvectorStore:
-        """Brings the database up to date. Raises CONFIG_INVALID where it has no pgvector 0.8 or newer."""
+        """Brings the database up to date. Raises CONFIG_INVALID if it has no pgvector 0.8 or newer."""
         await database.migrate("memory", "agentshell.memory.migrations")
         async with database.connection() as connection:
             cursor = await connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
@@ -123,7 +123,7 @@ class PgvectorStore:
         rows.adapt(connection, self._halfvec)
         ids = [entry.record.record_id for entry in entries]
         await connection.execute(_BURY, rows.at(place, ids=ids))
-        # In one order for all, so that no two transactions wait for each other.
+        # In one order for all writers, so that no two transactions wait for each other.
         order = sorted(range(len(entries)), key=ids.__getitem__)
         cursor = connection.cursor()
         await cursor.executemany(_WRITE, [rows.row(place, entries[index]) for index in order], returning=True)
@@ -279,7 +279,7 @@ async def _forget(connection: Connection, condition: LiteralString, parameters: 
 
 
 def _check_version(record_id: str, version: int, expected: int | None) -> None:
-    """Compares after the write, which has the row locked; a conflict rolls it back."""
+    """Compares after the write, which holds the row's lock; a conflict rolls it back."""
     if expected is None or version == expected + 1:
         return
     found = f"it is at version {version - 1}" if version > 1 else "there is none"

@@ -1,6 +1,6 @@
-"""The statements that copy records out, bring them back and count them."""
+"""The statements that copy records out, restore them and count them."""
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PAGE = "ORDER BY namespace, record_id LIMIT %(limit)s"
 
 
 def _copy(found: LiteralString) -> LiteralString:
-    """Returns what gives the namespace and READ_COLUMNS of what is found, as much as fits."""
+    """Returns the query for the namespace and READ_COLUMNS of the records found, as many as fit."""
     return f"""
     SELECT namespace, {rows.READ_COLUMNS} FROM (
         SELECT *, row_number() OVER by_name AS number, sum({_SIZE}) OVER by_name AS total_bytes
@@ -27,7 +27,7 @@ def _copy(found: LiteralString) -> LiteralString:
 COPY_ALL = _copy(f"""
     SELECT namespace, {rows.READ_COLUMNS} FROM memory.records
     WHERE tenant_id = %(tenant)s AND {_AFTER} AND {rows.ALIVE} {_PAGE}""")
-# A place's own records come by its key, the others by the user whom they name.
+# The records of whole namespaces are found by name, the others by the user whom they name.
 COPY_SOME = _copy(f"""
     SELECT * FROM (
         (SELECT namespace, {rows.READ_COLUMNS} FROM unnest(%(namespaces)s::text[]) AS asked (name) CROSS JOIN LATERAL (
@@ -49,7 +49,7 @@ RESTORE = f"""
         create_time = excluded.create_time, update_time = excluded.update_time, version = excluded.version
     WHERE record.version < excluded.version"""
 
-# From one name to the next, so that a namespace of a million records costs one look into the index.
+# Steps from one name to the next, so that finding a namespace of a million records costs one index lookup.
 STATS = f"""
     WITH RECURSIVE names (name) AS (
         SELECT min(namespace) FROM memory.records

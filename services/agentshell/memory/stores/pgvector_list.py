@@ -1,10 +1,10 @@
-"""The statements that list records, one for each order: keyset pages, from an index of that order.
+"""The statements that list records, one for each order: keyset pages, from an index in that order.
 
-Which are next is found before the wall, behind which no index of metadata can be used; they are read behind it. In one
-statement, so that it all is of one moment.
+A page's keys are found in front of the wall, because no metadata index can be used behind it; its records are read
+behind it. One statement does both, so that they come from one snapshot.
 """
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SIZE = "octet_length(text) + coalesce(octet_length(metadata::text), 0)"
 
 
 def statement(listing: Listing, after: Position | None) -> LiteralString:
-    """Returns what gives the tenant of each record of a page, whether there are more, and the record."""
+    """Returns the query for a page: of each record its tenant, whether there are more, and the record."""
     return _statement(listing.key, listing.descending, after is not None)
 
 
 def parameters(listing: Listing, after: Position | None, limit: int, limit_bytes: int) -> dict[str, Any]:
-    """Returns what `statement` takes."""
+    """Returns the parameters of `statement`."""
     time, record_id, tenant_id = after or (None, None, None)
     return rows.within(
         listing.places,
@@ -50,7 +50,7 @@ def _statement(key: LiteralString, descending: bool, is_resumed: bool) -> Litera
         in_place = f"{key} {way}, record_id {way}"
     order = f"{in_place}, tenant_id {way}"
     resumed = ""
-    if is_resumed:  # The index finds where its own columns go on; the tenant says which of two places was the last.
+    if is_resumed:  # The index resumes by its own columns; the tenant tells which of two places was last.
         resumed = f"""AND ({columns}) {beyond}= ({values})
                     AND ({columns}, tenant_id) {beyond} ({values}, %(after_tenant)s::text)"""
     return f"""

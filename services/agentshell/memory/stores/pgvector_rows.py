@@ -1,4 +1,4 @@
-"""What a record is as a row, and a row as a record."""
+"""Converts records to rows, and rows to records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WRITE_TYPES = (
     *("text[]", "text", "timestamptz", "halfvec", "halfvec"),
 )
 PLACEHOLDERS = "%s" + ", %s" * 13
-# All that a write replaces, in an INSERT ... ON CONFLICT DO UPDATE SET.
+# Everything that a write replaces, for INSERT ... ON CONFLICT DO UPDATE SET.
 REPLACE = (
     "kind = excluded.kind, text = excluded.text, metadata = excluded.metadata, source_uri = excluded.source_uri,"
     " source_title = excluded.source_title, source_chunk_index = excluded.source_chunk_index,"
@@ -62,18 +62,18 @@ def _json(value: bytes) -> Any:
     return _decode(value[1:].decode())  # The first byte is the format's version.
 
 
-# What reads each of READ_COLUMNS in binary form.
+# What decodes each of READ_COLUMNS from binary format.
 READERS: Sequence[Callable[[bytes], Any]] = (
     *(bytes.decode, binary.number_of, bytes.decode, _json, bytes.decode, bytes.decode, binary.number_of),
     *(binary.texts_of, bytes.decode, _time, _time, _time, binary.number_of),
 )
 
-# Which connections know the type: to tell one costs as much as a small search.
+# The connections that know the type: registering it costs as much as a small search.
 _adapted: WeakSet[Connection] = WeakSet()
 
 
 def adapt(connection: Connection, halfvec: TypeInfo) -> None:
-    """Lets a connection take and give vectors."""
+    """Registers the vector type with a connection."""
     if connection not in _adapted:
         register_halfvec_info(connection, halfvec)
         _adapted.add(connection)
@@ -90,22 +90,22 @@ def within(places: Sequence[Place], **more: object) -> dict[str, Any]:
 
 
 def json(struct: Struct | None) -> Jsonb | None:
-    """Returns what a filter or metadata is as a parameter."""
+    """Returns a filter or metadata as a parameter."""
     return None if struct is None else Jsonb(MessageToDict(struct))
 
 
 def json_text(struct: Struct | None) -> str | None:
-    """Returns what a filter is as text: the same for the same."""
+    """Returns a filter as text; equal filters give equal texts."""
     return None if struct is None else dumps(MessageToDict(struct), sort_keys=True)
 
 
 def vector(embedding: Embedding | None) -> HalfVector | None:
-    """Returns what a vector is as a parameter."""
+    """Returns a vector as a parameter."""
     return None if embedding is None else HalfVector(embedding)
 
 
 def row(place: Place, entry: Entry) -> tuple[object, ...]:
-    """Returns a record as WRITE_COLUMNS has it."""
+    """Returns a record as a row of WRITE_COLUMNS."""
     record, source = entry.record, entry.record.source
     has_source = record.HasField("source")
     return (
@@ -127,18 +127,18 @@ def row(place: Place, entry: Entry) -> tuple[object, ...]:
 
 
 def record(*columns: Any) -> Record:
-    """Returns the record that READ_COLUMNS holds."""
+    """Returns the record in a row of READ_COLUMNS."""
     made = Record()
     fill(made, *columns)
     return made
 
 
 def fill(made: Record, *columns: Any) -> None:
-    """Makes an empty record the one that READ_COLUMNS holds."""
+    """Fills an empty record from a row of READ_COLUMNS."""
     made.record_id, made.kind, made.text, metadata, uri, title, chunk_index, source_ids, *rest = columns
     made.user_id, *times, made.version = rest
     if metadata is not None:
-        made.metadata.update(metadata)  # A third of the time that json_format takes.
+        made.metadata.update(metadata)  # Takes a third of json_format's time.
         made.metadata.SetInParent()
     if uri is not None:
         made.source.uri, made.source.title, made.source.chunk_index = uri, title, chunk_index
@@ -150,7 +150,7 @@ def fill(made: Record, *columns: Any) -> None:
 def receipt(
     record_id: str, create_time: datetime, update_time: datetime, expire_time: datetime | None, version: int
 ) -> Record:
-    """Returns what a write tells of a record beyond what it was given."""
+    """Returns what a write reports about a record beyond what it was given."""
     made = Record(record_id=record_id, version=version)
     _set_times(made, create_time, update_time, expire_time)
     return made
@@ -164,5 +164,5 @@ def _set_times(made: Record, create_time: datetime, update_time: datetime, expir
 
 
 def _set_time(made: Timestamp, time: datetime) -> None:
-    since = time - _EPOCH  # A fifth of the time that FromDatetime takes.
+    since = time - _EPOCH  # Takes a fifth of FromDatetime's time.
     made.seconds, made.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1_000

@@ -1,10 +1,10 @@
-"""Search in Postgres: one statement, which looks by vector and by words, fuses both, and reads what it has found.
+"""Search in Postgres: one statement that searches by vector and by words, fuses both, and reads the records found.
 
-The functions that it calls are in migrations/0002_search.sql, 0007_plans.sql and 0008_kept_plans.sql; `nearest` chooses
-between comparing all vectors and asking the index. Records are read behind the wall (wall.py).
+The functions it calls are in migrations/0002_search.sql, 0007_plans.sql, 0008_kept_plans.sql and 0010_words.sql;
+`nearest` chooses between comparing all vectors and asking the index. Records are read behind the wall (wall.py).
 """
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone
+# ruff: noqa: S608 - statements are built from literals alone
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 from kfm.memory.v1.memory_service_pb2 import RECORD_KIND_CHUNK, SearchPlan, SearchResponse
 
-# Of an index of halfvec.
+# The limit of an index on halfvec.
 MAX_DIMENSION = 4_000
 
-# Searches of one process that run side by side, each on a connection of its own.
+# How many searches a process runs side by side, each on a connection of its own.
 _CONNECTIONS = 4
-# How long it counts that so many have passed some filters, and by which index they are found. Where they have become
-# many, or few, in between, a search is slower or finds a little less; what it finds is never less than is asked for.
+# How long a search relies on how many records passed its filters before, and on the index that found them. If that has
+# changed much since, it is slower or its recall a little lower, but it still returns as many hits as were asked for.
 _PASSED_SECONDS = 10.0
 _PASSED_KEPT = 10_000
 _UNKNOWN: Mapping[str, Any] = {"expected": None, "way": None}
 
 _SPACE_CHANGED = "KFM01"
 
-# The first row is there even where nothing is found, and says how it was looked.
+# The first row exists even if nothing is found, and says how the search was done.
 _SEARCH = f"""
     WITH looked AS MATERIALIZED (
         SELECT near.* FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s, %(kinds)s,
@@ -90,7 +90,7 @@ _SEARCH = f"""
         {generations.columns("%(places)s")}, looked.plan, looked.passed, looked.way, hits.*
     FROM (VALUES (true)) AS always LEFT JOIN looked ON true LEFT JOIN hits ON true ORDER BY score DESC, record_id"""
 
-# What it takes, in this order, of which types.
+# Its parameters in order, with their types.
 _PARAMETERS = {
     "tenant": "text",
     "places": "text[]",
@@ -135,19 +135,19 @@ _BINARY: Mapping[str, Callable[[Any], bytes]] = {
     "boolean": binary.boolean,
     "halfvec": HalfVector.to_binary,
 }
-# The statement as it is prepared.
+# The statement as prepared.
 STATEMENT = _SEARCH % {name: f"${number}::{kind}" for number, (name, kind) in enumerate(_PARAMETERS.items(), 1)}
 _WRITERS = [(name, _BINARY[kind]) for name, kind in _PARAMETERS.items()]
-# Its columns: whether a place has vectors that was said to be bare, the places' state, how it was looked, the hits.
+# Its columns: whether a place assumed to be bare has vectors, the places' state, how the search was done, the hits.
 _IS_CHANGED, _GENERATIONS, _TIME, _PLAN, _PASSED, _WAY, _FIRST_OF_HIT = range(7)
 _TRUE = b"\x01"
 
-# What a probe finds, where it is not the only one.
+# What one of several probes finds.
 _NEAREST = """
     SELECT * FROM memory.nearest(%(probe_places)s, %(vector)s, %(embedder)s, %(slot)s, %(filter)s::jsonb,
         %(kinds)s::smallint[], %(wanted)s, %(exact_least)s, %(exact_factor)s, %(effort)s, %(expected)s, %(way)s)"""
 
-# The chunks around chunks: each with the number of the hit that it is near.
+# The chunks around hits, each with the number of its hit.
 _NEIGHBOURS = f"""
     SELECT number, {rows.READ_COLUMNS} FROM memory.records
     JOIN unnest(%(places)s::text[], %(uris)s::text[], %(indexes)s::integer[])
@@ -159,7 +159,7 @@ _NEIGHBOURS = f"""
 
 
 class Nearest(NamedTuple):
-    """What a probe has found, nearest first, as `memory.nearest` says it: a SearchPlan, and the keys of places."""
+    """What a probe found, nearest first, as `memory.nearest` returns it; `plan` is a SearchPlan, `places` are keys."""
 
     plan: int
     passed: int
@@ -168,12 +168,12 @@ class Nearest(NamedTuple):
     distances: Sequence[float]
 
 
-# Finds so many records by a probe, for a query; None: Postgres is to look.
+# Finds a number of records by a probe, for a query; None leaves the search to Postgres.
 Look: TypeAlias = Callable[[Query, Probe, int], Awaitable[Nearest | None]]
 
 
 class PgvectorSearch:
-    """Searches the records of a database, by vectors that are there, or as `look` finds them."""
+    """Searches the records of a database, by the vectors in it, or as `look` finds them."""
 
     def __init__(self, database: Database, halfvec: TypeInfo, look: Look | None = None) -> None:
         self._database = database
@@ -184,9 +184,9 @@ class PgvectorSearch:
         self._passed = TTLCache[Hashable, Mapping[str, Any], float](_PASSED_KEPT, _PASSED_SECONDS)
 
     async def prepare(self, space: Space) -> None:
-        """Makes the index of a space's vectors, where there is none. Raises CONFIG_INVALID where there can be none.
+        """Creates the index of a space's vectors if there is none. Raises CONFIG_INVALID if there cannot be one.
 
-        It locks nobody out where there are no such vectors yet; otherwise it takes minutes for a million of them.
+        Writers wait meanwhile: hardly if there are no such vectors yet, but minutes if there are a million.
         """
         if space.dimension > MAX_DIMENSION:
             raise AgentShellError(
@@ -200,7 +200,7 @@ class PgvectorSearch:
 
     async def search(self, query: Query) -> Found:
         """See `Store.search`."""
-        is_one = not self._look and len(query.probes) <= 1  # Then all is read by one statement, and the state with it.
+        is_one = not self._look and len(query.probes) <= 1  # Then one statement reads everything, even the state.
         before = None if is_one else await self._generations.state([place.key for place in query.places])
         shared = _shared(query)
         near, unlooked = await self._looked(query)
@@ -232,7 +232,7 @@ class PgvectorSearch:
         return Found(response, state)
 
     async def _looked(self, query: Query) -> tuple[list[Nearest], list[Probe]]:
-        """Returns what `look` finds, and the probes for which Postgres is to look."""
+        """Returns what `look` finds, and the probes that it leaves to Postgres."""
         near: list[Nearest] = []
         unlooked: list[Probe] = []
         for probe in query.probes:
@@ -244,7 +244,7 @@ class PgvectorSearch:
         return near, unlooked
 
     async def _nearest(self, parameters: dict[str, Any]) -> Nearest:
-        """Returns what a probe finds that is not the only one."""
+        """Returns what one of several probes finds."""
         async with self._database.connection() as connection:
             rows.adapt(connection, self._halfvec)
             cursor = await connection.execute(_NEAREST, {**parameters, **self._expected(parameters)})
@@ -281,12 +281,12 @@ def _wanted(query: Query) -> int:
 
 
 def _filters(parameters: Mapping[str, Any]) -> Hashable:
-    """Returns what decides how many pass."""
+    """Returns what determines how many records pass."""
     return (*parameters.get("probe_places", ()), parameters["filter"], *parameters["kinds"])
 
 
 def _of_probe(query: Query, probe: Probe) -> dict[str, Any]:
-    """Returns the parameters that are of a probe."""
+    """Returns the parameters that come from a probe."""
     return {
         "probe_places": [place.key for place in probe.places],
         "vector": rows.vector(probe.embedding),
@@ -297,7 +297,7 @@ def _of_probe(query: Query, probe: Probe) -> dict[str, Any]:
 
 
 def _shared(query: Query) -> dict[str, Any]:
-    """Returns the parameters that are not of a probe."""
+    """Returns the parameters that do not come from a probe."""
     most = 2 * _wanted(query)
     is_chosen_later = query.diversity > 0
     return {
@@ -316,7 +316,7 @@ def _shared(query: Query) -> dict[str, Any]:
         "text_weight": query.weights.text,
         "min_score": query.min_score,
         "half_life": query.half_life_seconds,
-        # Age and likeness are of records: all that may come to the top are read.
+        # Age and likeness need the records: all that may come to the top are read.
         "fused": most if is_chosen_later or query.half_life_seconds is not None else query.limit,
         "kept": most if is_chosen_later else query.limit,
         "with_vectors": is_chosen_later,
@@ -324,7 +324,7 @@ def _shared(query: Query) -> dict[str, Any]:
 
 
 def _near(found: Sequence[Nearest]) -> dict[str, Any]:
-    """Returns the parameters that are what was found by then."""
+    """Returns the parameters that hold what was found so far."""
     return {
         "near_places": [place for each in found for place in each.places],
         "near_ids": [record_id for each in found for record_id in each.record_ids],
@@ -334,12 +334,12 @@ def _near(found: Sequence[Nearest]) -> dict[str, Any]:
 
 
 def by_one_probe(query: Query) -> dict[str, Any]:
-    """Returns the parameters of a query by one probe, without what is expected."""
+    """Returns the parameters of a query with one probe, without `expected` and `way`."""
     return _shared(query) | _near([]) | _of_probe(query, query.probes[0])
 
 
 def written(parameters: Mapping[str, Any]) -> list[bytes | None]:
-    """Returns what `STATEMENT` takes, in binary form: what is not there is NULL."""
+    """Returns the parameters of `STATEMENT` in binary format; missing ones are NULL."""
     values = ((parameters.get(name), write) for name, write in _WRITERS)
     return [None if value is None else write(value) for value, write in values]
 
@@ -348,7 +348,7 @@ def _vector(value: bytes) -> NDArray[np.floating]:
     return HalfVector.from_binary(value).to_numpy()
 
 
-# What reads a hit's columns.
+# What decodes a hit's columns.
 _READERS: Sequence[tuple[int, Callable[[bytes], Any]]] = list(
     enumerate((bytes.decode, *(binary.float_of,) * 4, _vector, *rows.READERS), _FIRST_OF_HIT)
 )
@@ -358,7 +358,7 @@ _PLACE, _SCORE, _VECTOR_SCORE, _TEXT_SCORE, _RECENCY_SCORE, _VECTOR, _FIRST_OF_R
 def _hits(result: PGresult) -> list[list[Any]]:
     """Returns the columns of each hit."""
     if result.get_value(0, _FIRST_OF_HIT) is None:
-        return []  # Its one row says only how it was looked.
+        return []  # Its only row just says how the search was done.
     value_of = result.get_value
     return [
         [None if (value := value_of(number, column)) is None else read(value) for column, read in _READERS]
@@ -377,5 +377,5 @@ def _response(near: Sequence[Nearest], hits: Sequence[Sequence[Any]]) -> SearchR
             text_score=hit[_TEXT_SCORE],
             recency_score=hit[_RECENCY_SCORE],
         )
-        rows.fill(made.record, *hit[_FIRST_OF_RECORD:])  # Where it is: to copy one costs more than to make it.
+        rows.fill(made.record, *hit[_FIRST_OF_RECORD:])  # In place: copying a record costs more than making it.
     return response

@@ -1,6 +1,6 @@
-"""The slots of pgvector's records: filled and emptied in small transactions, while everybody reads and writes."""
+"""The slots of pgvector's records: filled and cleared in small transactions, while others read and write."""
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _missing(column: LiteralString) -> LiteralString:
         WHERE place = %s AND record_id > %s AND {column} IS NULL AND {rows.ALIVE} ORDER BY record_id LIMIT %s"""
 
 
-# A record that somebody holds is left: either it is written, and has its vector, or it is found again.
+# Skips a locked record: either it is being written, and gets its vector, or it is found again.
 def _fill(column: LiteralString) -> LiteralString:
     return f"""
         UPDATE memory.records SET {column} = %s WHERE (place, record_id) IN (

@@ -1,4 +1,4 @@
-"""The index of vectors in Qdrant."""
+"""The vector index in Qdrant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from agentshell.memory.stores import abilities
 from agentshell.memory.stores.index import Point, reaching
 from agentshell.memory.stores.store import Embedding
 
-# Shorter than Postgres lets a transaction do nothing, for that waits for it.
+# Shorter than Postgres lets a transaction be idle, because one waits for it.
 _TIMEOUT_SECONDS: Final = 4
 _LINKS = 16
 _EFFORT = 128
@@ -38,12 +38,12 @@ _FAILURES = (ApiException, grpc.RpcError, OSError, ValueError)
 
 
 class QdrantIndex:
-    """A collection for each length of vectors; each place has a graph of its own in it."""
+    """One collection per vector length, in which each place has a graph of its own."""
 
     abilities = abilities.QDRANT
 
     def __init__(self, client: AsyncQdrantClient, url: str, *, is_local: bool = False) -> None:
-        """`is_local`: the client is one without a server, which has no indexes."""
+        """`is_local`: the client runs without a server, and has no indexes."""
         self._client = client
         self._url = url
         self._is_local = is_local
@@ -51,7 +51,7 @@ class QdrantIndex:
 
     @classmethod
     def at(cls, url: str, api_key: str | None) -> QdrantIndex:
-        """Returns the index of a server. Connects when it is first used."""
+        """Returns the index on a server. Connects on first use."""
         client = AsyncQdrantClient(url=url, api_key=api_key, timeout=_TIMEOUT_SECONDS, check_compatibility=False)
         return cls(client, url)
 
@@ -118,10 +118,10 @@ class QdrantIndex:
                 await self._client.create_collection(
                     name,
                     vectors_config=VectorParams(size=dimension, distance=Distance.COSINE, datatype=Datatype.FLOAT16),
-                    # No graph of all places: nobody searches all of them.
+                    # No graph across places: nobody searches all of them.
                     hnsw_config=HnswConfigDiff(m=0, payload_m=_LINKS),
                 )
-            except _FAILURES:  # Another process may have been faster.
+            except _FAILURES:  # Another process may have created it first.
                 if not await self._client.collection_exists(name):
                     raise
         if not self._is_local:

@@ -1,4 +1,4 @@
-"""Receipts: what is left of what was forgotten. They hold no text of it, and name no user."""
+"""Receipts: all that remains of what was forgotten. They hold none of its text, and name no user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READ = f"""
 
 
 async def add(connection: Connection, principal: Principal, receipt: Receipt) -> Receipt:
-    """Keeps a receipt, in the transaction of what it tells, and returns what is kept, with its id and time."""
+    """Stores a receipt, in the transaction that it reports, and returns it as stored, with its id and time."""
     if receipt.user_id:
         receipt.user_digest = _digest(principal.tenant_id, receipt.user_id)
         receipt.ClearField("user_id")
@@ -41,7 +41,7 @@ async def add(connection: Connection, principal: Principal, receipt: Receipt) ->
 
 
 async def read(connection: Connection, tenant_id: str, user_id: str, before: str | None, limit: int) -> list[Receipt]:
-    """Returns receipts before one, newest first; where the user is named, those of the user alone, and they say so."""
+    """Returns receipts before the id `before`, newest first; with `user_id`, only that user's, with the user named."""
     user = _digest(tenant_id, user_id) if user_id else ""
     cursor = await connection.execute(_READ, {"tenant": tenant_id, "user": user, "before": before, "limit": limit})
     found = [_receipt(*row) for row in await cursor.fetchall()]
@@ -64,7 +64,7 @@ def _receipt(
     principal_id: str,
     create_time: datetime,
 ) -> Receipt:
-    """Returns the receipt that _COLUMNS and a time hold."""
+    """Returns the receipt in _COLUMNS and a time."""
     receipt = Receipt(receipt_id=receipt_id, namespace=namespace, user_digest=user_digest, what=what)
     receipt.record_count, receipt.message_count = record_count, message_count
     receipt.principal_id = principal_id

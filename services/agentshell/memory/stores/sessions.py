@@ -1,6 +1,6 @@
-"""Sessions as wholes: whose they are, and their histories copied, brought back, counted and forgotten."""
+"""Whole sessions: whose they are, and copying, restoring, counting and forgetting their histories."""
 
-# ruff: noqa: S608 - statements are put together from the literals of this file alone: their type is LiteralString
+# ruff: noqa: S608 - statements are built from literals alone: their type is LiteralString
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _copy(condition: LiteralString) -> LiteralString:
 
 _COPY_ALL, _COPY_SOME = _copy(""), _copy("AND session_id = ANY (%(sessions)s)")
 
-# Locks the session's row until the transaction ends, as whoever appends does.
+# Locks the session's row until the transaction ends, as an append does.
 _BEGIN = """
     INSERT INTO memory.sessions AS session (tenant_id, session_id, message_count, user_id)
     VALUES (%(tenant)s, %(session)s, 0, %(user)s)
@@ -61,7 +61,7 @@ _END = """
 
 
 async def of_user(connection: Connection, tenant_id: str, user_id: str) -> list[str]:
-    """Returns the sessions that are conversations of a user."""
+    """Returns the ids of a user's sessions."""
     cursor = await connection.execute(_OF_USER, (tenant_id, user_id))
     return [session_id for (session_id,) in await cursor.fetchall()]
 
@@ -76,7 +76,7 @@ async def forget(connection: Connection, tenant_id: str, session_ids: Sequence[s
 async def count(
     connection: Connection, tenant_id: str, session_id: str | None, after: str, limit: int
 ) -> dict[str, int]:
-    """Returns how many messages sessions have, by id after one, or those of one session alone."""
+    """Returns how many messages sessions have: those after the id `after`, or `session_id` alone."""
     parameters = {"tenant": tenant_id, "session": session_id, "after": after, "limit": limit}
     return dict(await (await connection.execute(_COUNT, parameters)).fetchall())
 
@@ -84,7 +84,7 @@ async def count(
 async def copy(
     connection: Connection, scope: Scope, after: tuple[str, int], limit: int, limit_bytes: int
 ) -> list[StoredMessage]:
-    """Returns the messages after a session and a position, by these; at least one where there is one."""
+    """Returns the messages after a session and a position, in that order; at least one if there is one."""
     names = [name for name in scope.namespaces or () if name.startswith(PREFIX)]
     parameters = {
         "tenant": scope.tenant_id,
@@ -102,9 +102,9 @@ async def copy(
 
 
 async def restore(connection: Connection, tenant_id: str, session_id: str, messages: Sequence[StoredMessage]) -> int:
-    """Adds those messages, in order, that the history does not have yet, and returns how many that were.
+    """Adds, in order, the messages that the history does not have yet, and returns how many it added.
 
-    Raises INVALID_REQUEST where one before them is missing.
+    Raises INVALID_REQUEST if one before them is missing.
     """
     parameters = {"tenant": tenant_id, "session": session_id, "user": messages[0].user_id}
     (had,) = await (await connection.execute(_BEGIN, parameters)).fetchone() or (0,)

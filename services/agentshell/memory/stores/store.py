@@ -1,9 +1,9 @@
-"""The store port: where records and their vectors are kept. `tests/contract/memory/` is its meaning.
+"""The store port: where records and their vectors are kept. `tests/contract/memory/` defines what it means.
 
-A store decides nothing about who may see what: it reads and writes the places that it is told, and no other. Effects
-are visible to the very next read. They come with the connection of the Postgres transaction that answers for them: a
-transactional store makes them in it, another one within the locks that it takes there. A record that has expired is not
-there.
+A store does not decide who may see what: it reads and writes the places it is given, and no others. Effects are visible
+to the very next read. A method that has effects is given the connection of the Postgres transaction responsible for
+them: a transactional store makes them in it, any other within the locks that it takes there. To every method, an
+expired record does not exist.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kfm.memory.v1.memory_service_pb2 import (
     StoredRecord,
 )
 
-# As precise as stores keep it, and of length 1.
+# As precise as stores keep it, and normalised to length 1.
 Embedding: TypeAlias = NDArray[np.float16]
 
 
@@ -43,14 +43,14 @@ class Place(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Both in one word, which no other pair makes since a namespace has no space."""
+        """Both in one string, which is unambiguous because a namespace contains no space."""
         return f"{self.namespace} {self.tenant_id}"
 
 
 class Once(NamedTuple):
-    """Names an effect that must happen once within 24 hours, and the digest of the request that asks for it.
+    """The id of an effect that must happen once within 24 hours, and the digest of the request for it.
 
-    A write that repeats both gets the first answer; one that repeats the id alone raises REQUEST_ID_REUSED.
+    A request that repeats both gets the first answer; one that repeats only the id raises REQUEST_ID_REUSED.
     """
 
     request_id: str
@@ -58,7 +58,7 @@ class Once(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A record to write, with its vectors by slot (`Space`); None where the text has nothing to compare by."""
+    """A record to write, with its vectors by slot (`Space`); None in an unused slot, or if its text has none."""
 
     record: Record
     embedding: Embedding | None
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Vectors that compare: one embedder's, of one length, in one of the two slots (1, 2) that a record has."""
+    """Vectors that can be compared: one embedder's, of one length, in one of a record's two slots (1, 2)."""
 
     embedder: str
     dimension: int
@@ -74,18 +74,18 @@ class Space(NamedTuple):
 
 
 class Spaces(NamedTuple):
-    """What a place's vectors are of, and what they will be of once all of its records have one: writes make both."""
+    """The space of a place's vectors, and the next one, which is used once every record is in it: writes fill both."""
 
     current: Space
     next: Space | None = None
 
 
-class SpaceChanged(Exception):  # noqa: N818 - no fault: it says what happened
-    """A place's vectors are of another space than the caller took them for: it must find out and try again."""
+class SpaceChanged(Exception):  # noqa: N818 - not an error: it says what happened
+    """A place's vectors are in another space than the caller assumed: it must look again and retry."""
 
 
-class DocumentChanged(Exception):  # noqa: N818 - no fault: it says what happened
-    """A document has no longer the chunks that it was found to have: look again, and try again."""
+class DocumentChanged(Exception):  # noqa: N818 - not an error: it says what happened
+    """A document no longer has the chunks that were found: the caller must look again and retry."""
 
 
 class Missing(NamedTuple):
@@ -98,7 +98,7 @@ class Missing(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Places whose vectors are of one space, and what to compare these with."""
+    """Places whose vectors are in one space, and the vector to compare them with."""
 
     places: Sequence[Place]
     space: Space
@@ -107,11 +107,11 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to search for, as kfm.memory.v1.SearchRequest says it; the fields with a value by default may be left out.
+    """What to search for, in the terms of kfm.memory.v1.SearchRequest.
 
-    `text` is None, and `probes` are none, where not to look that way. Scores of different probes do not compare: each
-    is ranked by itself. `containing`: only records whose metadata contains all of this. `bare_places`: those that are
-    taken to have no vectors yet.
+    Without `text`, nothing is searched by words; without `probes`, nothing by vector. Scores of different probes cannot
+    be compared, so each probe is ranked by itself. `containing`: only records whose metadata contains all of this.
+    `bare_places`: those assumed to have no vectors yet.
     """
 
     places: Sequence[Place]
@@ -129,14 +129,14 @@ class Query:
 
 
 class Found(NamedTuple):
-    """What a search answers, but for the embedder, and a state of its places that is no later than what it has read."""
+    """A search's answer, except for the embedder, and a state of its places that is no later than what it read."""
 
     response: SearchResponse
     state: State
 
 
 class Position(NamedTuple):
-    """A record's place in an order: its time where that is by one, its id, its tenant."""
+    """Where a record is in an order: its time if the order is by time, its id, its tenant."""
 
     time: datetime | None
     record_id: str
@@ -144,7 +144,7 @@ class Position(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What to list: records whose metadata contains all of `containing`, of `kinds` where there are any, by `key`."""
+    """What to list: records whose metadata contains all of `containing`, of `kinds` if any are given, by `key`."""
 
     places: Sequence[Place]
     containing: Struct | None = None
@@ -154,7 +154,7 @@ class Listing(NamedTuple):
 
 
 class RecordPage(NamedTuple):
-    """Records in their order, where the last of them is, and whether there are more."""
+    """Records in their order, the position of the last one, and whether there are more."""
 
     records: Sequence[Record]
     last: Position | None
@@ -162,7 +162,7 @@ class RecordPage(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What to copy of a tenant: whole namespaces and what names the user; where both are None: all of it."""
+    """What to copy of a tenant: whole namespaces, and records that name the user; everything if both are None."""
 
     tenant_id: str
     namespaces: Sequence[str] | None = None
@@ -178,59 +178,59 @@ class MessagePage(NamedTuple):
 
 
 class Vectors(Protocol):
-    """The slots of a store's records, for what makes vectors anew. No method waits for those who write."""
+    """The slots of a store's records, for re-embedding. No method waits for writers."""
 
     async def missing(
         self, connection: Connection, place: Place, slot: int, after: str, limit: int
     ) -> Sequence[Missing]:
-        """Returns records without a vector in the slot, by id, after that of one."""
+        """Returns records without a vector in the slot, by id, after the id `after`."""
         ...
 
     async def fill(self, place: Place, slot: int, vectors: Sequence[tuple[Missing, Embedding]]) -> None:
-        """Gives records their vectors in the slot; not those that were written, or forgotten, since they were found."""
+        """Sets records' vectors in the slot, except for records written or forgotten since they were found."""
         ...
 
     async def clear(self, place: Place, slot: int, after: str, limit: int) -> str | None:
-        """Takes vectors in the slot away, by id, after that of one; returns the last id, or None at the end."""
+        """Removes vectors from the slot, by id, after the id `after`; returns the last id, or None at the end."""
         ...
 
 
 class Store(Protocol):
-    """Keeps what is remembered. Methods raise AgentShellError: the database's own reasons, and as each says."""
+    """Keeps what is remembered. Methods raise AgentShellError with the database's reasons, and as documented."""
 
     abilities: Abilities
 
     @property
     def vectors(self) -> Vectors | None:
-        """The slots; None where a namespace keeps the embedder that it begins with (`Abilities.is_reembedding`)."""
+        """The slots; None if namespaces keep their first embedder (not `Abilities.is_reembedding`)."""
         ...
 
     async def prepare(self, space: Space) -> None:
-        """Makes ready for the vectors of a space, again and again. Raises CONFIG_INVALID for a dimension too large."""
+        """Prepares for the vectors of a space; may be repeated. Raises CONFIG_INVALID for too large a dimension."""
         ...
 
     async def write(
         self, connection: Connection, place: Place, entries: Sequence[Entry], expected_version: int | None
     ) -> BatchWriteResponse:
-        """Writes records, all or none. The answer's records, in order, have id, times and version alone.
+        """Writes records, all or none. The answer's records, in order, have only id, times and version.
 
-        Raises VERSION_CONFLICT where a record is not at `expected_version` (0: is there).
+        Raises VERSION_CONFLICT if a record is not at `expected_version` (0: if it exists).
         """
         ...
 
     async def search(self, query: Query) -> Found:
-        """Returns the records that fit best.
+        """Returns the best matching records.
 
-        Raises SpaceChanged where a place has vectors of another space than its probe's, or any and is said to be bare.
+        Raises SpaceChanged if a place's vectors are in another space than its probe's, or if a bare place has any.
         """
         ...
 
     async def get(self, places: Sequence[Place], record_ids: Sequence[str]) -> Mapping[str, Record]:
-        """Returns the records that there are, by id, each of the first place that has it."""
+        """Returns the records that exist, by id, each from the first place that has it."""
         ...
 
     async def list_records(self, listing: Listing, after: Position | None, limit: int, limit_bytes: int) -> RecordPage:
-        """Returns the records after a position; at least one where there is one, and more while they fit the limits."""
+        """Returns the records after a position: at least one if there is one, and more while they fit the limits."""
         ...
 
     async def forget(self, connection: Connection, place: Place, request: ForgetRequest) -> int:
@@ -240,34 +240,36 @@ class Store(Protocol):
     async def forget_user(
         self, connection: Connection, tenant_id: str, user_id: str, namespaces: Sequence[str]
     ) -> Mapping[str, int]:
-        """Forgets whole namespaces, and what anywhere names the user; returns how many records each namespace had."""
+        """Forgets whole namespaces, and records anywhere that name the user; returns how many each namespace lost."""
         ...
 
     async def copy(self, scope: Scope, after: str, limit: int, limit_bytes: int) -> Sequence[tuple[str, StoredRecord]]:
-        """Returns records, each with what asks for those after it; at least one where there is one. Their order is the
-        store's own, and always the same.
+        """Returns records, each with the cursor for those after it; at least one record if there is one.
+
+        Their order is the store's own, and always the same.
         """
         ...
 
     async def restore(self, connection: Connection, place: Place, entries: Sequence[Entry]) -> int:
-        """Writes records with the times and versions that they have, and returns how many that were.
+        """Writes records with the times and versions that they have, and returns how many it wrote.
 
-        A record that is there at the same or a later version is left.
+        A record that exists at the same or a later version is left alone.
         """
         ...
 
     async def stats(self, tenant_id: str, namespace: str, after: str, limit: int) -> Sequence[NamespaceStats]:
-        """Returns what the namespace holds, or where that is empty, each namespace after one, by name. Without what is
-        not the store's: messages and embedders.
+        """Returns what the namespace holds or, if `namespace` is empty, what each one after `after` holds, by name.
+
+        Leaves out what is not the store's: messages and embedders.
         """
         ...
 
     async def sweep(self, limit: int) -> int:
-        """Takes away records that have expired, at most so many, and returns how many that were."""
+        """Removes at most `limit` expired records, and returns how many it removed."""
         ...
 
     async def chunks(self, place: Place, source_uri: str) -> Mapping[str, int]:
-        """Returns the ids of the document's records, and where each stands; not those written over since."""
+        """Returns the ids of a document's chunks with their indexes, except for those overwritten since."""
         ...
 
     async def replace_document(
@@ -278,13 +280,13 @@ class Store(Protocol):
         kept: Mapping[str, int],
         entries: Sequence[Entry],
     ) -> int:
-        """Puts entries in the place of all that the document had but those kept, and returns how many it had of these.
+        """Replaces all of a document's records, except those kept, with entries; returns how many it replaced.
 
-        Of `kept`, ids of `chunks` with where each now stands, nothing else changes. Raises DocumentChanged where one is
-        no longer there.
+        `kept` maps ids from `chunks` to their new indexes; nothing else about them changes. Raises DocumentChanged if
+        one no longer exists.
         """
         ...
 
     async def forget_documents(self, connection: Connection, place: Place, kept_uris: Collection[str]) -> int:
-        """Forgets the records of all documents but those kept, and returns how many. Records of no document stay."""
+        """Forgets the records of all documents but those kept, and returns how many. Other records stay."""
         ...

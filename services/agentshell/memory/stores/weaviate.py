@@ -1,4 +1,4 @@
-"""The index of vectors in Weaviate."""
+"""The vector index in Weaviate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agentshell.memory.stores import abilities
 from agentshell.memory.stores.index import Point, reaching, unavailable
 from agentshell.memory.stores.store import Embedding
 
-# Shorter than Postgres lets a transaction do nothing, for that waits for it.
+# Shorter than Postgres lets a transaction be idle, because one waits for it.
 _TIMEOUT_SECONDS = 4
 _PLACE = "place"
 _FAILURES = (WeaviateBaseError, OSError)
@@ -31,7 +31,7 @@ _Collection: TypeAlias = CollectionAsync[Any, Any]
 
 
 class WeaviateIndex:
-    """A collection for each length of vectors, filtered by place."""
+    """One collection per vector length, filtered by place."""
 
     abilities = abilities.WEAVIATE
 
@@ -39,18 +39,18 @@ class WeaviateIndex:
         self._client = client
         self._url = url
         self._prepared: set[int] = set()
-        self._preparing = asyncio.Lock()  # Two connections at once leave one of them open.
+        self._preparing = asyncio.Lock()  # Connecting twice at once would leave one connection open.
 
     @classmethod
     def at(cls, url: str, grpc_port: int, api_key: str | None) -> WeaviateIndex:
-        """Returns the index of a server. Connects when it is first used."""
+        """Returns the index on a server. Connects on first use."""
         client = WeaviateAsyncClient(
             connection_params=ConnectionParams.from_url(url, grpc_port, grpc_secure=url.startswith("https:")),
             auth_client_secret=Auth.api_key(api_key) if api_key else None,
             additional_config=AdditionalConfig(
                 timeout=Timeout(init=_TIMEOUT_SECONDS, query=_TIMEOUT_SECONDS, insert=_TIMEOUT_SECONDS)
             ),
-            skip_init_checks=True,  # They ask the package index for the client's newest version, and warn of ours.
+            skip_init_checks=True,  # They ask PyPI for the client's newest version, and warn about ours.
         )
         return cls(client, url)
 
@@ -122,7 +122,7 @@ class WeaviateIndex:
                 properties=[Property(name=_PLACE, data_type=DataType.TEXT, tokenization=Tokenization.FIELD)],
                 vector_config=Configure.Vectors.self_provided(vector_index_config=hnsw),
             )
-        except _FAILURES:  # Another process may have been faster.
+        except _FAILURES:  # Another process may have created it first.
             if not await self._client.collections.exists(_name(dimension)):
                 raise
 

@@ -1,1 +1,1 @@
-"""The schema `memory_vectors`, which a store with an index of vectors beside Postgres has."""
+"""The schema `memory_vectors`, for a store with a vector index beside Postgres."""
