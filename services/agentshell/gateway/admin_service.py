@@ -1,4 +1,4 @@
-"""AdminService: dead letters, and the index of turns, for the operators of the mesh."""
+"""AdminService: dead letters and the turn index, for the operators of the mesh."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kfm.admin.v1.admin_service_pb2_grpc import AdminServiceServicer
 
 
 class AdminService(AdminServiceServicer):
-    """Serves dead letters from the log; `topics` are those that have any. Only an operator is answered."""
+    """Serves operators only. `topics` are the topics that have dead letters."""
 
     def __init__(self, log: Log, index: TurnIndex, topics: Sequence[str]) -> None:
         self._log = log
@@ -30,7 +30,7 @@ class AdminService(AdminServiceServicer):
         context: grpc.aio.ServicerContext[pb.ListDeadLettersRequest, pb.ListDeadLettersResponse],
     ) -> pb.ListDeadLettersResponse:
         call.require_operator()
-        limit = paging.page_size(request.page_size, default=100, most=1000)  # of some 2 KiB each at the most
+        limit = paging.page_size(request.page_size, default=100, most=1000)  # of up to about 2 KiB each
         start = paging.decode(request, request.page_token, str, int, int) or ["", 0, 0]
         response = pb.ListDeadLettersResponse()
         topics = [request.topic] if request.topic else self._topics
@@ -83,7 +83,7 @@ class AdminService(AdminServiceServicer):
     async def _pending(
         self, topics: Sequence[str], first_topic: str, first_partition: int, first_offset: int
     ) -> AsyncGenerator[pb.DeadLetter]:
-        """Yields the unsettled dead letters of the topics, from a place on."""
+        """Yields the unsettled dead letters of the topics, from the given position on."""
         first = (first_topic, first_partition)
         for topic in topics:
             for partition in range(len(await self._log.end_offsets(topic + dead_letter.SUFFIX))):

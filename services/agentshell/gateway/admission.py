@@ -1,4 +1,4 @@
-"""What a turn must be to be admitted, and what it is given. Pure."""
+"""Checks what a turn needs to be admitted, and completes it. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kfm.personality.v1.personality_service_pb2 import Personality
 from kfm.turn.v1.turn_pb2 import PLAN_STRATEGY_DIRECT, Plan, PlanStrategy, Step
 from kfm.turn.v1.turn_service_pb2 import ForkTurnRequest, TurnSpec
 
-# Of a record's 1 MiB; the rest is room for what the turn's later events add to it.
+# Out of a record's 1 MiB; the rest leaves room for what the turn's later events add.
 MAX_REQUEST_BYTES = 512 * 1024
 
 
 def problems(spec: TurnSpec) -> list[tuple[str, str]]:
-    """Returns what is wrong with a turn beyond the contract's own rules, as (field, description) pairs."""
+    """Returns violations that the contract's own rules do not cover, as (field, description) pairs."""
     found = list(plan.problems(spec.plan))
     for index, step in enumerate(spec.plan.steps):
         found += [(f"plan.steps[{index}].{field}", description) for field, description in _step_problems(step)]
@@ -37,7 +37,7 @@ def problems(spec: TurnSpec) -> list[tuple[str, str]]:
 
 
 def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
-    """Returns what tells two requests of one `request_id` apart; of a sub-turn not what its step has left."""
+    """Returns a digest that distinguishes requests with one `request_id`, ignoring what a sub-turn's parent has left."""
     if isinstance(request, TurnSpec) and request.HasField("parent"):
         asked, request = request, TurnSpec()
         request.CopyFrom(asked)
@@ -47,14 +47,14 @@ def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
 
 
 def planning(asked: TurnSpec, pack: Personality) -> tuple[Plan, PlanStrategy.ValueType]:
-    """Returns what is to be done and how the shell plans: as the caller says, else as the pack does."""
+    """Returns the plan and the strategy: the caller's, or else the pack's."""
     if asked.plan.steps or asked.strategy:
         return asked.plan, asked.strategy or PLAN_STRATEGY_DIRECT
     return pack.plan, pack.strategy or PLAN_STRATEGY_DIRECT
 
 
 def bound_waits(given: Plan, config: RuntimeConfig) -> None:
-    """Sets how long each approval of a plan waits: as long as it asks for, but no longer than configured."""
+    """Sets how long each approval of a plan waits: as long as it asks for, up to the configured maximum."""
     most = timedelta(seconds=config.approval_wait_seconds)
     for step in given.steps:
         if step.HasField("approval"):

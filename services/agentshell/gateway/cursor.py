@@ -1,4 +1,4 @@
-"""Where a reader of a turn resumes. Opaque to clients, and worthless for another turn."""
+"""The cursor at which a reader of a turn resumes. Opaque to clients, and invalid for any other turn."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The next offsets of `agent.turns` and `agent.outputs` that the reader of a turn has not seen."""
+    """The first offsets in `agent.turns` and `agent.outputs` that the reader of a turn has not seen."""
 
     turn_id: str
     turns_offset: int
     outputs_offset: int
 
     def encode(self) -> str:
-        """Returns the cursor as clients hold it."""
+        """Returns the cursor as clients see it."""
         text = f"{self.turn_id} {self.turns_offset} {self.outputs_offset}"
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode(text: str, turn_id: str) -> Cursor:
-    """Returns the cursor of `turn_id` that `text` holds. Raises ValueError, saying what is wrong with it."""
+    """Returns the cursor in `text`, which must be of `turn_id`. Raises ValueError, saying what is wrong with it."""
     try:
         plain = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
         named, turns_offset, outputs_offset = plain.split(" ")

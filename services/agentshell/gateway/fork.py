@@ -1,4 +1,4 @@
-"""What a fork shares with the turn that it comes from. Pure."""
+"""Determines what a fork shares with its source. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MADE_OF_ATTEMPTS = ("state", "attempt", "schedule_time", "end_time", "result", 
 
 
 def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
-    """Returns what a fork is asked for: what differs, and the rest as it was; but for the session, a new one.
+    """Returns the request for a fork: the changes, and the rest as in the source, except for the session and parent.
 
-    The plan is that of `changes`; else, where no strategy is asked for, the one that the source's caller gave, or its
-    pack where the personality is the same.
+    The plan is that of `changes`. Otherwise, if `changes` has no strategy, it is the one that the source's caller gave,
+    or that its pack gave if the personality is the same.
     """
     merged = TurnSpec()
     merged.CopyFrom(changes)
@@ -39,14 +39,14 @@ def spec(source: TurnRequested, changes: TurnSpec) -> TurnSpec:
 
 
 def is_undoing(turn: t.Turn, step_id: str) -> bool:
-    """Returns whether the step is a compensation: what it has undone cannot be shared as past."""
+    """Returns whether the step is a compensation: a past that has been undone cannot be shared."""
     return any(step.step_id == step_id and step.compensates for step in turn.plan.steps)
 
 
 def past(turn: t.Turn) -> t.Plan:
-    """Returns the plan of a turn as another can have it: with what is done, without names of the turn.
+    """Returns the plan of a turn as a fork can use it: with the finished steps, without the turn's id in the names.
 
-    What was under way, or had failed, begins anew; but a failure that a later step has dealt with is part of the past.
+    Steps that were under way or had failed start over, except for a failure that a later step has dealt with.
     """
     shared = t.Plan()
     shared.CopyFrom(turn.plan)
@@ -61,7 +61,7 @@ def past(turn: t.Turn) -> t.Plan:
 
 
 def _strip(step: t.Step, prefix: str) -> None:
-    """Takes the turn's id out of the names: the inverse of `plan.own`."""
+    """Removes the turn's id from the names: the inverse of `plan.own`."""
     step.step_id = step.step_id.removeprefix(prefix)
     step.depends_on[:] = [name.removeprefix(prefix) for name in step.depends_on]
     step.compensates = step.compensates.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Whether an answer to a turn's question counts. Pure."""
+"""Decides whether an answer to a turn's question counts. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kfm.error.v1.error_pb2 import ErrorReason
 from kfm.turn.v1.turn_event_pb2 import InputProvided
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SUCCEEDED, ApprovalStep, Step, StepState, Turn, TurnState
 
-# A schema is a caller's, and answers are checked where others' turns are served: the work of a check must be bounded.
+# Schemas come from callers, and checks share a process with other callers' turns: their work must be bounded.
 _MAX_SCHEMA_BYTES = 16 * 1024
 _MAX_TYPED_CHARACTERS = 16 * 1024
 _UNBOUNDED = frozenset(("$ref", "$dynamicRef", "unevaluatedItems", "unevaluatedProperties"))
@@ -29,7 +29,7 @@ _DATA = frozenset(("const", "enum", "default", "examples"))
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an answer does not count. `field` is the one of the request that is to blame; empty: none."""
+    """Why an answer does not count. `field` names the request field to blame, if any."""
 
     reason: ErrorReason.ValueType
     message: str
@@ -37,7 +37,7 @@ class Refusal:
 
 
 def refusal(turn: Turn, answer: InputProvided, now: datetime) -> Refusal | None:
-    """Returns why an answer given at `now`, in UTC, does not count; None: it does."""
+    """Returns why an answer given at `now`, in UTC, does not count, or None if it does."""
     step = next((step for step in turn.plan.steps if step.step_id == answer.step_id), None)
     if step is None or not step.HasField("approval"):
         waiting = ", ".join(input_end_times(turn)) or "no step"
@@ -58,7 +58,7 @@ def refusal(turn: Turn, answer: InputProvided, now: datetime) -> Refusal | None:
 
 
 def schema_problem(schema: Struct) -> str:
-    """Returns what is wrong with the schema of an answer; empty: nothing."""
+    """Returns what is wrong with the schema of an answer, or an empty string."""
     if (size := schema.ByteSize()) > _MAX_SCHEMA_BYTES:
         return f"takes {size} bytes, the limit is {_MAX_SCHEMA_BYTES}"
     made = plain(schema)
@@ -82,7 +82,7 @@ def _not_waiting(turn: Turn, step: Step) -> Refusal:
 
 
 def _problem(approval: ApprovalStep, given: Message) -> tuple[str, str]:
-    """Returns what is wrong with an answer as (field, description); empty ones: nothing."""
+    """Returns what is wrong with an answer as (field, description), or empty strings."""
     text = text_of(given)
     if given.role != ROLE_USER:
         return "input.role", "must be ROLE_USER: an answer is what a user says"
@@ -106,7 +106,7 @@ def _mismatch(schema: Struct, text: str) -> str:
 
 
 def _unbounded(schema: Plain) -> Iterator[str]:
-    """Yields the keywords of a schema that may make a check endless, or look elsewhere."""
+    """Yields the keywords of a schema that could make a check unbounded or refer elsewhere."""
     match schema:
         case list():
             for each in schema:

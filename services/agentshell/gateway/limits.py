@@ -1,4 +1,4 @@
-"""What a turn may use. Pure."""
+"""Determines the limits of a turn. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LEAST: Final[tuple[_Limit, ...]] = ("max_tokens", "max_cost")
 
 
 def limits_of(asked: TurnLimits, pack: TurnLimits, config: RuntimeConfig, *, is_below: bool) -> TurnLimits:
-    """Returns what a turn may use.
+    """Returns the limits of a turn.
 
-    Time, steps and attempts are the caller's, else the pack's, else the default, up to the configured maximum; a turn
-    `is_below` another has no more than that has left, which is what it asks for. Tokens and cost are the least of all.
+    Time, steps and attempts are the caller's, else the pack's, else the default, up to the configured maximum. A turn
+    that `is_below` another asks for what that one has left, and gets no more. Tokens and cost are the lowest of all.
     """
     given, most = _defaults(config), _most(config)
     for field, source in product(_OVERRIDABLE, (pack,) if is_below else (pack, asked)):

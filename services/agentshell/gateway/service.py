@@ -1,15 +1,13 @@
-"""TurnService: admits turns, streams them, lists them, answers, forks and cancels them."""
+"""TurnService: admits, streams, lists, answers, forks and cancels turns."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import closing
 from datetime import UTC, datetime
 
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from agentshell.gateway import admission, cursor, fork, inputs
 from agentshell.gateway.backlog import Backlog
@@ -18,14 +16,15 @@ from agentshell.gateway.floors import Floors
 from agentshell.gateway.limits import limits_of
 from agentshell.gateway.pack_cache import PackCache
 from agentshell.gateway.projected import Projected
+from agentshell.gateway.turn_events import TurnEvents, has_succeeded
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.gateway.turn_reader import TurnReader
-from agentshell.log.log import Ack, Log, StoredRecord, partition_of
+from agentshell.log.log import Log
 from agentshell.mesh import call, errors, ids, paging, telemetry, validation
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.mesh.errors import AgentShellError
 from agentshell.turn import envelope
-from agentshell.turn.records import event_of, record_of, stamp, turn_id_of
+from agentshell.turn.records import stamp, turn_id_of
 from agentshell.turn.state import LAST_EVENTS, apply, is_over
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
@@ -33,7 +32,6 @@ from kfm.turn.v1 import turn_service_pb2 as pb
 from kfm.turn.v1.turn_event_pb2 import InputProvided, TurnCancelRequested, TurnEvent, TurnRequested
 from kfm.turn.v1.turn_pb2 import (
     PRIORITY_NORMAL,
-    STEP_STATE_SUCCEEDED,
     TURN_STATE_REQUESTED,
     TURN_STATE_RUNNING,
     TURN_STATE_WAITING,
@@ -44,15 +42,14 @@ from kfm.turn.v1.turn_pb2 import (
 )
 from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceServicer
 
-_READ_RECORDS = 500
-_PAGE_BYTES = 1024 * 1024  # A page ends with the item that passes it: below the 4 MiB that gRPC takes by default.
+_PAGE_BYTES = 1024 * 1024  # A page ends with the item that exceeds it, and stays below gRPC's default limit of 4 MiB.
 _TURN_BYTES = 2 * 1024 * 1024
-_SCANNED_RECORDS = 5000  # at the most for one page of events; the token goes on from there
+_SCANNED_RECORDS = 5000  # at most, for one page of events; the token continues from there
 _NEVER_CANCELLED = frozenset((TURN_STATE_REQUESTED, TURN_STATE_RUNNING, TURN_STATE_WAITING))
 
 
 class TurnService(TurnServiceServicer):
-    """Serves turns from the log and the index; `partitions` is how many each topic has."""
+    """Serves turns from the log and the index. `partitions` is the number of partitions of each topic."""
 
     def __init__(
         self,
@@ -64,6 +61,7 @@ class TurnService(TurnServiceServicer):
         partitions: int,
     ) -> None:
         self._log = log
+        self._events = TurnEvents(log, partitions)
         self._index = index
         self._backlog = backlog
         self._packs = PackCache(personality)
@@ -71,14 +69,13 @@ class TurnService(TurnServiceServicer):
         self._projected = Projected(log)
         self._feeds = Feeds(log)
         self._config = config
-        self._partitions = partitions
 
     async def RunTurn(
         self, request: pb.RunTurnRequest, context: grpc.aio.ServicerContext[pb.RunTurnRequest, pb.RunTurnResponse]
     ) -> AsyncGenerator[pb.RunTurnResponse]:
         row = await self._admit(request.request_id, request.turn)
         with closing(self._reader(row, None)) as reader:
-            while updates := await reader.next():  # The first have the turn's first event: it acknowledges.
+            while updates := await reader.next():  # The first updates include the turn's first event, which acknowledges it.
                 yield pb.RunTurnResponse(
                     turn_id=row.turn.turn_id,
                     session_id=row.turn.session_id,
@@ -136,7 +133,7 @@ class TurnService(TurnServiceServicer):
                 last = rows[shown - 1].turn
                 response.next_page_token = paging.encode(request, last.create_time.ToMicroseconds(), last.turn_id)
                 break
-            if row.folded_offset is not None or await self._catch_up(row):
+            if row.folded_offset is not None or await self._events.catch_up(row):
                 row.turn.ClearField("plan")
                 response.turns.append(row.turn)
         return response
@@ -151,7 +148,7 @@ class TurnService(TurnServiceServicer):
         position = paging.decode(request, request.page_token, int)
         offset = position[0] if position else row.turns_offset
         response, end = pb.ListTurnEventsResponse(), offset + _SCANNED_RECORDS
-        async for stored, event in self._events(row, offset):
+        async for stored, event in self._events.read(row, offset):
             recorded = response.events.add(event=event, offset=stored.offset)
             recorded.append_time.FromDatetime(stored.append_time)
             if event.WhichOneof("event") in LAST_EVENTS:
@@ -170,15 +167,15 @@ class TurnService(TurnServiceServicer):
         turn_id, is_taken = row.turn.turn_id, not is_over(row.turn)
         cancel = TurnCancelRequested(message=request.message, principal_id=call.current().principal.principal_id)
         event = _stamped(TurnEvent(turn_cancel_requested=cancel), turn_id, row.turn.session_id)
-        if request.request_id:  # So that a repeat is known by it.
+        if request.request_id:  # So that a repeat can be recognised.
             event.header.event_id = ids.digest(event.header.event_id, request.request_id)
         offset = row.next_offset if row.turn.state in _NEVER_CANCELLED else row.turns_offset
         if is_taken:
-            await self._append(event)
-        if request.request_id:  # What was asked by it first counts, and not what has become of the turn.
-            is_taken = await self._has_asked(row, event, offset, request.request_id)
+            await self._events.append(event)
+        if request.request_id:  # Its first use counts, not what has become of the turn since.
+            is_taken = await self._events.has_cancel(row, event, offset, request.request_id)
         if not is_taken:
-            await self._catch_up(row)
+            await self._events.catch_up(row)
             state = TurnState.Name(row.turn.state)
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_STATE,
@@ -201,10 +198,11 @@ class TurnService(TurnServiceServicer):
             offset = row.next_offset
             event = _stamped(TurnEvent(input_provided=answer), row.turn.turn_id, row.turn.session_id)
             _check_size(event, "put large documents into memory (MemoryService.Ingest) and answer in fewer words")
-            await self._append(event)
-            await self._catch_up(row)  # What was in the log before may have ended the waiting.
+            await self._events.append(event)
+            await self._events.catch_up(row)  # An earlier record may have ended the wait.
             refused = await _refusal(row.turn, answer)
-        if not _has_succeeded(row.turn, request.step_id) or await self._answer(row, answer.step_id, offset) != answer:
+        is_taken = has_succeeded(row.turn, answer.step_id)
+        if not is_taken or await self._events.answer(row, answer.step_id, offset) != answer:
             raise _not_taken(answer, refused)
         return pb.ProvideInputResponse()
 
@@ -216,7 +214,7 @@ class TurnService(TurnServiceServicer):
                 "changes.plan", "cannot be given with step_id, whose plan is that of the shared past: leave one out"
             )
         row = await self._find(request.turn_id)
-        source, past = await self._past(row, request.step_id)
+        source, past = await self._events.past(row, request.step_id)
         if source.fork.step_id and not request.step_id and not (request.changes.plan.steps or request.changes.strategy):
             raise errors.invalid("step_id", f"turn {request.turn_id} is a fork itself; name a step, or fork its source")
         event = await self._fork(request, source)
@@ -228,7 +226,7 @@ class TurnService(TurnServiceServicer):
         return pb.ForkTurnResponse(turn=row.turn)
 
     async def _fork(self, request: pb.ForkTurnRequest, source: TurnRequested) -> TurnEvent:
-        """Returns the first event of a fork, without the plan that it shares."""
+        """Returns the first event of a fork, without the shared plan."""
         spec = fork.spec(source, request.changes)
         if request.step_id:
             spec.ClearField("plan")
@@ -237,13 +235,13 @@ class TurnService(TurnServiceServicer):
         event = await self._request(turn_id_of(call.tenant(), request.request_id), spec)
         requested = event.turn_requested
         requested.fork.CopyFrom(ForkPoint(turn_id=request.turn_id, step_id=request.step_id))
-        if not request.changes.personality_id:  # A turn is pinned to its pack, and so is what shares its past.
+        if not request.changes.personality_id:  # A turn is pinned to its pack, and so are its forks.
             requested.personality_digest = source.personality_digest
             requested.knowledge_namespaces[:] = source.knowledge_namespaces
         return event
 
     async def _admit(self, request_id: str, spec: pb.TurnSpec) -> IndexedTurn:
-        """Returns the turn once it is acknowledged: the one that `request_id` made before, or a new one."""
+        """Returns the turn, once it is acknowledged, that `request_id` created before, or a new one."""
         _check(spec, "turn")
         event = await self._request(turn_id_of(call.tenant(), request_id), spec)
         _check_size(event, "put large documents into memory (MemoryService.Ingest) and ask about them")
@@ -252,24 +250,24 @@ class TurnService(TurnServiceServicer):
     async def _acknowledge(self, request_id: str, digest: bytes, event: TurnEvent) -> IndexedTurn:
         tenant_id, turn_id, turn = call.tenant(), event.turn_id, Turn()
         apply(turn, event)
-        # Of who calls from outside it is not known whether any turn waits for this one.
+        # A caller from outside the mesh may name any parent, so its parent is not trusted.
         await self._backlog.admit(tenant_id, turn_id, turn.parent.turn_id if call.current().is_inside else "")
-        floors = await self._floors.of(self._partition(tenant_id, turn.session_id))
+        floors = await self._floors.of(self._events.partition_of(tenant_id, turn.session_id))
         claim = IndexedTurn(tenant_id, turn, *floors, digest)
         row = await self._index.claim(claim)
         if row.request_digest not in (None, digest):
             raise errors.request_id_reused(request_id)
-        if row.folded_offset is None:  # New, or claimed by a call that may have been cut off before it appended.
-            ack = await self._append(event)
+        if row.folded_offset is None:  # New, or claimed by a call that may have been cut off before its append.
+            ack = await self._events.append(event)
             if row is claim and not ack.duplicate:
                 row.turns_offset = row.folded_offset = ack.offset
-            else:  # Another try may be the one that came to be.
+            else:  # Another call's event may be the one in the log.
                 row.turns_offset = min(row.turns_offset, ack.offset)
-                await self._catch_up(row)
+                await self._events.catch_up(row)
         return row
 
     async def _request(self, turn_id: str, spec: pb.TurnSpec) -> TurnEvent:
-        """Returns the first event of a turn: what is asked for, with what the pack and the configuration say of it."""
+        """Returns the first event of a turn: the request, completed by the pack and the configuration."""
         _check_depth(spec.parent, self._config.max_depth)
         is_below = spec.HasField("parent")
         personality = await self._packs.get(call.tenant(), spec.personality_id)
@@ -293,57 +291,13 @@ class TurnService(TurnServiceServicer):
             TurnEvent(turn_requested=requested), turn_id, spec.session_id or envelope.own_session_id(turn_id)
         )
 
-    async def _past(self, row: IndexedTurn, step_id: str) -> tuple[TurnRequested, Turn]:
-        """Returns how a turn began, and the turn when the step succeeded; without a step: when it began."""
-        requested, turn = TurnRequested(), Turn()
-        async for _, event in self._events(row, row.turns_offset):
-            apply(turn, event)
-            if event.HasField("turn_requested"):
-                requested = event.turn_requested
-            if not step_id or _has_succeeded(turn, step_id):
-                break
-        else:
-            raise AgentShellError(
-                error_pb2.ERROR_REASON_TURN_STATE,
-                f"step {step_id!r} of turn {row.turn.turn_id} has not succeeded; ListTurnEvents says which steps have",
-                metadata={"turn_id": row.turn.turn_id, "step_id": step_id},
-            )
-        if fork.is_undoing(turn, step_id):
-            raise errors.invalid("step_id", f"{step_id!r} undoes what was done; name a step before it")
-        return requested, turn
-
-    async def _has_asked(self, row: IndexedTurn, cancel: TurnEvent, offset: int, request_id: str) -> bool:
-        """Returns whether this was asked, from `offset` on, before the turn was over.
-
-        Raises REQUEST_ID_REUSED where something else was.
-        """
-        async for _, event in self._events(row, offset):
-            if event.header.event_id == cancel.header.event_id:
-                if event.turn_cancel_requested != cancel.turn_cancel_requested:
-                    raise errors.request_id_reused(request_id)
-                return True
-            if event.WhichOneof("event") in LAST_EVENTS:
-                break
-        return False
-
-    async def _answer(self, row: IndexedTurn, step_id: str, offset: int) -> InputProvided | None:
-        """Returns the first answer to a question from `offset` on."""
-        async for _, event in self._events(row, offset):
-            if event.HasField("input_provided") and event.input_provided.step_id == step_id:
-                return event.input_provided
-        return None
-
-    async def _append(self, event: TurnEvent) -> Ack:
-        [ack] = await self._log.append(envelope.TURNS, [record_of(event)])
-        return ack
-
     async def _find(self, turn_id: str) -> IndexedTurn:
-        """Returns the tenant's turn as it is now: the index may be behind the log, which a caller would notice."""
-        projected = await self._projected.offsets()  # Before the row is read, which is at least as far.
+        """Returns the tenant's turn as it is now, even if the index is behind the log."""
+        projected = await self._projected.offsets()  # Read before the row, which is then at least as current.
         row = await self._index.find(call.tenant(), turn_id)
         if row is not None:
-            row.projected_offset = projected.get(self._partition(row.tenant_id, row.turn.session_id), 0)
-        if row is None or not await self._catch_up(row):
+            row.projected_offset = projected.get(self._events.partition_of(row.tenant_id, row.turn.session_id), 0)
+        if row is None or not await self._events.catch_up(row):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_NOT_FOUND,
                 f"there is no turn {turn_id!r}; ListTurns lists those there are",
@@ -351,20 +305,8 @@ class TurnService(TurnServiceServicer):
             )
         return row
 
-    async def _catch_up(self, row: IndexedTurn) -> bool:
-        """Folds what the index has not seen yet. Returns whether there is a turn: a claim may have come to nothing."""
-        if row.folded_offset is None:  # What was claimed may have been another try than the one that came to be.
-            turn, offset = Turn(), row.turns_offset
-        else:
-            turn, offset = row.turn, row.next_offset
-        if not is_over(turn):
-            async for stored, event in self._events(row, offset):
-                if apply(turn, event):
-                    row.turn, row.folded_offset = turn, stored.offset
-        return row.folded_offset is not None
-
     def _reader(self, row: IndexedTurn, resumed: cursor.Cursor | None) -> TurnReader:
-        partition = self._partition(row.tenant_id, row.turn.session_id)
+        partition = self._events.partition_of(row.tenant_id, row.turn.session_id)
         return TurnReader(self._log, self._feeds, row, partition, resumed)
 
     async def _check_session(self, session_id: str) -> None:
@@ -374,23 +316,6 @@ class TurnService(TurnServiceServicer):
                 f"there is no session {session_id!r}; a session begins with its first turn",
                 metadata={"session_id": session_id},
             )
-
-    async def _events(self, row: IndexedTurn, offset: int) -> AsyncGenerator[tuple[StoredRecord, TurnEvent]]:
-        """Yields the turn's events from `offset` to the log's end."""
-        key = envelope.session_key(row.tenant_id, row.turn.session_id)
-        partition = self._partition(row.tenant_id, row.turn.session_id)
-        while records := await self._log.read(envelope.TURNS, partition, offset, _READ_RECORDS, 0.0):
-            for stored in records:
-                if stored.record.key != key:
-                    continue
-                with contextlib.suppress(DecodeError):  # The manager buries what cannot be decoded.
-                    event = event_of(stored.record)
-                    if event.turn_id == row.turn.turn_id:
-                        yield stored, event
-            offset = records[-1].offset + 1
-
-    def _partition(self, tenant_id: str, session_id: str) -> int:
-        return partition_of(envelope.session_key(tenant_id, session_id), self._partitions)
 
 
 def _moment(micros: str) -> datetime:
@@ -408,10 +333,10 @@ def _check(spec: pb.TurnSpec, within: str) -> None:
 
 
 def _check_stated(spec: pb.TurnSpec, changes: pb.TurnSpec) -> None:
-    """Checks what a fork is asked for by the contract's rules: the interceptor leaves that, as changes are no whole."""
+    """Checks a merged fork request by the contract's rules; the interceptor skips `changes`, which is incomplete."""
     stated = pb.TurnSpec()
     stated.CopyFrom(spec)
-    stated.limits.CopyFrom(changes.limits)  # The others are the configuration's.
+    stated.limits.CopyFrom(changes.limits)  # The rest come from the source, already checked.
     validation.check(stated, "changes")
 
 
@@ -434,12 +359,8 @@ def _check_depth(parent: ParentStep, limit: int) -> None:
         )
 
 
-def _has_succeeded(turn: Turn, step_id: str) -> bool:
-    return any(step.step_id == step_id and step.state == STEP_STATE_SUCCEEDED for step in turn.plan.steps)
-
-
 async def _refusal(turn: Turn, answer: InputProvided) -> inputs.Refusal | None:
-    """Checks an answer in a thread: what its schema asks for may take a while."""
+    """Checks an answer in a thread, because checking its schema may take a while."""
     return await asyncio.to_thread(inputs.refusal, turn, answer, datetime.now(UTC).replace(tzinfo=None))
 
 

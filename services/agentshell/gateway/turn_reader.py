@@ -1,4 +1,4 @@
-"""Reads one turn from the log: its events and its text, merged, from any place on, until it is over."""
+"""Reads one turn from the log, from any position to its end: its events and its text, merged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import TurnUpdate
 
 _READ_RECORDS = 256
-# A response: with one more record of 1 MiB at the most it stays below the 4 MiB that gRPC takes by default.
+# Limits of a response: with one more record of up to 1 MiB, it stays below gRPC's default limit of 4 MiB.
 _BATCH_UPDATES = 256
 _BATCH_BYTES = 1024 * 1024
 _WAIT_SECONDS = 30.0
@@ -30,9 +30,9 @@ _WAIT_SECONDS = 30.0
 class TurnReader:
     """Merges `agent.turns` and `agent.outputs` for one reader.
 
-    It always folds the turn from its beginning, and shows what the reader's cursor has not passed: so what is shown
-    does not depend on where the reader was cut off. It reads the log until the feed has not passed what it has read,
-    and then follows that: a turn that has just begun, from its beginning.
+    It always folds the turn from its beginning and returns what lies after the reader's cursor, so what is returned
+    does not depend on where the reader was cut off. It reads the log until it has caught up with the feed, and follows
+    the feed from there; for a turn that has just begun, from its beginning.
     """
 
     def __init__(self, log: Log, feeds: Feeds, row: IndexedTurn, partition: int, cursor: Cursor | None) -> None:
@@ -47,7 +47,7 @@ class TurnReader:
         self._seen = cursor or Cursor(self._turn_id, 0, 0)
         self._events: deque[StoredRecord] = deque()
         self._outputs: deque[StoredRecord] = deque()
-        self._has_all_outputs = False  # all that was said before the newest of the events that were read
+        self._has_all_outputs = False  # all text that precedes the newest event read
         self._follower: Follower | None = None
         self._is_near_end = row.is_new
         self._updates: list[TurnUpdate] = []
@@ -57,7 +57,7 @@ class TurnReader:
 
     @property
     def cursor(self) -> Cursor:
-        """Where the next reader resumes, after all that was returned."""
+        """Where the next reader resumes: after everything returned so far."""
         outputs_offset = self._outputs[0].offset if self._outputs else self._outputs_offset
         return Cursor(
             self._turn_id,
@@ -66,7 +66,7 @@ class TurnReader:
         )
 
     async def next(self) -> list[TurnUpdate]:
-        """Returns what happens, in order, whatever has come since the last time together; nothing: the turn is over."""
+        """Waits for updates and returns all that have come since the last call, in order; empty once the turn is over."""
         while not self._merge.is_over:
             if not self._events:
                 self._events.extend(await self._next_events())
@@ -80,13 +80,13 @@ class TurnReader:
         return []
 
     def close(self) -> None:
-        """Ends the reading."""
+        """Stops reading."""
         if self._follower is not None:
             self._feeds.unfollow(self._follower)
             self._follower = None
 
     async def _next_events(self) -> list[StoredRecord]:
-        """Returns more of the session's events, or of the partition's while it reads the log itself."""
+        """Returns more events: the session's from the feed, or the whole partition's from the log."""
         if follower := self._follow():
             events, outputs = follower.take()
             self._hold(outputs)
@@ -108,16 +108,16 @@ class TurnReader:
 
     @property
     def _may_have_outputs(self) -> bool:
-        """Whether there is text to feed, as far as can be seen without reading."""
+        """Whether there may be text to feed; tells without reading."""
         return bool(self._outputs) or not self._has_all_outputs
 
     async def _feed_events(self) -> bool:
-        """Feeds the events that are there; returns True as soon as what is to be shown is enough for one response."""
+        """Feeds the events at hand. Returns True as soon as there is enough for one response."""
         while self._events:
             stored = self._events[0]
             update = self._event(stored)
             may_end = self._may_have_outputs and update and not update.event.HasField("step_scheduled")
-            if may_end and await self._feed_outputs():  # What an attempt said comes before its end.
+            if may_end and await self._feed_outputs():  # An attempt's text comes before its end.
                 return True
             self._events.popleft()
             self._turns_offset = stored.offset + 1
@@ -128,9 +128,9 @@ class TurnReader:
         return False
 
     async def _feed_outputs(self) -> bool:
-        """Feeds the text that is there, in the log's order, up to what an event still to be read must announce.
+        """Feeds the text at hand, in the log's order, up to text of an attempt whose start has not been read yet.
 
-        Returns True as soon as what is to be shown is enough for one response.
+        Returns True as soon as there is enough for one response.
         """
         while self._outputs or await self._has_more_outputs():
             while self._outputs:
@@ -146,7 +146,7 @@ class TurnReader:
         return False
 
     async def _has_more_outputs(self) -> bool:
-        """Holds more of what the log has, unless all that is needed was read, or comes with the feed."""
+        """Reads more text from the log, unless all that is needed has been read or comes with the feed."""
         if self._has_all_outputs:
             return False
         try:
@@ -154,7 +154,7 @@ class TurnReader:
         except AgentShellError as error:
             if not _is_gone(error):
                 raise
-            self._outputs_offset = int(error.metadata["base_offset"])  # What is gone is whole in the steps' results.
+            self._outputs_offset = int(error.metadata["base_offset"])  # The steps' results contain all of the lost text.
             return True
         self._hold(records)
         self._has_all_outputs = not records
@@ -162,12 +162,12 @@ class TurnReader:
 
     def _hold(self, outputs: Sequence[StoredRecord]) -> None:
         for stored in outputs:
-            if stored.offset >= self._outputs_offset:  # The feed may bring again what was read.
+            if stored.offset >= self._outputs_offset:  # The feed may repeat what was read.
                 self._outputs.append(stored)
                 self._outputs_offset = stored.offset + 1
 
     def _event(self, stored: StoredRecord) -> TurnUpdate | None:
-        """Returns the update that an event of this turn is."""
+        """Returns the update for an event of this turn, or None for any other record."""
         if stored.record.key != self._key:
             return None
         update = TurnUpdate()
@@ -193,7 +193,7 @@ class TurnReader:
 
     @property
     def _paced_seconds(self) -> float:
-        """How long progress is not to be shown yet."""
+        """How long to hold back mere progress."""
         return self._shown_time + self._feeds.pace_seconds - time.monotonic()
 
     @property
@@ -211,7 +211,7 @@ class TurnReader:
         return updates
 
     def _follow(self) -> Follower | None:
-        """Returns what follows the feed, as soon as that has not passed what was read."""
+        """Returns the follower of the feed; None while the feed is ahead of what was read."""
         if self._follower is None:
             offsets = (self._turns_offset, self._outputs_offset)
             self._follower = self._feeds.follow(self._partition, self._key, offsets, near_end=self._is_near_end)
@@ -219,10 +219,10 @@ class TurnReader:
         return self._follower
 
     async def _wait(self) -> None:
-        """Returns when there may be something to show; at the log's end it begins to follow."""
+        """Returns when there may be something to show. At the end of the log it starts to follow the feed."""
         if self._follower is None:
             self._is_near_end = True
-            if not self._follow():  # The log went on while we read.
+            if not self._follow():  # The feed moved on while we read.
                 await self._has_more_outputs()
         else:
             paced_seconds = self._paced_seconds
