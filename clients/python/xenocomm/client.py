@@ -171,7 +171,6 @@ class Client:
 
     def watch(self, turn_id: str, cursor: str = "") -> TurnStream:
         """Streams what happens in a turn until it is over; `cursor` resumes where another stream's `cursor` stands."""
-
         return TurnStream(self._turns, pb.WatchTurnRequest(turn_id=turn_id, cursor=cursor), self._timeout_seconds)
 
     async def get(self, turn_id: str) -> Turn:

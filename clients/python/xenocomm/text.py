@@ -12,7 +12,6 @@ class Transcript:
     """Folds the updates of one turn, in order.
 
     `texts` is what each step has said so far, by step id. `last_event` is the one that ended the turn, None until then.
-
     """
 
     def __init__(self) -> None:
@@ -51,5 +50,4 @@ class Transcript:
 
 def text_of(message: Message) -> str:
     """Returns the text of a message: its text parts, joined in the order in which they were streamed."""
-
     return "".join(part.text.text for part in message.parts if part.HasField("text"))

@@ -1,1 +1,1 @@
-"""What makes a process a member of the mesh. Knows no service."""
+"""What makes a process a member of the mesh. Knows nothing of the services."""

@@ -1,8 +1,8 @@
-"""A gRPC server that takes calls as they come, however many come at once.
+"""A gRPC server that accepts calls as they arrive, however many arrive at once.
 
-grpc.aio takes one call at a time, each over five rounds of the event loop: a burst comes in one by one, and where much
-is under way a call waits for what all others do in five rounds. It has no option for that, so this reaches below its
-surface: grpcio is pinned, and with a version that differs there no test could make a call.
+grpc.aio accepts one call at a time and takes five iterations of the event loop for each: a burst is accepted one by
+one, and under load each call waits out five iterations of everyone else's work. No option changes this, so this module
+relies on grpcio's internals: grpcio is pinned, and with different internals no test could make a call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import grpc.aio
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-_ACCEPTORS = 32  # What comes beyond that waits for the next round.
-_AioServer = cast("Any", cygrpc).AioServer  # It is compiled, and has no types.
+_ACCEPTORS = 32  # Calls beyond that wait for the next iteration.
+_AioServer = cast("Any", cygrpc).AioServer  # Compiled, and without types.
 
 
 def server(options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
-    """Returns what `grpc.aio.server(options=options)` is, but for how calls come in. Needs a running loop.
+    """Returns a server like `grpc.aio.server(options=options)`, except in how it accepts calls. Needs a running loop.
 
-    Its methods are found by their names (`add_generic_rpc_handlers`); none may be registered with it.
+    Its methods are looked up by name (`add_generic_rpc_handlers`); none may be registered with it.
     """
     return cast("grpc.aio.Server", _Server(options))
 
@@ -35,16 +35,16 @@ class _Server(_server.Server):
 
 
 class _Acceptor(_AioServer):
-    """Asks for many calls at once, and hands them to grpc.aio's own loop without a round of ours for each."""
+    """Requests many calls at once, and hands them to grpc.aio's own loop without an extra iteration for each."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._acceptors: set[asyncio.Task[None]] = set()
-        self._calls = deque[Any]()  # that nobody has asked for yet
+        self._calls = deque[Any]()  # Accepted, but not yet asked for by grpc.aio's loop.
         self._next: _Next
 
     def _make_request_call_future(self, _method: bytes | None) -> asyncio.Future[Any]:
-        """Returns the next call, when it is there. It is asked for one at a time, as no method is registered."""
+        """Returns a future of the next call. As no method is registered, grpc.aio asks for one at a time."""
         while len(self._acceptors) < _ACCEPTORS:
             acceptor = asyncio.create_task(self._accept(), name="acceptor of calls")
             self._acceptors.add(acceptor)
@@ -62,14 +62,14 @@ class _Acceptor(_AioServer):
                     self._calls.append(call)
                 else:
                     self._next.set_result(call)
-        except Exception as error:  # The server stops: calls not begun end like those it never took.
+        except Exception as error:  # The server is stopping: calls not yet begun end like those never accepted.
             self._calls.clear()
             if not self._next.done():
                 self._next.set_exception(error)
 
 
 class _Next(asyncio.Future[Any]):
-    """One whose waiter goes on at once where it is done already, instead of in the next round."""
+    """A future whose waiter continues at once if it is already done, rather than in the next iteration."""
 
     def add_done_callback(self, fn: Callable[[asyncio.Future[Any]], object], *, context: Any = None) -> None:
         if self.done():

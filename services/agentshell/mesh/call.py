@@ -1,4 +1,4 @@
-"""The call being served: whose it is and until when. A context variable carries it into every call that it makes."""
+"""The call being served: its principal and deadline. A context variable carries it into every call that it makes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SHARED_TENANT = "@shared"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls, and for which tenant. Comes from a credential alone, never from a request."""
+    """Who calls, and for which tenant. Comes only from a credential, never from a request."""
 
     tenant_id: str
     principal_id: str
 
 
-# Who runs the mesh: whoever has its own secret. As for `SHARED_TENANT`, no API key can be made for it.
+# Whoever runs the mesh, and so has its secret. As with `SHARED_TENANT`, no API key can be made for it.
 OPERATOR = Principal("@operator", "operator")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call: whose, and its deadline on the clock of `time.monotonic` (None: it has none).
+    """A call: its principal, and its deadline on the clock of `time.monotonic` (None: it has none).
 
     `is_inside`: another service makes it, on the principal's behalf.
     """
@@ -48,7 +48,7 @@ _current: ContextVar[Call | None] = ContextVar("agentshell_call", default=None)
 
 
 def current() -> Call:
-    """Returns the call being served. Raises CREDENTIAL_INVALID outside of one."""
+    """Returns the call being served. Raises CREDENTIAL_INVALID outside one."""
     call = _current.get()
     if call is None:
         raise AgentShellError(
@@ -59,7 +59,7 @@ def current() -> Call:
 
 
 def is_served() -> bool:
-    """Returns whether a call is being served here; false where a process tidies up by itself."""
+    """Returns whether a call is being served here; false in a process's own housekeeping."""
     return _current.get() is not None
 
 
@@ -69,12 +69,12 @@ def tenant() -> str:
 
 
 def is_operator() -> bool:
-    """Returns whether it is an operator who calls."""
+    """Returns whether the caller is an operator."""
     return current().principal == OPERATOR
 
 
 def require_operator() -> None:
-    """Raises PERMISSION_DENIED unless it is an operator who calls."""
+    """Raises PERMISSION_DENIED unless the caller is an operator."""
     if not is_operator():
         raise AgentShellError(
             error_pb2.ERROR_REASON_PERMISSION_DENIED,
@@ -92,7 +92,7 @@ def enter(principal: Principal, timeout: float | None, *, is_inside: bool = Fals
 
 @contextmanager
 def scope(principal: Principal, timeout: float | None) -> Generator[Call]:
-    """Serves a call of `principal` within the block: what the runtime does on behalf of who asked for a turn."""
+    """Serves a call of `principal` within the block: the runtime acts so on behalf of whoever requested a turn."""
     before = _current.get()
     try:
         yield enter(principal, timeout)

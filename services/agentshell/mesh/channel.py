@@ -14,10 +14,10 @@ from agentshell.mesh.credentials import Keyring
 from agentshell.mesh.loopback import MAX_MESSAGE_BYTES, Loopback, LoopbackCall
 from agentshell.mesh.telemetry import PROPAGATOR
 
-# For a call on behalf of a caller without a deadline of its own: inside the mesh every call has one.
+# For calls on behalf of a caller without a deadline: inside the mesh, every call has one.
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
-# No `timeout` here, ever: gRPC fires it up to 1.7 s early (grpc/grpc#34547). Only UNAVAILABLE is tried again (AIP-194).
+# Never set `timeout` here: gRPC fires it up to 1.7 s early (grpc/grpc#34547). Only UNAVAILABLE is retried (AIP-194).
 _SERVICE_CONFIG: dict[str, Any] = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -47,7 +47,7 @@ def connect(
 ) -> grpc.aio.Channel:
     """Returns a channel to a member of the mesh (`unix:PATH` or `host:port`). The caller closes it.
 
-    Its certificate, where there are `credentials`, must be of `name`; empty: of the host in the address.
+    With `credentials`, the member's certificate must be for `name`; empty: for the host in the address.
     """
     return cast("grpc.aio.Channel", _Remote(_channel(address, credentials, name), keyring))
 
@@ -59,7 +59,7 @@ def within(
     credentials: grpc.ChannelCredentials | None = None,
     name: str = "",
 ) -> grpc.aio.Channel:
-    """Returns a channel to the services of this process, whose address is for requests that stream. See `connect`."""
+    """Returns a channel to this process's own services; `address` takes the requests that stream. See `connect`."""
     return cast("grpc.aio.Channel", _Within(loopback, _channel(address, credentials, name), keyring))
 
 
@@ -71,9 +71,9 @@ def _channel(address: str, credentials: grpc.ChannelCredentials | None, name: st
 
 
 class _Remote:
-    """A channel as stubs use it, which puts the call being served into the calls being made.
+    """A channel for stubs, which carries the call being served into the calls it makes.
 
-    It is no interceptor: where there is one, grpc.aio has a task for each call and a generator for its messages.
+    It uses no interceptor: with one, grpc.aio runs a task for each call and a generator for its messages.
     """
 
     def __init__(self, channel: grpc.aio.Channel, keyring: Keyring) -> None:
@@ -112,7 +112,7 @@ class _Remote:
 
 
 class _Within(_Remote):
-    """One whose calls of one request go by the loopback, those of a stream of them to the address."""
+    """Sends calls of a single request over the loopback, and calls that stream requests to the address."""
 
     def __init__(self, loopback: Loopback, channel: grpc.aio.Channel, keyring: Keyring) -> None:
         super().__init__(channel, keyring)

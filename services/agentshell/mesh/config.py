@@ -176,7 +176,7 @@ class RuntimeConfig(_Section):
     max_passages: PositiveInt = 6
     """Passages that a memory step finds."""
     max_active_turns: PositiveInt = 2000
-    """Turns under way in a manager; the others wait in the log. More than one tenant's, so that none takes all the room."""
+    """Turns under way in a manager; the others wait in the log. More than a tenant's, so that none fills it."""
     max_active_steps: PositiveInt = 64
     """Steps under way in a worker; the others wait in the log."""
     max_context_tokens: PositiveInt = 100_000
@@ -296,7 +296,7 @@ class NamespaceConfig(_Section):
     embedder: str = Field(default="lexical", pattern=r"^(lexical|local/.+|[^/]+/.+)$")
     """What makes its vectors: `lexical`, `local/<name>` of memory.local_models, or a provider's `provider/model`."""
     dimension: int = Field(default=0, ge=0, le=16_000)
-    """The length of the vectors of a provider's model. After a change of embedder, all are made again in the background."""
+    """The length of the vectors of a provider's model. A new embedder makes all vectors again, in the background."""
 
     @model_validator(mode="after")
     def _check_dimension(self) -> Self:
@@ -527,7 +527,6 @@ def _set(values: dict[str, Any], keys: list[str], value: str, name: str) -> None
             raise _invalid(name, value, f"{key} is not a section", "remove the variable")
         values = child  # pyright: ignore[reportUnknownVariableType] - TOML's own shape
     try:  # In the environment, lists and tables are written as TOML; anything else as its text.
-
         values[keys[-1]] = tomllib.loads(f"v = {value}")["v"] if value.startswith(("[", "{")) else value
     except tomllib.TOMLDecodeError as error:
         raise _invalid(name, value, f"not TOML: {error}", "write a list as ['a', 'b'], a table as {a = 'b'}") from None

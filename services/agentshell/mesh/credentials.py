@@ -1,7 +1,7 @@
 """Who may call: API keys for clients, short-lived signed tokens inside the mesh.
 
-An API key is `ask_<id>_<secret>`; the keys file has only a digest of the secret. A mesh token is a JWT for a minute,
-signed with the mesh's own secret, that says on whose behalf a service calls another.
+An API key is `ask_<id>_<secret>`; the keys file holds only a digest of the secret. A mesh token is a JWT, valid for a
+minute and signed with the mesh's own secret, that says on whose behalf one service calls another.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class ApiKey(BaseModel):
-    """A key as the keys file has it."""
+    """A key as the keys file stores it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,18 +45,18 @@ _KEYS = TypeAdapter(list[ApiKey])
 
 
 class Keyring:
-    """Checks credentials, makes API keys and mesh tokens. The keys file is read again when it changes."""
+    """Checks credentials, and makes API keys and mesh tokens. Rereads the keys file when it changes."""
 
     def __init__(self, keys_file: Path, mesh_key_file: Path) -> None:
         self._keys_file = keys_file
         self._mesh_key = _read_or_make_secret(mesh_key_file)
         self._keys: dict[str, ApiKey] = {}
         self._stamp: tuple[int, int] | None = None
-        self._tokens: dict[Principal, tuple[str, float]] = {}  # minted, and until when they are handed out
-        self._verified: dict[str, tuple[Principal, float]] = {}  # others' tokens, and until when they are good
+        self._tokens: dict[Principal, tuple[str, float]] = {}  # Minted here, and until when each is handed out.
+        self._verified: dict[str, tuple[Principal, float]] = {}  # Verified, and when each expires.
 
     def verify(self, authorization: str) -> tuple[Principal, bool]:
-        """Returns whose the `authorization` metadata is, and whether it comes from inside the mesh.
+        """Returns the principal of the `authorization` metadata, and whether the call comes from inside the mesh.
 
         Raises CREDENTIAL_INVALID.
         """
@@ -71,9 +71,9 @@ class Keyring:
         return self._verify_token(credential), True
 
     def create(self, tenant_id: str, principal_id: str) -> str:
-        """Makes an API key, adds it to the keys file, and returns it: the only time that it is seen.
+        """Makes an API key, adds it to the keys file, and returns it; it cannot be read again.
 
-        Raises INVALID_REQUEST for a name that is not 1 to 64 of `A-Z a-z 0-9 . _ -`: so nobody is the shared tenant.
+        Raises INVALID_REQUEST unless each name is 1 to 64 of `A-Z a-z 0-9 . _ -`: so no key is the shared tenant's.
         """
         for field, name in (("tenant_id", tenant_id), ("principal_id", principal_id)):
             if not _NAME.fullmatch(name):
@@ -85,7 +85,7 @@ class Keyring:
         return f"ask_{key_id}_{secret}"
 
     def mint(self, principal: Principal) -> str:
-        """Returns a mesh token for calls on behalf of `principal`, good for half a minute at the least."""
+        """Returns a mesh token for calls on behalf of `principal`, valid for at least another half a minute."""
         now = time.time()
         token, renewal = self._tokens.get(principal, ("", 0.0))
         if now < renewal:
@@ -120,7 +120,7 @@ class Keyring:
             claims = jwt.decode(
                 credential, self._mesh_key, ["HS256"], audience=_AUDIENCE, options={"require": ["exp", "sub", "tenant"]}
             )
-        except jwt.ExpiredSignatureError:  # Within a call: the clock has jumped. The caller's next token is a new one.
+        except jwt.ExpiredSignatureError:  # The clock jumped during the call. The caller's next token is a new one.
             raise AgentShellError(
                 error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the mesh token has expired on its way; call again"
             ) from None
@@ -173,7 +173,7 @@ def _write_new(path: Path, content: bytes) -> None:
     scratch = path.with_name(f"{path.name}.{os.getpid()}.new")
     _write(scratch, content)
     try:
-        os.link(scratch, path)  # Fails where the file exists: of two processes that start at once, one wins.
+        os.link(scratch, path)  # Fails if the file exists: of two processes that start at once, one wins.
     finally:
         scratch.unlink()
 

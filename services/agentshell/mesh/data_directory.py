@@ -1,4 +1,4 @@
-"""What a process leaves in its data directory for others to find: where it is, its sockets, its keys."""
+"""What a process leaves in its data directory for others to find: its addresses, its sockets, its keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOCKET_PATH_BYTES = 100  # The system's limit is 107.
 
 
 class Endpoints(BaseModel):
-    """Where a running process is: what it leaves in its data directory for the command line to find."""
+    """The addresses of a running process, left in its data directory for the command line to find."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -28,7 +28,7 @@ class Endpoints(BaseModel):
 
 
 def make(data_dir: Path) -> None:
-    """Makes the directory where there is none, for its owner alone. Raises CONFIG_INVALID where that cannot be."""
+    """Makes the directory, for its owner alone, unless it exists. Raises CONFIG_INVALID if that fails."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         (data_dir / "run").mkdir(exist_ok=True, mode=0o700)
@@ -41,30 +41,30 @@ def make(data_dir: Path) -> None:
 
 
 def endpoints_file(data_dir: Path) -> Path:
-    """Returns where a process that serves clients says where it is."""
+    """Returns the file in which a process that serves clients leaves its `Endpoints`."""
     return data_dir / "run" / "endpoints.json"
 
 
 def key_file(data_dir: Path) -> Path:
-    """Returns where the API key of the default tenant is."""
+    """Returns the file that holds the default tenant's API key."""
     return data_dir / "default.key"
 
 
 def mesh_key_file(config: Config) -> Path:
-    """Returns where the mesh's own secret is, or will be."""
+    """Returns the file that holds, or will hold, the mesh's own secret."""
     return config.auth.mesh_key_file or config.data_dir / "mesh.key"
 
 
 def keyring(config: Config) -> Keyring:
-    """Returns the keys of the configured files, or of those in the data directory."""
+    """Returns the keyring of the configured files, or of those in the data directory."""
     keys_file = config.auth.keys_file or config.data_dir / "api-keys.json"
     return Keyring(keys_file, mesh_key_file(config))
 
 
 def socket(data_dir: Path, name: str) -> str:
-    """Returns the address of a socket in the data directory; where its path is too long for one, by a short way there.
+    """Returns the address of a socket in the data directory; if its path is too long, through a short link.
 
-    The short way is a link in a directory of our own that nobody else can write, named by what it leads to.
+    The link is in a directory that is this user's alone, and is named by a digest of its target.
     """
     run = data_dir.absolute() / "run"
     path = run / f"{name}.sock"

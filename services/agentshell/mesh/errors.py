@@ -1,8 +1,8 @@
-"""The one error of the mesh: a reason, the code that goes with it, and what to do.
+"""The mesh's only error type: a reason, the code that goes with it, and what to do.
 
-Whatever fails anywhere is an `AgentShellError` by the time it reaches a wire or the log. Code matches on
-`error.reason`, never on a message. On the wire it is a `google.rpc.Status` with `ErrorInfo`, and `BadRequest`,
-`QuotaFailure` and `RetryInfo` where apt (AIP-193); in an event it is a `kfm.error.v1.Failure`.
+Any failure is an `AgentShellError` by the time it reaches a wire or the log. Code matches on `error.reason`, never on a
+message. On the wire it is a `google.rpc.Status` with `ErrorInfo`, and with `BadRequest`, `QuotaFailure` and `RetryInfo`
+where they apply (AIP-193); in an event it is a `kfm.error.v1.Failure`.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     error_pb2.ERROR_REASON_TOOL_SERVER_UNAVAILABLE: _C.UNAVAILABLE,
 }
 
-# What may pass by itself: worth another attempt after a while (AIP-194).
+# Conditions that may pass by themselves: worth another attempt after a while (AIP-194).
 TRANSIENT_CODES = frozenset({_C.UNAVAILABLE, _C.ABORTED})
 
-# What a bare code means when a peer that is not ours, or the transport, sends it without a reason.
+# What a bare code means when the transport, or a peer that is not ours, sends it without a reason.
 _REASONS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     _C.CANCELLED: error_pb2.ERROR_REASON_CANCELLED,
     _C.DEADLINE_EXCEEDED: error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
@@ -110,7 +110,7 @@ _REASONS: Mapping[grpc.StatusCode, ErrorReason.ValueType] = {
     _C.UNAUTHENTICATED: error_pb2.ERROR_REASON_CREDENTIAL_INVALID,
     _C.PERMISSION_DENIED: error_pb2.ERROR_REASON_PERMISSION_DENIED,
     _C.INVALID_ARGUMENT: error_pb2.ERROR_REASON_INVALID_REQUEST,
-    _C.RESOURCE_EXHAUSTED: error_pb2.ERROR_REASON_TOO_LARGE,  # gRPC's own word for a message above its limit.
+    _C.RESOURCE_EXHAUSTED: error_pb2.ERROR_REASON_TOO_LARGE,  # gRPC's own code for a message above its limit.
 }
 
 _CODE_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
@@ -118,11 +118,11 @@ _PREFIX = "ERROR_REASON_"
 
 
 class AgentShellError(Exception):
-    """Something failed, for a reason of `kfm.error.v1.ErrorReason`.
+    """A failure, with a reason from `kfm.error.v1.ErrorReason`.
 
     `message` says what is wrong, where, and what to do. `metadata` holds the facts, never a secret. `violations` are
     (field, description) pairs of a request, `quotas` (subject, description) pairs of what is used up. `retry_delay` is
-    set only where trying again can help.
+    set only if a retry can help.
     """
 
     def __init__(
@@ -148,19 +148,19 @@ class AgentShellError(Exception):
 
     @property
     def name(self) -> str:
-        """The reason as `ErrorInfo.reason` has it: without the enum's prefix."""
+        """The reason as in `ErrorInfo.reason`: without the enum's prefix."""
         return ErrorReason.Name(self.reason).removeprefix(_PREFIX)
 
 
 def invalid(field: str, description: str) -> AgentShellError:
-    """The error for a request whose `field` breaks the contract in a way that the contract's own rules cannot say."""
+    """The error for a request whose `field` breaks the contract in a way that the contract's rules cannot express."""
     return AgentShellError(
         error_pb2.ERROR_REASON_INVALID_REQUEST, f"{field}: {description}", violations=[(field, description)]
     )
 
 
 def request_id_reused(request_id: str) -> AgentShellError:
-    """The error for a `request_id` that was another request's."""
+    """The error for a `request_id` that belongs to another request."""
     return AgentShellError(
         error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
         f"request_id {request_id!r} was used for another request: take a new one for each",
@@ -169,13 +169,13 @@ def request_id_reused(request_id: str) -> AgentShellError:
 
 
 def of(exception: BaseException) -> AgentShellError:
-    """Returns any exception as the mesh's own; what is not known to us is INTERNAL, and its text stays in our logs."""
+    """Returns any exception as an AgentShellError; an unknown one is INTERNAL, and its text stays in our logs."""
     match exception:
         case AgentShellError():
             return exception
         case grpc.aio.AioRpcError():
             return _from_rpc(exception)
-        case NotImplementedError():  # The generated servicer's, for an RPC that the service does not have.
+        case NotImplementedError():  # From the generated servicer, for an RPC that the service does not implement.
             message = "this RPC is in the contract but not in this release"
             return AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, message)
         case asyncio.CancelledError():
@@ -195,7 +195,7 @@ def of(exception: BaseException) -> AgentShellError:
 
 
 def to_status(error: AgentShellError) -> status_pb2.Status:
-    """Returns the error as an RPC ends with it."""
+    """Returns the error as the status that ends an RPC."""
     status = status_pb2.Status(code=_number(error.code), message=error.message)
     details: list[message.Message] = [
         error_details_pb2.ErrorInfo(reason=error.name, domain=DOMAIN, metadata=error.metadata)
@@ -222,7 +222,7 @@ def to_status(error: AgentShellError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> AgentShellError:
-    """Returns what an RPC ended with as an error; the inverse of `to_status`."""
+    """Returns the status that ended an RPC as an error; the inverse of `to_status`."""
     info, bad_request, quota_failure, retry_info = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
@@ -268,7 +268,7 @@ def _from_rpc(call: grpc.aio.AioRpcError) -> AgentShellError:
 
 
 def to_failure(error: AgentShellError) -> Failure:
-    """Returns the error as events and streamed answers carry it, with its causes that are ours."""
+    """Returns the error as events and streamed answers carry it, with those of its causes that are AgentShellErrors."""
     failure = Failure(
         code=code_pb2.Code.ValueType(_number(error.code)),
         reason=error.reason,

@@ -1,4 +1,4 @@
-"""The small HTTP server of a process, for machines that watch it: /metrics, /health/live, /health/ready."""
+"""A process's small HTTP server, for monitoring: /metrics, /health/live, /health/ready."""
 
 from __future__ import annotations
 
@@ -66,4 +66,4 @@ class _QuietHandler(WSGIRequestHandler):
     timeout = 5  # Seconds a client may hold a thread.
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Says nothing: probes come every few seconds."""
+        """Logs nothing: probes come every few seconds."""

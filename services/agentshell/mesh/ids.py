@@ -11,14 +11,14 @@ _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]  # Te
 
 
 def ulid() -> str:
-    """Returns a new ULID: 26 characters, sortable by the millisecond they were made in."""
+    """Returns a new ULID: 26 characters, sortable by the millisecond in which it was made."""
     return _encode((time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10)))
 
 
 def digest(*parts: str | int) -> str:
-    """Returns an id that is the same for the same parts, always: 26 characters, of the form of a ULID.
+    """Returns an id that is always the same for the same parts: 26 characters, in the form of a ULID.
 
-    So a decision that is written twice is one decision.
+    A decision that is written twice is therefore one decision.
     """
     packed = "\0".join(map(str, parts))
     return _encode(int.from_bytes(hashlib.sha256(packed.encode()).digest()[:16]))

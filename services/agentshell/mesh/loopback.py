@@ -1,7 +1,7 @@
-"""Calls between services of one process: all that they are over a socket, without the socket.
+"""Calls between services of one process: the same as over a socket, without the socket.
 
-A call crosses as bytes, and is served in a task and a context of its own, behind the same interceptor. Neither side
-can tell where the other is, so a service may move to another process any day.
+A call crosses as bytes, and is served in a task and context of its own, behind the same interceptor. Neither side can
+tell where the other is, so a service may move to another process at any time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import grpc.aio
 from agentshell.mesh.methods import Methods
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# What may wait for a reader before the service waits for it, as over HTTP/2.
+# How much may wait for the reader before the service has to wait, as over HTTP/2.
 _WINDOW_BYTES = 64 * 1024
 
 _Metadata = Sequence[tuple[str, str]]
 
 
 class _Status(NamedTuple):
-    """How a call ended; with the fields that gRPC's own has."""
+    """How a call ended, with the fields of gRPC's own status."""
 
     code: grpc.StatusCode
     details: str = ""
@@ -41,7 +41,7 @@ _CLOSED = _Status(grpc.StatusCode.UNAVAILABLE, "the process of the service is no
 
 
 class Loopback:
-    """The services of a process as its own services call them. Requests may have `max_request_bytes`."""
+    """A process's services, as its own services call them. Requests may be up to `max_request_bytes` long."""
 
     def __init__(self, methods: Methods, max_request_bytes: int) -> None:
         self._methods = methods
@@ -50,11 +50,11 @@ class Loopback:
         self._is_open = False
 
     def open(self) -> None:
-        """Serves from now on. Until then, and once it is closed, calls end with UNAVAILABLE."""
+        """Serves from now on. Before that, and after `close`, calls end with UNAVAILABLE."""
         self._is_open = True
 
     async def close(self, grace_seconds: float) -> None:
-        """Takes no more calls, gives those under way `grace_seconds`, and cancels the rest."""
+        """Accepts no more calls, gives those under way `grace_seconds` to end, and cancels the rest."""
         self._is_open = False
         if self._calls:
             await asyncio.wait(self._calls, timeout=grace_seconds)
@@ -65,7 +65,7 @@ class Loopback:
     def call(
         self, method: str, request: bytes, deserialize: Callable[[bytes], Any], timeout: float, metadata: _Metadata
     ) -> LoopbackCall:
-        """Begins a call that may take `timeout` seconds; `deserialize` is for its responses."""
+        """Begins a call that may take `timeout` seconds; `deserialize` reads its responses."""
         call = LoopbackCall(deserialize, timeout, metadata)
         handler = self._methods.find(method)
         if not self._is_open:
@@ -90,9 +90,9 @@ class _Aborted(Exception):  # noqa: N818 - how a service ends a call
 
 
 class LoopbackCall:
-    """A call under way: to its caller what a stub returns, to its service the context.
+    """A call under way: for its caller, what a stub returns; for its service, the context.
 
-    The caller awaits it, or iterates over it, or reads it, in one task; and may cancel it.
+    The caller awaits it, iterates over it or reads it, in one task, and may cancel it.
     """
 
     def __init__(self, deserialize: Callable[[bytes], Any], timeout: float, metadata: _Metadata) -> None:
@@ -109,7 +109,7 @@ class LoopbackCall:
         self._timer = loop.call_later(timeout, self.end, _LATE)
         self._task: asyncio.Task[None] | None = None
 
-    # To its caller.
+    # For its caller.
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self.read().__await__()
@@ -140,21 +140,21 @@ class LoopbackCall:
         return self._deserialize(response)
 
     def cancel(self) -> bool:
-        """Ends it, and what serves it. Returns whether it was under way."""
+        """Ends the call, and the task that serves it. Returns whether it was under way."""
         return self.end(_CANCELLED)
 
-    # To its service.
+    # For its service.
 
     def invocation_metadata(self) -> _Metadata:
-        """Returns what the caller sends along."""
+        """Returns the caller's metadata."""
         return self._metadata
 
     def time_remaining(self) -> float:
-        """Returns the seconds that are left, never below 0."""
+        """Returns the seconds left, never below 0."""
         return 0.0 if self._status is _LATE else max(0.0, self._deadline - time.monotonic())
 
     async def write(self, message: Any) -> None:
-        """Sends a response; waits while the caller has not read enough of what it was sent before."""
+        """Sends a response; then waits while the caller has too much left to read."""
         response = self._serialize(message) if self._serialize else b""
         if len(response) > MAX_MESSAGE_BYTES:
             raise _Aborted(_too_large("response", len(response), MAX_MESSAGE_BYTES))
@@ -166,24 +166,24 @@ class LoopbackCall:
             await self._writer
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Changes nothing, and neither does set_details: how a call ends the interceptor says."""
+        """Does nothing, nor does `set_details`: the interceptor decides how a call ends."""
 
     set_details = set_code
 
     async def abort_with_status(self, status: grpc.Status) -> None:
-        """Ends it with a status, by raising."""
+        """Ends the call with a status, by raising."""
         raise _Aborted(_Status(status.code, status.details or "", tuple(status.trailing_metadata or ())))
 
-    # To the loopback.
+    # For the loopback.
 
     def begin(self, handler: Any, request: bytes) -> asyncio.Task[None]:
-        """Has it served, in a task that knows nothing of the caller's."""
+        """Starts to serve the call, in a task that shares nothing with the caller's context."""
         self._serialize = handler.response_serializer
         self._task = asyncio.get_running_loop().create_task(self._serve(handler, request), context=Context())
         return self._task
 
     def end(self, status: _Status) -> bool:
-        """Ends it from outside, if it is under way: nothing more is sent or read. Returns whether it was."""
+        """Ends the call from outside if it is under way: nothing more is sent or read. Returns whether it was."""
         if self._status is not None:
             return False
         self._responses.clear()
@@ -207,7 +207,7 @@ class LoopbackCall:
             await self.write(await handler.unary_unary(request, self))
             return
         answer = handler.unary_stream(request, self)
-        if not isinstance(answer, AsyncGenerator):  # It writes by itself.
+        if not isinstance(answer, AsyncGenerator):  # It writes its responses itself.
             await answer
             return
         async with aclosing(cast("AsyncGenerator[Any]", answer)) as responses:

@@ -1,6 +1,6 @@
-"""Takes secrets and what names a person out of texts that go to logs and traces: by their forms, in linear time. Pure.
+"""Removes secrets and personal data, by their form and in linear time, from text bound for logs and traces. Pure.
 
-It is the second line: what a user, a model or a tool says is not logged in the first place, but an error may quote it.
+A second line of defence: what a user, a model or a tool says is not logged in the first place, but errors may quote it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 _LONGEST_CHARACTERS: Final = 16_384
 _DEEPEST: Final = 8
 
-# Each begins where nothing of its kind comes before, and never goes back: a hostile text is read once.
+# Each match starts where nothing of its kind comes before, and never backtracks: hostile text is read once.
 _SECRETS: Final = re.compile(
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]*+(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?"
     r"|\beyJ[\w-]{8,}+\.[\w-]{8,}+(?:\.[\w-]*+)?"  # A JSON Web Token.
@@ -30,7 +30,7 @@ _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{1,4}){3,8}\b")
 
 
 def redact(text: str) -> str:
-    """Returns a text with the kind of what was there in its place, such as `[secret]`; cut where it is very long."""
+    """Returns a text with each finding replaced by its kind, such as `[secret]`; cut if it is very long."""
     if len(text) > _LONGEST_CHARACTERS:
         text = f"{text[:_LONGEST_CHARACTERS]}[cut]"
     text = _SECRETS.sub("[secret]", text)
@@ -41,7 +41,7 @@ def redact(text: str) -> str:
 
 
 def redact_all(value: Any, depth: int = 0) -> Any:
-    """Returns a value with each text in it redacted; the keys stay."""
+    """Returns a value with every text in it redacted, except keys."""
     if depth > _DEEPEST:
         return "[deep]"
     match value:

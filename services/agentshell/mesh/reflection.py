@@ -1,6 +1,6 @@
-"""Server reflection, v1 and v1alpha: grpcio-reflection serves v1alpha only, and the two differ in their name alone.
+"""Server reflection, v1 and v1alpha: grpcio-reflection serves only v1alpha, and the two differ only in name.
 
-It answers with the contract's comments, which generated code comes without: so `grpcurl describe` shows them.
+Its answers include the contract's comments, which generated code lacks, so that `grpcurl describe` shows them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Comments = Mapping[str, descriptor_pb2.SourceCodeInfo]
 
 
 def add(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Lets explorers such as grpcurl list, describe and call `services` without having their .proto files."""
+    """Lets explorers such as grpcurl list, describe and call `services` without their .proto files."""
     names = [*services, f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection"]
     servicer: Any = reflection.aio.ReflectionServicer(names, pool=_Pool())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
@@ -38,7 +38,7 @@ def add(server: grpc.aio.Server, services: Sequence[str]) -> None:
 
 
 class _Pool:
-    """What the process knows of messages and services, as grpcio-reflection asks for it: with comments."""
+    """The process's descriptor pool, as grpcio-reflection uses it, but with comments."""
 
     _known: Any = descriptor_pool.Default()
 
@@ -51,7 +51,7 @@ class _Pool:
     def FindFileContainingSymbol(self, name: str) -> _File:  # noqa: N802 - the pool's name
         try:
             found = self._known.FindFileContainingSymbol(name)
-        except KeyError:  # Methods are symbols that the pool forgets.
+        except KeyError:  # The pool does not find methods as symbols.
             found = self._known.FindMethodByName(name).containing_service.file
         return _File(found, self._comments)
 
@@ -63,7 +63,7 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file as it was generated, and as it was commented."""
+    """A generated file, with the comments of its source."""
 
     _file: FileDescriptor
     _comments: _Comments

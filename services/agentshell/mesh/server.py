@@ -39,7 +39,7 @@ class Server:
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         self._services: list[str] = []
         options: list[tuple[str, Any]] = [
-            ("grpc.so_reuseport", 0),  # Else two servers share a port and each misses half of the calls.
+            ("grpc.so_reuseport", 0),  # Otherwise two servers can share a port, and each misses half of the calls.
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -47,10 +47,10 @@ class Server:
         self._server = acceptor.server(options)
         methods = Methods(self._interceptor.wrap)
         self._server.add_generic_rpc_handlers([methods])
-        self._methods = cast("grpc.aio.Server", methods)  # to those who add to it
+        self._methods = cast("grpc.aio.Server", methods)  # As generated code expects it.
         self.address = config.address
         self.loopback = Loopback(methods, config.max_message_bytes)
-        """For the process' own services."""
+        """For the process's own services."""
 
     def add(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
         """Adds a service by its full Protobuf name, before `start`."""
@@ -58,7 +58,7 @@ class Server:
         self._services.append(service)
 
     async def start(self) -> None:
-        """Listens. `address` then has the port taken. Services answer, and are NOT_SERVING until `ready`."""
+        """Listens, and sets the actual port in `address`. Services answer, but are NOT_SERVING until `ready`."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
         reflection.add(self._methods, [*self._services, HEALTH])
         for service in ("", *self._services):
@@ -72,17 +72,17 @@ class Server:
             os.chmod(self._mesh_address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)  # noqa: PTH101 - not blocking
 
     async def ready(self) -> None:
-        """Says SERVING for every service."""
+        """Reports SERVING for every service."""
         for service in ("", *self._services):
             await self._health.set(service, _SERVING)
 
     async def drain(self) -> None:
-        """Says NOT_SERVING for good and ends the Watch streams; other calls are still served."""
+        """Reports NOT_SERVING for good and ends the Watch streams; other calls are still served."""
         await self._health.enter_graceful_shutdown()
         self._interceptor.drain()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no more calls, gives those under way `grace_seconds`, and cancels the rest."""
+        """Accepts no more calls, gives those under way `grace_seconds` to end, and cancels the rest."""
         await asyncio.gather(self._server.stop(grace_seconds), self.loopback.close(grace_seconds))
 
     def _listen(self, address: str, key: str) -> int:

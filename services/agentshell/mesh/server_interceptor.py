@@ -1,6 +1,6 @@
-"""What every RPC goes through on its way in: trace, metrics, credential, deadline, contract; and errors on its way out.
+"""What every RPC goes through: trace, metrics, credential, deadline and contract on its way in, errors on its way out.
 
-One interceptor and not a chain: each link of a chain costs every call, and the order matters enough to be read in one
+One interceptor rather than a chain: each link would cost every call, and the order matters enough to be read in one
 place.
 """
 
@@ -48,7 +48,7 @@ _DRAINING = AgentShellError(
 
 
 class ServerInterceptor:
-    """Wraps methods. `drain` ends the streams that have no end of their own."""
+    """Wraps methods. `drain` ends the streams that never end by themselves."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
@@ -56,16 +56,16 @@ class ServerInterceptor:
         self._draining = False
 
     def drain(self) -> None:
-        """Ends every Watch stream, now and from now on, with SERVICE_UNAVAILABLE: its caller resumes elsewhere.
+        """Ends every Watch stream, current and future, with SERVICE_UNAVAILABLE: its caller resumes elsewhere.
 
-        One that is being sent a response ends after that.
+        One that is sending a response ends after it.
         """
         self._draining = True
         for task in self._watches:
             task.cancel()
 
     def wrap(self, method: str, handler: Any) -> Any:
-        """Returns the handler of a method with all that each call goes through around it."""
+        """Returns the handler of a method, wrapped in everything that each call goes through."""
         is_open = method.startswith(_OPEN_SERVICES)
         deserialize = handler.request_deserializer
         codec = (deserialize if is_open else _reading(deserialize), handler.response_serializer)
@@ -114,11 +114,11 @@ class ServerInterceptor:
                 if self._draining:
                     raise asyncio.CancelledError
                 answer = behavior(request, context)
-                if not isinstance(answer, AsyncGenerator):  # The health service of grpcio writes by itself.
+                if not isinstance(answer, AsyncGenerator):  # grpcio's health service writes its responses itself.
                     return await answer
                 async with aclosing(cast("AsyncGenerator[Any]", answer)) as responses:
                     async for response in responses:
-                        self._watches.discard(task)  # Cut off amid a response, a call cannot be given a status.
+                        self._watches.discard(task)  # Cut off while sending a response, a call cannot get a status.
                         await context.write(response)
                         self._watches.add(task)
                         if self._draining:
@@ -171,9 +171,9 @@ class _Rpc:
         self._span.end()
 
     def admit(self, keyring: Keyring) -> None:
-        """Lets the call in: makes it the task's own. Raises CREDENTIAL_INVALID and DEADLINE_REQUIRED."""
+        """Admits the call: makes it the one that the task serves. Raises CREDENTIAL_INVALID and DEADLINE_REQUIRED."""
         principal, from_mesh = keyring.verify(self._metadata.get("authorization", ""))
-        timeout = cast("float | None", self._context.time_remaining())  # The stubs forget that there may be none.
+        timeout = cast("float | None", self._context.time_remaining())  # The stubs omit None.
         if from_mesh and timeout is None:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_DEADLINE_REQUIRED, f"{self._method} inside the mesh needs a deadline: set one"
@@ -182,7 +182,7 @@ class _Rpc:
         structlog.contextvars.bind_contextvars(tenant_id=principal.tenant_id)
 
     async def fail(self, exception: Exception, request: Any) -> None:
-        """Ends the RPC, which was asked for by `request` or a stream of such, with the error as a rich status."""
+        """Ends the RPC with the error as a rich status; `request` is its request, or a stream of requests."""
         if isinstance(request, AsyncIterator):
             await _drain(cast("AsyncIterator[Any]", request))
         error = errors.of(exception)
@@ -195,7 +195,7 @@ class _Rpc:
 
 
 def unknown(method: str) -> Any:
-    """Returns what answers a method that nothing here serves, whatever is sent to it."""
+    """Returns the handler for a method that nothing here serves: it refuses whatever is sent."""
 
     async def refuse(_: AsyncIterator[bytes], context: _Context) -> None:
         message = f"this server has no method {method!r:.200}; its reflection lists those it has"
@@ -209,7 +209,7 @@ async def _abort(context: _Context, error: AgentShellError) -> None:
 
 
 async def _drain(requests: AsyncIterator[Any]) -> None:
-    """Takes what a client still sends, for a moment: Python's says INTERNAL where a call ends amid its writing."""
+    """Reads what a client still sends, for a moment: Python's reports INTERNAL if a call ends while it writes."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in requests:
@@ -218,7 +218,7 @@ async def _drain(requests: AsyncIterator[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Bytes that are no message of the method, and why: refused where all refusals are made."""
+    """Bytes that are not a message of the method, and why; `_checked` refuses them."""
 
     why: str
 
@@ -234,7 +234,7 @@ def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(request: Any) -> Any:
-    """Returns a request that keeps the contract's rules, or a stream that yields such. Raises INVALID_REQUEST."""
+    """Returns a request that keeps the contract's rules, or a stream of such requests. Raises INVALID_REQUEST."""
     if isinstance(request, AsyncIterator):
         return _each_checked(cast("AsyncIterator[Any]", request))
     if isinstance(request, _Unreadable):

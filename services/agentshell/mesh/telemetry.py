@@ -39,14 +39,14 @@ STEP_SECONDS: Final = Histogram("agentshell_step_seconds", "Time of an attempt."
 
 # What this file adds to an event.
 _OWN_KEYS: Final = frozenset({"timestamp", "level", "trace_id"})
-# Without the frames' variables: they may hold what must not be logged.
+# Without local variables: they may hold what must not be logged.
 _TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
 
 
 def setup(config: TelemetryConfig, member: str) -> None:
-    """Configures this process's logs and traces. Raises CONFIG_INVALID where the exporter is not installed."""
+    """Configures this process's logs and traces. Raises CONFIG_INVALID if the exporter is not installed."""
     _setup_logs(config)
     sampler: Sampler = ParentBasedTraceIdRatio(config.sample_ratio) if config.otlp_endpoint else ALWAYS_OFF
     resource = Resource.create({"service.name": f"agentshell-{member}"})
@@ -76,41 +76,41 @@ def enter_span(
     kind: trace.SpanKind = trace.SpanKind.INTERNAL,
     attributes: Mapping[str, str] | None = None,
 ) -> trace.Span:
-    """Begins a span in the trace that W3C headers say, and makes it the current one of this task; `end` it.
+    """Starts a span in the trace that W3C headers name, and makes it this task's current span; the caller ends it.
 
-    In a trace that is not recorded it is no span, and the trace alone is the task's.
+    In an unsampled trace it returns an invalid span, and the task gets the trace alone.
     """
     within, is_unsampled = _context_of(traceparent, tracestate)
     span = trace.INVALID_SPAN
     if not is_unsampled:
         span = TRACER.start_span(name, within, kind=kind, attributes=attributes)
         within = trace.set_span_in_context(span, within)
-    context.attach(within)  # For good: the task, and this with it, ends soon.
+    context.attach(within)  # Never detached: the context ends with the task, which is soon.
     return span
 
 
 @lru_cache(maxsize=1024)
 def _context_of(traceparent: str, tracestate: str) -> tuple[Context, bool]:
-    """Returns the trace context that W3C headers say, and whether it is of a trace that is not recorded."""
+    """Returns the trace context that W3C headers name, and whether its trace is unsampled."""
     within = PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate})
     parent = trace.get_current_span(within).get_span_context()
     return within, parent.is_valid and not parent.trace_flags.sampled
 
 
 def traceparent() -> str:
-    """Returns the W3C trace context of what is under way; empty where there is none."""
+    """Returns the current W3C trace context; empty if there is none."""
     carrier: dict[str, str] = {}
     PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")
 
 
 def trace_id(traceparent: str) -> str:
-    """Returns the trace id of a W3C trace context; empty where there is none."""
+    """Returns the trace id of a W3C trace context; empty if there is none."""
     return traceparent.split("-")[1] if traceparent.count("-") == 3 else ""
 
 
 class _Stderr:
-    """What log lines are written to. They are lost, and nothing else, where nobody reads them or the disk is full."""
+    """Where log lines go. If nobody reads them, or the disk is full, they are lost and nothing else is."""
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError):

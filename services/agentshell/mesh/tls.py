@@ -1,6 +1,6 @@
-"""TLS: what a process shows at its addresses of a network, and whom it believes at those of others.
+"""TLS: what a process presents at its network addresses, and whom it trusts at those of others.
 
-Sockets (`unix:PATH`) are plain: their owner alone can open them.
+Sockets (`unix:PATH`) are plaintext: only their owner can open them.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _T = TypeVar("_T")
 
 
 class Certificate(NamedTuple):
-    """Whose a certificate is, and when it ends."""
+    """The names that a certificate is for, and when it expires."""
 
     names: list[str]
     end_time: datetime
 
 
 def serving(config: TlsConfig, address: str) -> grpc.ServerCredentials | None:
-    """Returns what an address is served with; None: plainly. Raises CONFIG_INVALID.
+    """Returns the credentials to serve an address with; None: plaintext. Raises CONFIG_INVALID.
 
-    Files that change are read again at the next connection; while they do not go together, those before serve on.
+    Files that change are reread at the next connection; while they do not match, the previous ones stay in use.
     """
     if config.certificate_file is None or config.key_file is None or _is_socket(address):
         return None
     files = _Files(config.certificate_file, config.key_file, config.client_ca_file)
     return grpc.dynamic_ssl_server_credentials(
         files.read(),
-        cast("Callable[[], grpc.ServerCertificateConfiguration]", files.news),  # The stubs forget None.
+        cast("Callable[[], grpc.ServerCertificateConfiguration]", files.news),  # The stubs omit None.
         require_client_authentication=config.client_ca_file is not None,
     )
 
 
 def calling(config: TlsConfig, address: str) -> grpc.ChannelCredentials | None:
-    """Returns what an address is called with; None: plainly. Raises CONFIG_INVALID.
+    """Returns the credentials to call an address with; None: plaintext. Raises CONFIG_INVALID.
 
-    A process that has a certificate or an authority calls no host plainly, and shows its certificate where it is asked
-    for one. What the files hold now counts as long as the credentials are used.
+    A process that has a certificate or an authority calls no host in plaintext, and presents its certificate when
+    asked. The files are read once: the credentials do not follow later changes.
     """
     if _is_socket(address) or not (config.certificate_file or config.ca_file):
         return None
@@ -66,7 +66,7 @@ def calling(config: TlsConfig, address: str) -> grpc.ChannelCredentials | None:
 
 
 def is_exposed(config: TlsConfig, address: str) -> bool:
-    """Returns whether what is sent to an address of this process can be read on a network."""
+    """Returns whether traffic to an address of this process can be read on a network."""
     if config.certificate_file is not None or _is_socket(address):
         return False
     host = address.rpartition(":")[0].strip("[]")
@@ -90,13 +90,13 @@ def own(config: TlsConfig) -> Certificate | None:
 
 
 def own_name(config: TlsConfig) -> str:
-    """Returns a name that the certificate of this process is of; empty: there is none. Raises CONFIG_INVALID."""
+    """Returns a name that the certificate of this process is for; empty: there is none. Raises CONFIG_INVALID."""
     found = own(config)
     return found.names[0].replace("*", "any", 1) if found and found.names else ""
 
 
 class _Files:
-    """What a process serves with, as its files come to hold it."""
+    """What a process serves with, reread as its files change."""
 
     def __init__(self, certificate: Path, key: Path, clients: Path | None) -> None:
         self._certificate = certificate
@@ -105,14 +105,14 @@ class _Files:
         self._stamp: list[tuple[int, int, int]] = []
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """Returns what serves. Raises CONFIG_INVALID where the files are not there or do not go together."""
+        """Returns what to serve with. Raises CONFIG_INVALID if the files are missing or do not match."""
         self._stamp = self._look()
         certificate, _ = _certificate(self._certificate)
         pair = (_key(self._key, certificate), certificate)
         return grpc.ssl_server_certificate_configuration([pair], _authorities(self._clients, "tls.client_ca_file"))
 
     def news(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns what serves from now on; None: what served before. grpc asks at each connection, in its thread."""
+        """Returns what to serve with from now on; None: no change. grpc asks at each connection, in its own thread."""
         try:
             if self._look() == self._stamp:
                 return None
@@ -147,13 +147,13 @@ def _authorities(path: Path | None, key: str) -> bytes | None:
 
 
 def _parsed(path: Path, key: str, parse: Callable[[bytes], _T]) -> tuple[bytes, _T]:
-    """Returns what a file holds, and what that is."""
+    """Returns a file's content, raw and parsed."""
     try:
         content = path.read_bytes()
         return content, parse(content)
     except OSError as error:
         raise _invalid(key, path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # A key with a password is a TypeError.
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # A key with a password raises TypeError.
         raise _invalid(key, path, "is not what it must be, as PEM and without a password") from None
 
 

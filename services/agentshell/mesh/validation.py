@@ -1,4 +1,4 @@
-"""Checks requests against the rules that the contract itself states (`buf.validate`), and that JSON in them is JSON."""
+"""Checks requests against the contract's own rules (`buf.validate`), and that the JSON in them is valid JSON."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 _VIOLATIONS_SHOWN = 20
-_NUMBER = b"\x11"  # How the wire has a Value's number: this tag, then eight bytes, the lowest first.
+_NUMBER = b"\x11"  # A Value's number on the wire: this tag, then eight bytes, little-endian.
 _NO_NUMBERS = (b"\x7f", b"\xff")
 
 
 def check(request: Message, within: str = "") -> None:
-    """Returns if the request keeps the contract's rules. Raises INVALID_REQUEST with a violation a field.
+    """Checks that a message keeps the contract's rules. Raises INVALID_REQUEST, with a violation for each field.
 
-    `within` is the field of the request that the message is; empty: it is the whole.
+    `within` is the path of the message in the request; empty: it is the request.
     """
     found = [violation.proto for violation in protovalidate.collect_violations(request)[:_VIOLATIONS_SHOWN]]
     violations = [(_path(violation.field, within), violation.message) for violation in found]
-    if not found and _may_have_no_number(request.SerializeToString()):  # Rarely: to look at each field takes longer.
+    if not found and _may_have_no_number(request.SerializeToString()):  # Rare: looking at each field takes longer.
         problem = "has a number that JSON does not have, NaN or an infinity: leave it out"
         violations = [(field, problem) for field in _no_json(request, within)][:_VIOLATIONS_SHOWN]
     if violations:
@@ -43,7 +43,7 @@ def _path(field: protovalidate.FieldPathPb | None, path: str) -> str:
 
 
 def _may_have_no_number(content: bytes) -> bool:
-    """Returns whether there may be a NaN or an infinity in a message's bytes: a double whose exponent is all ones."""
+    """Returns whether a message's bytes may hold a NaN or an infinity: a double whose exponent is all ones."""
     at = content.find(_NUMBER)
     while at >= 0:
         if content[at + 8 : at + 9] in _NO_NUMBERS and content[at + 7] >= 0xF0:
@@ -53,7 +53,7 @@ def _may_have_no_number(content: bytes) -> bool:
 
 
 def _no_json(message: Message, path: str) -> Iterator[str]:
-    """Yields the fields that are to be JSON and are not: services and clients fail as they read them."""
+    """Yields the JSON fields that JSON cannot express: services and clients would fail to read them."""
     if isinstance(message, struct_pb2.Struct | struct_pb2.Value):
         try:
             json_format.MessageToDict(message)

@@ -1,4 +1,4 @@
-"""What services get from the Web, in bounds: from hosts that an operator names, at addresses that are public."""
+"""Bounded access to the Web for services: only to hosts that an operator names, at public addresses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from agentshell.content import fill
 from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
-if TYPE_CHECKING:  # It takes a fifth of a second to import: only who goes to the Web pays for it.
+if TYPE_CHECKING:  # Importing it takes a fifth of a second: only those who use the Web pay for that.
     import httpx2
 
 _PORTS: Final = {"http": 80, "https": 443}
 _CONNECT_SECONDS: Final = 10.0
 _SHOWN_CHARACTERS: Final = 200
 _JSON: Final = re.compile(r"application/(?:[\w.+-]+\+)?json\b", re.IGNORECASE)
-# What the Internet routes of IPv6, 6to4 and Teredo apart: both wrap an address of IPv4, which may be anybody's.
+# The part of IPv6 that the Internet routes, 6to4 and Teredo apart: both wrap an IPv4 address, which may be any.
 _ROUTED: Final = IPv6Network("2000::/3")
 
 
 class Web:
-    """Goes to `hosts`: `host` at its scheme's own port, `host:port` at that one. Follows no redirects, and no proxy.
+    """Sends requests to `hosts`: `host` at its scheme's own port, `host:port` at that one. No redirects, no proxy.
 
-    A name is gone to at public addresses alone, or at those that are among `hosts` themselves. `key` is the
-    configuration's that has `hosts`.
+    Connects only to addresses that are public, or are among `hosts` themselves. `key` is the configuration key of
+    `hosts`.
     """
 
     def __init__(self, hosts: Collection[str], key: str) -> None:
@@ -52,10 +52,10 @@ class Web:
     async def request(
         self, method: str, url: httpx2.URL, headers: Mapping[str, str], content: bytes = b""
     ) -> AsyncGenerator[httpx2.Response]:
-        """The response to a request, whose body is yet to be `read`.
+        """Yields the response to a request, whose body is yet to be `read`.
 
         Raises HOST_NOT_ALLOWED for an address that is not public, httpx2.HTTPError, and UnicodeEncodeError for headers
-        that HTTP does not have. The caller has checked that the host is allowed, and bounds the time.
+        that HTTP cannot carry. The caller has checked that the host is allowed, and bounds the time.
         """
         client = self._client = self._client or self.new_client({})
         response = await client.send(client.build_request(method, url, headers=headers, content=content), stream=True)
@@ -65,9 +65,10 @@ class Web:
             await response.aclose()
 
     def new_client(self, headers: Mapping[str, str], max_body_bytes: int | None = None) -> httpx2.AsyncClient:
-        """Returns a client of its own, for a library that makes requests itself, with headers that all of them get.
+        """Returns a separate client, for a library that makes requests itself; `headers` go with all of them.
 
-        A body of more than `max_body_bytes` breaks off. The library checks no hosts: its caller has.
+        A body longer than `max_body_bytes` is cut off with an error. The caller has checked the hosts: a library does
+        not.
         """
         import httpx2
 
@@ -75,16 +76,16 @@ class Web:
 
         return httpx2.AsyncClient(
             transport=Transport(self._choose, max_body_bytes),
-            follow_redirects=False,  # Where one leads may be a host that is not allowed.
+            follow_redirects=False,  # A redirect may lead to a host that is not allowed.
             trust_env=False,  # No proxy: it would see the request, and choose where it goes.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # Else one tenant's go with another's call.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # Or one tenant's would go with another's call.
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
-            # What is read is what was sent: a few bytes cannot become many.
+            # No compression: a few bytes cannot become many.
             headers={"Accept-Encoding": "identity", "User-Agent": "agentshell", **headers},
         )
 
     def _choose(self, host: str, port: int, addresses: Sequence[str]) -> Sequence[str]:
-        """Returns the addresses of a host that may be gone to. Raises HOST_NOT_ALLOWED where none of them may."""
+        """Returns the addresses of a host that may be connected to. Raises HOST_NOT_ALLOWED if none of them may."""
         found = [it for it in addresses if is_public(it) or not self._hosts.isdisjoint(_listed(it, port))]
         if addresses and not found:
             shown = host[:_SHOWN_CHARACTERS]
@@ -98,7 +99,7 @@ class Web:
 
 
 def parse(text: str) -> httpx2.URL:
-    """Returns the URL of a page. Raises ValueError for what is none, or has a user or password."""
+    """Returns the URL of a page. Raises ValueError if the text is not one, or has a user or password."""
     import httpx2
 
     try:
@@ -111,18 +112,18 @@ def parse(text: str) -> httpx2.URL:
 
 
 def host_of(url: httpx2.URL) -> str:
-    """Returns the host of a URL, and its port where that is not the scheme's own."""
+    """Returns the host of a URL, with its port unless that is the scheme's own."""
     return url.netloc.decode("ascii")[:_SHOWN_CHARACTERS]
 
 
 def spellings(url: httpx2.URL) -> Collection[str]:
-    """Returns the ways in which a list of hosts may name a URL's."""
+    """Returns the ways in which a list of hosts may name a URL's host."""
     name = url.netloc.decode("ascii")
     return (name, f"{name}:{_PORTS[url.scheme]}")
 
 
 async def read(response: httpx2.Response, spend: Callable[[int], None]) -> bytes:
-    """Returns the body. `spend` is told the size of each piece that comes, and raises where that is too much."""
+    """Returns the body. `spend` gets the size of each chunk that arrives, and raises if that is too much."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         spend(len(chunk))
@@ -131,15 +132,15 @@ async def read(response: httpx2.Response, spend: Callable[[int], None]) -> bytes
 
 
 def text_of(response: httpx2.Response, body: bytes) -> str:
-    """Returns a body as text; what is none is replaced."""
+    """Returns a body as text, with undecodable bytes replaced."""
     try:
         return body.decode(response.charset_encoding or "utf-8", errors="replace")
-    except (LookupError, ValueError):  # A character set that there is not.
+    except (LookupError, ValueError):  # No such character set.
         return body.decode(errors="replace")
 
 
 def value_of(response: httpx2.Response, body: bytes) -> Value:
-    """Returns a body as it says that it is: JSON, where that can be read and a message can carry it, else text."""
+    """Returns a body by its content type: JSON if it can be parsed and fits a message, otherwise text."""
     text = text_of(response, body)
     if _JSON.match(response.headers.get("content-type", "")):
         value = Value()
@@ -150,7 +151,7 @@ def value_of(response: httpx2.Response, body: bytes) -> Value:
 
 
 def is_public(address: str) -> bool:
-    """Returns whether an IP address is one of the public Internet's, however it is written or wrapped."""
+    """Returns whether an IP address is on the public Internet, however it is written or wrapped."""
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
         if found.ipv4_mapped is None:

@@ -1,4 +1,4 @@
-"""How `Web` connects: to addresses that may be gone to, and to no others. Imported where somebody goes to the Web."""
+"""How `Web` connects: only to permitted addresses. Imported only when somebody uses the Web."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, Final
 import httpcore2
 import httpx2
 
-# Addresses of a name that are tried, one after the other.
+# How many addresses of a name are tried, one after another.
 _MAX_ADDRESSES: Final = 4
-# Connections that stay open with nothing to do.
+# Idle connections that stay open.
 _MAX_IDLE: Final = 20
 
 Choose = Callable[[str, int, Sequence[str]], Sequence[str]]
-"""Returns which of the addresses of a host, at a port, may be gone to. Raises where that is none."""
+"""Takes a host, a port and the host's addresses; returns those that may be connected to, or raises if none may."""
 
 
 class Transport(httpx2.AsyncHTTPTransport):
-    """httpx2's own, but for how it connects, which httpx2 lets nobody say. Bodies break off at `max_body_bytes`."""
+    """httpx2's own, except in how it connects, for which httpx2 has no option. Bodies fail beyond `max_body_bytes`."""
 
     def __init__(self, choose: Choose, max_body_bytes: int | None) -> None:
-        # Not the base's, which does nothing else but make a pool that connects anywhere.
+        # The base class's __init__ is not called: all it does is make a pool that connects anywhere.
         tls = httpx2.create_ssl_context(trust_env=False)
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=tls,
             network_backend=_Guard(choose),
-            max_connections=None,  # Who makes requests bounds them; ten, the pool's own, had all tenants wait in line.
+            max_connections=None,  # Callers bound their requests; the pool's own ten made all tenants queue.
             max_keepalive_connections=_MAX_IDLE,
         )
         self._max_body_bytes = max_body_bytes
@@ -42,11 +42,11 @@ class Transport(httpx2.AsyncHTTPTransport):
 
 
 class _Guard(httpcore2.AsyncNetworkBackend):
-    """Looks a name up, and connects to what was found: nobody looks it up again, and finds something else."""
+    """Looks a name up once and connects to what it found: a second look-up could find something else."""
 
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
-        self._real: Any = httpcore2.AnyIOBackend()  # A stand-in to the type checker, for want of anyio.
+        self._real: Any = httpcore2.AnyIOBackend()  # To the type checker only a placeholder, for lack of anyio.
 
     async def connect_tcp(
         self,
@@ -66,7 +66,7 @@ class _Guard(httpcore2.AsyncNetworkBackend):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A body that breaks off where it is too large."""
+    """A body that fails once it is too large."""
 
     def __init__(self, stream: Any, left_bytes: int) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 async def _look_up(host: str, port: int) -> list[str]:
-    """Returns the addresses of a host; none: its name is nobody's."""
+    """Returns the addresses of a host; none if its name does not resolve."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
