@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; most others are their parts.
+# `make demo` and `make test` are all that a newcomer needs; most other targets are parts of these.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,7 +27,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/basedpyright
 
-# Breaking changes are those since main; on main itself, since the commit before.
+# Looks for breaking changes since main; on main itself, since the commit before.
 contracts: .venv/installed
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code proto
@@ -68,7 +68,7 @@ image: .venv/installed  ## Build the interpreter of the tools' sandbox, once per
 bench: .venv-bench/installed  ## Measure it beside its peers, on an otherwise idle machine.
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
-.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds our own part took, which is one of the figures.
+.venv-bench/installed: pyproject.toml constraints.txt  # Holds how many seconds installing our own part took, which is one of the figures.
 	rm -rf .venv-bench
 	@began=$$(date +%s); set -x; $(PYTHON) -m venv .venv-bench && \
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . && \

@@ -1,4 +1,4 @@
-"""The arguments of a tool call: their model, derived from the tool's signature, and what is wrong with some."""
+"""The arguments of a tool call: their model, derived from the tool's signature, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ArgumentError(ValueError):
 
 
 def model_of(run: Callable[..., Any]) -> type[BaseModel]:
-    """Returns the model of what a caller may give to `run`: its keyword arguments, and nothing else."""
+    """Returns the model of what a caller may pass to `run`: its keyword arguments, and nothing else."""
     hints = get_type_hints(run, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
@@ -50,14 +50,14 @@ def check(tool: str, model: type[BaseModel], arguments: Struct) -> dict[str, Any
 
 
 def check_schema(tool: Tool, arguments: Mapping[str, Any]) -> None:
-    """Checks the arguments of a tool whose schema is a stranger's. Raises TOOL_ARGUMENTS_INVALID."""
+    """Checks the arguments of a tool whose schema is not ours. Raises TOOL_ARGUMENTS_INVALID."""
     told = islice(Schema(plain(tool.input_schema)).problems(arguments), _MAX_PROBLEMS)
     if problems := list(map(_named, told)):
         raise invalid(tool.name, problems)
 
 
 def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
-    """The error for arguments that a model can mend: `problems` are pairs of a name and what is wrong with it."""
+    """The error for arguments that a model can correct: `problems` are pairs of a name and what is wrong with it."""
     said = "; ".join(f"{name}: {problem}" for name, problem in problems)
     return AgentShellError(
         error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
@@ -67,7 +67,7 @@ def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
 
 
 def _named(told: str) -> tuple[str, str]:
-    """Returns a problem as the argument's name, and what is wrong with it."""
+    """Splits a problem into the argument's name and what is wrong with it."""
     where, _, what = told.partition(": ")
     return where.removeprefix("$.").replace("$", "arguments"), what
 

@@ -1,4 +1,4 @@
-"""An attempt at a request: what makes a call of a tool happen once."""
+"""An attempt at a request: the identity by which a tool call happens once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kfm.tool.v1.tool_service_pb2 import InvokeToolRequest
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The attempt `number` of a tenant at a request; `digest` tells its call from another."""
+    """A tenant's attempt `number` at a request; `digest` distinguishes its call from others."""
 
     tenant_id: str
     request_id: str
@@ -23,17 +23,17 @@ class Attempt:
 
     @classmethod
     def at(cls, request: InvokeToolRequest) -> Self:
-        """Returns what `request` is, made by the caller who is being served."""
+        """Returns the attempt that `request` is, on behalf of the caller being served."""
         named = InvokeToolRequest(personality_id=request.personality_id, call=request.call)
         digest = hashlib.sha256(named.SerializeToString(deterministic=True)).digest()
         return cls(call.tenant(), request.request_id, digest, request.attempt)
 
     def reused(self) -> AgentShellError:
-        """The error where the request id is another call's."""
+        """The error for a request id that belongs to another call."""
         return errors.request_id_reused(self.request_id)
 
     def fenced(self) -> AgentShellError:
-        """The error where a later attempt has begun."""
+        """The error for an attempt when a later one has begun."""
         return AgentShellError(
             error_pb2.ERROR_REASON_FENCED,
             f"attempt {self.number} at request {self.request_id!r} is over: a later one has begun; leave it to that",

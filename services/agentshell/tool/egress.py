@@ -1,4 +1,4 @@
-"""What tools get from the Web. The host goes there for them, where their call's grant lets it, and adds the secrets."""
+"""Web access for tools. The host makes their requests, as far as the call's grant allows, and adds the secrets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kfm.error.v1 import error_pb2
 if TYPE_CHECKING:
     import httpx2
 
-# They say where a request goes, where it ends, and how the answer is packed: not a tool's to decide.
+# They decide where a request goes, where it ends, and how the answer is encoded: not a tool's choice.
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
 class EgressError(Exception):
-    """The host went, and it went wrong: the tool is told so."""
+    """The host made the request and it failed: the tool is told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Answer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By lower-case name."""
+        """The headers, by lower-case name."""
         return {name.lower(): value for name, value in self.response.headers.items()}
 
 
 class Egress:
-    """Goes to the hosts that an operator allows; `environment` has the values of secrets. Follows no redirects."""
+    """Sends requests to hosts that an operator allows; `environment` holds the secrets. Follows no redirects."""
 
     def __init__(self, config: ToolConfig, environment: Mapping[str, str]) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class Egress:
         secrets: Sequence[ToolSecretConfig] = (),
         max_body_bytes: int | None = None,
     ) -> Answer:
-        """Returns what a URL answers, to which the caller's grant lets it go; `budget` pays for what goes and comes.
+        """Returns the answer of a URL that the caller's grant allows; `budget` pays for what is sent and received.
 
         Raises EgressError, HOST_NOT_ALLOWED, TOOL_EGRESS_LIMIT and TOO_LARGE.
         """
@@ -96,13 +96,13 @@ class Egress:
             raise EgressError(f"{url.host} cannot be reached, or broke off: {type(error).__name__}") from None
 
     def with_secrets(self, headers: Mapping[str, str], secrets: Sequence[ToolSecretConfig]) -> dict[str, str]:
-        """Returns headers with the secrets in their places, whatever was there."""
+        """Returns the headers with the secrets set, which replace any of the same name."""
         own = {secret.header.lower(): self._environment.get(secret.value_env, "") for secret in secrets}
         return {name: value for name, value in headers.items() if name.lower() not in own} | own
 
 
 def parse(url: str) -> httpx2.URL:
-    """Returns a URL that a tool may ask for. Raises EgressError."""
+    """Returns the URL that a tool asks for. Raises EgressError."""
     try:
         return web.parse(url)
     except ValueError as error:

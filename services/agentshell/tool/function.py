@@ -1,4 +1,4 @@
-"""A tool that is an async function of ours: its signature and docstring are its contract."""
+"""A tool that is one of our async functions: its signature and docstring are its contract."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Repeat(Enum):
     """How a repeated request gets the first result."""
 
     PURE = "pure"
-    """The result is a function of the arguments, and is worked out again: nothing is kept."""
+    """The result depends only on the arguments, and is computed again: nothing is kept."""
     READ = "read"
-    """Running it changes nothing: what the first run found is kept after it."""
+    """Running it changes nothing: the result of the first run is kept after it."""
     WRITE = "write"
-    """Running it changes something: the request is claimed before it, and the result kept after it."""
+    """Running it changes something: the request is claimed before the run, and the result kept after it."""
 
 
 class Function:
-    """A tool made of `run(invocation, /, *, name: type = default, ...) -> BaseModel`.
+    """A tool made from `run(invocation, /, *, name: type = default, ...) -> BaseModel`.
 
-    `run` may leave out `invocation`. Its name is the tool's, its docstring the description; its keyword arguments make
-    the input's JSON Schema (2020-12) and the model it returns the output's.
+    `run` may omit `invocation`. Its name becomes the tool's and its docstring the description; its keyword arguments
+    give the input's JSON Schema (2020-12), and the model that it returns gives the output's.
     """
 
     def __init__(self, run: Callable[..., Awaitable[BaseModel]], repeat: Repeat) -> None:
@@ -70,14 +70,14 @@ class Function:
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without the titles that pydantic makes of names: a model pays for them and learns nothing."""
+    """Leaves out the titles that pydantic makes from names: a model pays for them and learns nothing."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def bounded(tool: str, output: Value) -> Value:
-    """Returns an output that is not too large for a result. Raises TOO_LARGE."""
+    """Returns the output unless it is too large for a result. Raises TOO_LARGE."""
     if output.ByteSize() > MAX_OUTPUT_BYTES:
         raise AgentShellError(
             error_pb2.ERROR_REASON_TOO_LARGE,
@@ -88,7 +88,7 @@ def bounded(tool: str, output: Value) -> Value:
 
 
 def schema_of(model: type[BaseModel], mode: JsonSchemaMode) -> Struct:
-    """Returns the JSON Schema of a model: what it takes (`validation`), or what it becomes (`serialization`)."""
+    """Returns the JSON Schema of a model: of its input (`validation`), or of its output (`serialization`)."""
     made = model.model_json_schema(schema_generator=_Untitled, mode=mode)
     for titled in (made, *made.get("$defs", {}).values()):
         titled.pop("title", None)

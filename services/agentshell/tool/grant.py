@@ -1,4 +1,4 @@
-"""What a call of a tool may reach outside: what its pack declares, the operator allows and its tenant's policy leaves.
+"""What a tool call may reach outside: what its pack declares, the operator allows and its tenant's policy permits.
 
 Each of the three can refuse, and the error says which did.
 """
@@ -36,24 +36,24 @@ class Grant:
 
     @property
     def has_tool(self) -> bool:
-        """Whether the tenant's policy leaves the tool."""
+        """Whether the tenant's policy permits the tool."""
         return _leaves(self._policy.tools, self.tool)
 
     def check_tool(self) -> None:
-        """Raises TOOL_ABILITY_DENIED where the tenant's policy does not leave the tool."""
+        """Raises TOOL_ABILITY_DENIED unless the tenant's policy permits the tool."""
         if not self.has_tool:
             raise self.denied("be called", "tenant", f"add it to {self._policy_key('tools')}")
 
     def check_outside(self) -> None:
-        """Raises TOOL_ABILITY_DENIED where the tenant's policy leaves the personality nothing outside."""
+        """Raises TOOL_ABILITY_DENIED unless the tenant's policy permits the personality to reach anything outside."""
         if not _leaves(self._policy.personalities, self.personality_id):
             fix = f"add personality {self.personality_id!r} to {self._policy_key('personalities')}"
             raise self.denied("reach anything outside", "tenant", fix)
 
     def check_host(self, url: httpx2.URL, *, is_operators: bool = False) -> None:
-        """Checks a host that the tool, or its pack, asks for; or one of the operator's own configuration.
+        """Checks a host that the tool or its pack asks for, or (`is_operators`) one from the operator's configuration.
 
-        Raises TOOL_ABILITY_DENIED as `check_outside`, and HOST_NOT_ALLOWED.
+        Raises TOOL_ABILITY_DENIED, as `check_outside` does, and HOST_NOT_ALLOWED.
         """
         self.check_outside()
         allowed: Sequence[tuple[By, Collection[str] | None, str]] = (
@@ -75,7 +75,7 @@ class Grant:
                 )
 
     def secrets(self, url: httpx2.URL) -> list[ToolSecretConfig]:
-        """Returns the secrets that go with what the pack's own tools send to a host, as far as they are left."""
+        """Returns the secrets that go with what the pack's own tools send to a host, as far as the policy permits."""
         return [
             secret
             for secret in self.config.secrets
@@ -85,7 +85,7 @@ class Grant:
         ]
 
     def secret(self, name: str, url: httpx2.URL) -> ToolSecretConfig:
-        """Returns the secret of a name, where it goes with requests to this host. Raises TOOL_ABILITY_DENIED."""
+        """Returns a secret by name, if it goes with requests to this host. Raises TOOL_ABILITY_DENIED."""
         if not _leaves(self._policy.secrets, name):
             raise self.denied(f"send secret {name!r}", "tenant", f"add it to {self._policy_key('secrets')}")
         for secret in self.secrets(url):
@@ -104,7 +104,7 @@ class Grant:
         return found
 
     def denied(self, what: str, by: By, fix: str) -> AgentShellError:
-        """The error where the tool may not do what it asks for."""
+        """The error for something that the tool may not do."""
         return AgentShellError(
             error_pb2.ERROR_REASON_TOOL_ABILITY_DENIED,
             f"tool {self.tool!r} may not {what}: {fix}",

@@ -43,7 +43,8 @@ class HttpTool:
     async def call(self, checked: Mapping[str, Any], invocation: Invocation) -> Value:
         """Makes the request and returns `status`, `content_type` and `body`, whatever the status.
 
-        Raises HOST_NOT_ALLOWED, HTTP_UNAVAILABLE, TOO_LARGE, TOOL_EGRESS_LIMIT and TOOL_ABILITY_DENIED.
+        Raises TOOL_ARGUMENTS_INVALID, HOST_NOT_ALLOWED, HTTP_UNAVAILABLE, TOO_LARGE, TOOL_EGRESS_LIMIT and
+        TOOL_ABILITY_DENIED.
         """
         name, operation = self.definition.name, self._operation
         url = _url(operation, checked)
@@ -52,7 +53,7 @@ class HttpTool:
         content = json.dumps(checked[_BODY], ensure_ascii=False).encode() if _BODY in checked else b""
         headers |= _JSON_TYPE if content else {}
         if self.repeat is Repeat.WRITE:
-            headers["idempotency-key"] = ids.digest("tool", invocation.request_id)  # However often this runs.
+            headers["idempotency-key"] = ids.digest("tool", invocation.request_id)  # The same, however often this runs.
         try:
             answer = await invocation.egress.send(
                 invocation.budget,
@@ -81,7 +82,7 @@ def _url(operation: pb.HttpOperation, arguments: Mapping[str, Any]) -> httpx2.UR
 
 
 def _segment(tool: str, name: str, value: Any) -> str:
-    """Returns an argument as one segment of a path, out of which it cannot get. Raises TOOL_ARGUMENTS_INVALID."""
+    """Returns an argument as one segment of a path, which it cannot escape. Raises TOOL_ARGUMENTS_INVALID."""
     text = _text(value)
     if text in ("", ".", ".."):
         raise arguments.invalid(tool, [(name, "is no part of a path; give it a value")])
@@ -89,7 +90,7 @@ def _segment(tool: str, name: str, value: Any) -> str:
 
 
 def _line(tool: str, name: str, value: Any) -> str:
-    """Returns an argument as a header, out of which it cannot get. Raises TOOL_ARGUMENTS_INVALID."""
+    """Returns an argument as a header, which it cannot escape. Raises TOOL_ARGUMENTS_INVALID."""
     text = _text(value)
     if not (text.isascii() and text.isprintable()):
         raise arguments.invalid(tool, [(name, "is no header; give it one line of plain characters")])

@@ -1,4 +1,4 @@
-"""What a tool is given by the host, beside its arguments."""
+"""What the host gives a tool besides its arguments."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from agentshell.tool.sandbox.limits import Budget
 from kfm.personality.v1.personality_service_pb2 import Personality
 
 if TYPE_CHECKING:
-    from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceAsyncStub  # Its name is the stubs' alone.
+    from kfm.memory.v1.memory_service_pb2_grpc import MemoryServiceAsyncStub  # Only the type stubs have it.
 
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One call of a tool. Whose it is and until when, `agentshell.mesh.call` says."""
+    """One call of a tool. Its principal and deadline are in `agentshell.mesh.call`."""
 
     request_id: str
-    """Names the effect: the same for each attempt."""
+    """Identifies the effect: the same for each attempt."""
     personality: Personality
     """Whose tool it is."""
     grant: Grant
     """What it may reach outside."""
     budget: Budget
-    """How much of that."""
+    """How much of that is left."""
     egress: Egress
-    """The way to the Web."""
+    """Access to the Web."""
     memory: MemoryServiceAsyncStub
     """Memory, on behalf of the caller."""
     progress: Callable[[str], None]
-    """Tells the caller, for people, what the tool is at. May be dropped where the caller reads slowly."""
+    """Tells the caller, for people, what the tool is doing. May be dropped if the caller reads slowly."""

@@ -1,4 +1,4 @@
-"""What calls of tools are measured by: one span and one observation a call, by tool and outcome."""
+"""Measures tool calls: one span and one observation per call, by tool and outcome."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CALL_SECONDS: Final = Histogram(
 )
 
 OTHER_TOOL = "other"
-"""Stands for a name that is no tool: names come from models, labels must be few."""
+"""Stands for any tool that is not built in: names come from packs, servers and models, but labels must be few."""
 _OK = "OK"
 _CANCELLED = "CANCELLED"
 
 
 @contextmanager
 def measure(tool: str) -> Generator[None]:
-    """Measures the call that the block makes; its outcome is OK, or the reason of what the block raises."""
+    """Measures the call that the block makes; its outcome is OK, CANCELLED, or the reason of what the block raises."""
     attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool}
     span = TRACER.start_span(f"execute_tool {tool}", attributes=attributes)
     began = time.perf_counter()

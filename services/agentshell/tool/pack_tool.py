@@ -1,4 +1,4 @@
-"""A tool that a pack brings: a function that runs in a sandbox, and nowhere else. Its schemas are checked outside."""
+"""A tool that a pack brings: a function that runs only in a sandbox. Its schemas are checked outside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kfm.personality.v1.personality_service_pb2 import ToolCode, ToolFunction
 
 
 class PackTool:
-    """A function of a pack, as `ToolService` runs it. Whether it changes something, only its author knows."""
+    """A function of a pack, as `ToolService` runs it. Only its author knows whether it changes something."""
 
     repeat = Repeat.WRITE
 

@@ -1,4 +1,4 @@
-"""What tools answered to which request, and at which attempt: a repeat within 24 hours gets the first result."""
+"""Tool results, by request and attempt: a repeat within 24 hours gets the first result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from kfm.content.v1.content_pb2 import ToolResult
 
 _KEPT = "interval '24 hours'"
 
-# The first result stays. No row comes back where the id is another call's, or a later attempt has been seen. What is
-# too old is as if it were not there, and goes, a few at each call, so that the table needs no sweeper.
+# The first result stays. No row comes back if the id belongs to another call, or a later attempt has been seen. Rows
+# that are too old count as absent, and each call deletes a few of them, so that the table needs no sweeper.
 _SETTLE = f"""
 WITH swept AS (
     DELETE FROM tool.results WHERE (tenant_id, request_id) IN (
@@ -32,7 +32,7 @@ _FIND = "SELECT request_digest FROM tool.results WHERE tenant_id = %s AND reques
 
 
 class Results:
-    """The results of the last 24 hours, of all tenants. Raises DATABASE_UNAVAILABLE."""
+    """All tenants' results of the last 24 hours. Raises DATABASE_UNAVAILABLE."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -50,7 +50,7 @@ class Results:
         return await self._settle(attempt, None)
 
     async def keep(self, attempt: Attempt, result: ToolResult) -> ToolResult:
-        """Keeps a result durably and returns the first one: this, or one that came before.
+        """Keeps a result durably and returns the first one: this one, or an earlier one.
 
         Raises REQUEST_ID_REUSED and FENCED.
         """

@@ -1,4 +1,4 @@
-"""The tools that run in this process, so that a request that is repeated meanwhile joins its first run."""
+"""The tools running in this process, so that a request repeated meanwhile joins its first run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentshell.tool.attempt import Attempt
 from kfm.content.v1.content_pb2 import ToolResult
 from kfm.tool.v1.tool_service_pb2 import InvokeToolResponse
 
-# What a tool says while its caller reads nothing; more is dropped.
+# Progress texts kept for a caller that reads nothing; more are dropped.
 MAX_WAITING_PROGRESS = 64
 
 Tell: TypeAlias = Callable[[str], None]
@@ -35,13 +35,13 @@ class _Run:
 
 
 class Runs:
-    """At most one run for each request. It is cancelled when nobody follows it, or a later attempt takes it over."""
+    """At most one run for each request. It is cancelled when nobody follows it, or when a later attempt replaces it."""
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str], _Run] = {}  # By tenant and request id.
 
     async def follow(self, attempt: Attempt, work: Work) -> AsyncGenerator[InvokeToolResponse]:
-        """Streams the progress and the result of the request's run, which is begun where there is none.
+        """Streams the progress and the result of the request's run, which it starts if there is none.
 
         Raises REQUEST_ID_REUSED, FENCED, and what `work` raises.
         """

@@ -44,13 +44,13 @@ _log = structlog.get_logger("agentshell.tool")
 
 # A call without a deadline of its own still ends.
 MAX_CALL_SECONDS = 120.0
-# How long a server is waited for that has tools of a list; meanwhile it goes on starting.
+# How long ListTools waits for a server of some of them; the server goes on starting meanwhile.
 _DEFINE_SECONDS = 10.0
-# For how long what a personality exposes is believed without asking again, and of how many personalities it is kept.
+# How long a personality's exposed tools are cached, and for how many personalities.
 _EXPOSED_SECONDS = 1.0
 _EXPOSING_KEPT = 256
 _MAX_SHOWN_CHARACTERS = 64
-# What a model brought about and can mend. It is an answer; whatever else goes wrong is the RPC's end.
+# Errors that a model caused and can correct. They are answers; any other error ends the RPC.
 _MENDABLE = frozenset(
     {
         error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
@@ -117,7 +117,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         await self._egress.close()
 
     async def ListTools(self, request: pb.ListToolsRequest, context: _Context) -> pb.ListToolsResponse:
-        """Lists the tools that the tenant's policy leaves, by name, without those of servers that cannot be reached.
+        """Lists the tools that the tenant's policy permits, by name, without those of servers that cannot be reached.
 
         Raises PERSONALITY_NOT_FOUND and PAGE_TOKEN_INVALID.
         """
@@ -132,9 +132,9 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
     async def InvokeTool(
         self, request: pb.InvokeToolRequest, context: _Context
     ) -> AsyncGenerator[pb.InvokeToolResponse]:
-        """Streams a tool's progress and result; what the model can mend is a failure in the stream.
+        """Streams a tool's progress and result; an error that the model can correct is a failure in the stream.
 
-        Raises PERSONALITY_NOT_FOUND, REQUEST_ID_REUSED, FENCED, DEADLINE_EXCEEDED, and what the tool meets.
+        Raises PERSONALITY_NOT_FOUND, REQUEST_ID_REUSED, FENCED, DEADLINE_EXCEEDED, and the tool's other errors.
         """
         name = request.call.name
         try:
@@ -182,11 +182,11 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         return await self._results.claim(attempt) or await self._read(attempt, run, tell)
 
     async def _find(self, request: pb.InvokeToolRequest) -> _Exposed:
-        """Returns what the personality exposes whose tool is called. Raises TOOL_NOT_FOUND where it does not that."""
+        """Returns what the called tool's personality exposes. Raises TOOL_NOT_FOUND unless it exposes that tool."""
         personality_id, name = request.personality_id, request.call.name
         key = (personality_id, request.personality_digest)
         exposed, until = self._exposing.get(key, (None, 0.0))
-        if exposed is None or name not in exposed.tools or time.monotonic() >= until:  # It may just have come.
+        if exposed is None or name not in exposed.tools or time.monotonic() >= until:  # It may be new.
             exposed = await self._ask(personality_id, request.personality_digest)
             if len(self._exposing) >= _EXPOSING_KEPT:
                 self._exposing.clear()
@@ -203,7 +203,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         return exposed
 
     async def _ask(self, personality_id: str, digest: str) -> _Exposed:
-        """Returns what a personality exposes; for an empty id all built-in tools, as of nobody's."""
+        """Returns what a personality exposes; for an empty id, all built-in tools, with no personality."""
         if not personality_id:
             return _Exposed(Personality(), TOOLS)
         asked = GetRequest(personality_id=personality_id, digest=digest, with_tool_code=True)
@@ -239,4 +239,4 @@ def _remaining_seconds() -> float:
 
 
 def _nobody(_text: str) -> None:
-    """Drops what a tool says on its way: a pure one is done before anybody could read it."""
+    """Drops a tool's progress: a pure one is done before anybody could read it."""

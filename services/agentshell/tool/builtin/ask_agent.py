@@ -1,4 +1,4 @@
-"""The tool that is another personality. It is not run here: whoever calls it has that answer, in a turn of its own."""
+"""The tool that asks another personality. It does not run here: its caller starts a turn that answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Answer(BaseModel):
 
 
 class AskAgent:
-    """The tool, as `ToolService` knows it."""
+    """The tool, as `ToolService` sees it."""
 
     definition = Tool(
         name=NAME,
@@ -49,6 +49,6 @@ class AskAgent:
         return arguments.check(NAME, _Question, given)
 
     def step(self, checked: Mapping[str, Any]) -> AgentStep:
-        """Returns whom to ask what."""
+        """Returns the step that asks the question."""
         question = Message(role=ROLE_USER, parts=[Part(text=Text(text=checked["question"]))])
         return AgentStep(personality_id=checked["personality"], input=question)

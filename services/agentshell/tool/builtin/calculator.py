@@ -1,4 +1,4 @@
-"""The tool that does arithmetic. It reads expressions by Python's own grammar, and runs none of them."""
+"""The tool that does arithmetic. It parses expressions by Python's own grammar, and never executes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Expression = Annotated[
 
 
 class Answer(BaseModel):
-    """What the expression comes to."""
+    """The value of the expression."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -52,12 +52,12 @@ async def calculator(*, expression: Expression) -> Answer:
 
 
 def evaluate(expression: str) -> int | float:
-    """Returns what an expression comes to, in bounded time and memory. Raises ValueError: what is wrong, and where."""
+    """Returns the value of an expression, in bounded time and memory. Raises ValueError: what is wrong, and where."""
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"longer than {MAX_CHARACTERS} characters; work it out in parts")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # `1or 2` is none of our numbers.
+            warnings.simplefilter("error")  # Refuses `1or 2`, which only warns.
             body = ast.parse(expression.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"not an expression: {error.msg}, at character {error.offset or 1}") from None
@@ -85,7 +85,7 @@ def _value(node: ast.expr, depth: int) -> _Number:
 
 
 def _chain(node: ast.BinOp, depth: int) -> _Number:
-    """Works out `a + b - c ...`, which nests to the left, from the left: a long sum is not deep."""
+    """Works out `a + b - c ...`, which nests to the left, from the left: a long sum does not count as deep."""
     links: list[ast.BinOp] = []
     first: ast.expr = node
     while isinstance(first, ast.BinOp):
@@ -149,7 +149,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "floor": math.floor,
     "log": math.log,
     "log10": math.log10,
-    "max": lambda *numbers: max(numbers),  # Of one number, too.
+    "max": lambda *numbers: max(numbers),  # Takes a single number too.
     "min": lambda *numbers: min(numbers),
     "round": _round,
     "sin": math.sin,

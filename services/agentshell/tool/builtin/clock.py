@@ -35,4 +35,4 @@ async def clock(*, time_zone: TimeZone = "UTC") -> Now:
     return Now(time=now, weekday=_WEEKDAYS[now.weekday()])
 
 
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")  # In no locale but this.
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")  # Whatever the locale.

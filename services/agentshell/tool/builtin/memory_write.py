@@ -23,7 +23,7 @@ _KINDS = {"fact": pb.RECORD_KIND_FACT, "preference": pb.RECORD_KIND_PREFERENCE}
 
 
 class Written(BaseModel):
-    """Where it is now."""
+    """Where it was written."""
 
     namespace: str
     record_id: str

@@ -21,4 +21,4 @@ _TOOLS = (
     Function(memory_write, Repeat.WRITE),
 )
 TOOLS: Mapping[str, Function | AskAgent] = {tool.definition.name: tool for tool in _TOOLS}
-"""By name, in the order of their names."""
+"""By name, sorted."""

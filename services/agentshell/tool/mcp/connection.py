@@ -1,4 +1,4 @@
-"""A connection to a server: begun once, by a task of its own, as the SDK wants it; used by many calls."""
+"""A connection to a server: owned by one task, as the SDK requires, and used by many calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("agentshell.tool")
 
-for _name in ("mcp", "client"):  # The SDK's, which logs what servers say.
+for _name in ("mcp", "client"):  # The SDK's loggers, which log what servers say.
     logging.getLogger(_name).addHandler(logging.NullHandler())
     logging.getLogger(_name).propagate = False
 
@@ -42,10 +42,10 @@ Tell: TypeAlias = Callable[[str], None]
 
 
 class Connection:
-    """A connection. `users` is how many calls are on it; `is_over` says that another one must be made."""
+    """A connection. `users` is how many calls use it; `is_over` says that the next call needs another one."""
 
     def __init__(self, server: str, connect: Connect) -> None:
-        """`connect` begins the transport, and calls what it is given when that breaks off."""
+        """`connect` opens the transport, and calls its argument when that breaks off."""
         self.users = 0
         self.is_over = False
         self._server = server
@@ -65,24 +65,24 @@ class Connection:
         await asyncio.wait([self._owner])
 
     def on_close(self, done: Callable[[Connection], None]) -> None:
-        """Has `done` called when nothing of the connection is left."""
+        """Calls `done` once nothing of the connection is left."""
         self._owner.add_done_callback(lambda _owner: done(self))
 
     def end(self) -> None:
-        """Has the connection end now."""
+        """Makes the connection end now."""
         self.is_over = True
         self._closing.set()
 
     def retire(self) -> None:
-        """Has the connection end when nobody uses it any more: its server may not listen."""
+        """Makes the connection end once nobody uses it: its server may no longer respond."""
         self.is_over = True
 
     async def started(self) -> None:
-        """Returns when the connection is there, which takes 20 seconds at the most. Raises TOOL_SERVER_UNAVAILABLE."""
+        """Waits until the connection is open, at most 20 seconds. Raises TOOL_SERVER_UNAVAILABLE."""
         await asyncio.shield(self._client)
 
     async def tools(self) -> Mapping[str, Tool]:
-        """Returns what the server has, by name, as of a minute ago at the most. Raises TOOL_SERVER_UNAVAILABLE."""
+        """Returns the server's tools, by name, at most a minute old. Raises TOOL_SERVER_UNAVAILABLE."""
         async with self._listing:
             if time.monotonic() - self._listed_at >= _LIST_SECONDS:
                 self._tools = await self._bounded(self._list())
@@ -90,7 +90,7 @@ class Connection:
         return self._tools
 
     async def call(self, name: str, arguments: Mapping[str, Any], tell: Tell) -> CallToolResult:
-        """Returns what a tool answers. Cancelled, the server is told at once. Raises TOOL_SERVER_UNAVAILABLE."""
+        """Returns what a tool answers; if cancelled, tells the server at once. Raises TOOL_SERVER_UNAVAILABLE."""
 
         async def told(_progress: float, _total: float | None, message: str | None) -> None:
             if message:
@@ -106,7 +106,7 @@ class Connection:
                 starting.reschedule(None)
                 self._client.set_result(client)
                 await self._closing.wait()
-        except Exception as error:  # Whatever the SDK, a process or a host has to say.
+        except Exception as error:  # Whatever the SDK, a process or a host raises.
             self._fail(error)
         finally:
             self.end()
@@ -115,12 +115,12 @@ class Connection:
     def _fail(self, error: Exception) -> None:
         if not self._client.done():
             self._client.set_exception(unavailable(self._server, error))
-            self._client.exception()  # There may be nobody to take it.
+            self._client.exception()  # Marks it as seen: there may be nobody to await it.
         elif not self._closing.is_set():
             _log.warning("mcp server broke off", server=self._server, error=type(error).__name__)
 
     async def _bounded(self, work: Any) -> Any:
-        """Does the work in a task, so that whoever is cancelled need not wait for a server that does not listen."""
+        """Does the work in a task, so that a cancelled caller need not wait for a server that does not respond."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task])
@@ -156,7 +156,7 @@ class Connection:
 
         client = await asyncio.shield(self._client)
         request = CallToolRequest(params=CallToolRequestParams(name=name, arguments=dict(arguments)))
-        # Not by `call_tool`, which checks the answer by patterns of the server's that may take any time to match.
+        # Not by `call_tool`, which checks the answer against the server's own patterns: matching may take any time.
         return await client.session.send_request(request, TypeAdapter(CallToolResult), progress_callback=told)
 
     async def _list(self) -> Mapping[str, Tool]:
@@ -175,7 +175,7 @@ class Connection:
 
 
 def unavailable(server: str, error: BaseException) -> AgentShellError:
-    """The error where a server cannot be started or reached, or broke off."""
+    """The error for a server that cannot be started or reached, or that broke off."""
     error = _first(error)
     if isinstance(error, AgentShellError):
         return error
@@ -193,7 +193,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _definition(server: str, tool: Any) -> Tool | None:
-    """Returns a tool as a server describes it; None where a schema is none."""
+    """Returns a tool as a server describes it; None if a schema is invalid."""
     made = Tool(name=tool.name, description=(tool.description or tool.title or tool.name)[:_DESCRIPTION_CHARACTERS])
     try:
         for said, into in ((tool.input_schema, made.input_schema), (tool.output_schema, made.output_schema)):
@@ -207,7 +207,7 @@ def _definition(server: str, tool: Any) -> Tool | None:
 
 
 def texts_of(result: CallToolResult) -> Sequence[str]:
-    """Returns what an answer says in words; of what is no text, what it is."""
+    """Returns the texts of an answer; for content that is not text, what it is."""
     said: list[str] = []
     for block in result.content:
         match block.type:

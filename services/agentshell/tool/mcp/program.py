@@ -1,6 +1,6 @@
-"""A server that is a program of the operator's: a process that speaks on its standard streams, a message a line.
+"""A server that is a program of the operator's: a process that speaks on its standard streams, one message per line.
 
-The SDK starts one, too, but gives it variables of ours, and lets a line be of any size.
+The SDK can start one too, but passes it variables of ours, and lets a line be of any size.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _GRACE_SECONDS: Final = 0.5
 async def speak(
     command: Sequence[str], environment: Mapping[str, str], ended: Callable[[], None]
 ) -> AsyncGenerator[tuple[Any, Any]]:
-    """The streams from and to a new process, for the SDK; it and what it has started end with the block.
+    """Yields the streams from and to a new process, for the SDK; the process and its session end with the block.
 
-    `ended` is called when it says no more, or what is no line. Raises OSError.
+    `ended` is called when its output ends, or has a line that is too long. Raises OSError.
     """
     import anyio
 
@@ -58,7 +58,7 @@ async def _read(
     from mcp.types import jsonrpc_message_adapter
 
     async with to_us:
-        with suppress(ValueError, ConnectionError, anyio.BrokenResourceError):  # ValueError: a line without an end.
+        with suppress(ValueError, ConnectionError, anyio.BrokenResourceError):  # ValueError: a line that is too long.
             while line := await stdout.readline():
                 try:
                     message: SessionMessage | Exception = SessionMessage(jsonrpc_message_adapter.validate_json(line))
@@ -70,21 +70,21 @@ async def _read(
 
 async def _write(to_it: MemoryObjectReceiveStream[SessionMessage], stdin: StreamWriter) -> None:
     async with to_it:
-        with suppress(ConnectionError):  # Reading finds that out, too.
+        with suppress(ConnectionError):  # The reader finds that out too.
             async for message in to_it:
                 stdin.write(message.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
                 await stdin.drain()
 
 
 async def _end(process: Process, stdin: StreamWriter, stdout: StreamReader) -> None:
-    """Lets the process end by itself for a moment, then kills it, and its whole session."""
+    """Gives the process a moment to end by itself, then kills it and its whole session."""
     stdin.close()
-    rest = asyncio.create_task(_drop(stdout))  # Until all is read `wait` does not return.
+    rest = asyncio.create_task(_drop(stdout))  # `wait` does not return until everything is read.
     ended = asyncio.create_task(process.wait())
     await asyncio.wait([ended], timeout=_GRACE_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await asyncio.wait([ended, rest], timeout=_GRACE_SECONDS)  # What has left the session may hold the pipe for ever.
+    await asyncio.wait([ended, rest], timeout=_GRACE_SECONDS)  # One that left the session may hold the pipe for ever.
     process._transport.close()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType] - nothing else closes pipes
     await asyncio.wait([ended, rest])
 

@@ -1,4 +1,4 @@
-"""The servers that an operator configures. A tenant has connections of its own, begun where they are first needed."""
+"""The servers that an operator configures. Each tenant has connections of its own, opened when first needed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kfm.error.v1 import error_pb2
 
 
 class Servers:
-    """At most `tool.max_mcp_connections` connections; the one that is longest unused makes place for another."""
+    """At most `tool.max_mcp_connections` connections; the longest unused one makes way for another."""
 
     def __init__(self, egress: Egress, environment: Mapping[str, str]) -> None:
-        """`environment` has the variables that a server may get."""
+        """`environment` holds the variables that a server may get."""
         self._egress = egress
         self._environment = environment
         self._connections: OrderedDict[tuple[str, str], Connection] = OrderedDict()  # The longest unused first.
@@ -36,7 +36,7 @@ class Servers:
 
     @asynccontextmanager
     async def connection(self, grant: Grant, server: str) -> AsyncGenerator[Connection]:
-        """The connection of the grant's tenant to a server.
+        """Yields the connection to a server that belongs to the grant's tenant.
 
         Raises TOOL_ABILITY_DENIED, HOST_NOT_ALLOWED and OVERLOADED.
         """
@@ -46,7 +46,7 @@ class Servers:
         found = self._connections.pop(key, None)
         if found is None or found.is_over:
             await self._make_place()
-            found = self._connections.get(key) or self._begin(server, connect)  # Another may have begun it meanwhile.
+            found = self._connections.get(key) or self._begin(server, connect)  # Another may have opened it meanwhile.
         self._connections[key] = found
         found.users += 1
         try:
@@ -65,7 +65,7 @@ class Servers:
         return connection
 
     async def _make_place(self) -> None:
-        """Raises OVERLOADED."""
+        """Closes unused connections until there is room for another. Raises OVERLOADED."""
         while len(self._connections) >= self._egress.config.max_mcp_connections:
             idle = next((key for key, connection in self._connections.items() if not connection.users), None)
             if idle is None:

@@ -25,7 +25,7 @@ from kfm.tool.v1.tool_service_pb2 import Tool
 
 
 class McpTool:
-    """A tool that a server has, as long as it has it. Whether it changes something, only the server knows."""
+    """A tool of a server, for as long as the server has it. Only the server knows whether it changes something."""
 
     repeat = Repeat.WRITE
 
@@ -53,7 +53,7 @@ class McpTool:
         return found
 
     def check(self, given: Struct) -> Mapping[str, Any]:
-        """Returns the arguments as `call` takes them, which checks them: only the server has their schema."""
+        """Returns the arguments for `call`, which checks them: only the server has their schema."""
         return plain(given)
 
     async def call(self, checked: Mapping[str, Any], invocation: Invocation) -> Value:

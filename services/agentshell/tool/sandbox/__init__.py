@@ -1,1 +1,1 @@
-"""Where tools run that packs bring. `sandbox` is its front; a tier is one way to lock a tool up."""
+"""Where packs' tools run. `sandbox` is the entry point; a tier is one way to confine a tool."""

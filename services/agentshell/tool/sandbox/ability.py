@@ -1,4 +1,4 @@
-"""What a tool asks of the host: read, checked against what its pack declares and what its call has left, and done."""
+"""What a tool asks of the host: parsed, checked against its pack's manifest and its call's budget, and done."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SHOWN_CHARACTERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """All that the sandbox of one call lets out. What it answers is for `Worker.call`."""
+    """All that the sandbox of one call lets out. Its answers are for `Worker.call`."""
 
     grant: Grant
-    """Without a host that the pack declares it has no `http_get`."""
+    """If the pack declares no host, there is no `http_get`."""
     budget: Budget
     egress: Egress
     tell: Callable[[str], None]
 
     async def answer(self, name: str, arguments: str) -> dict[str, Any]:
-        """Does what is asked.
+        """Does what the tool asks.
 
         Raises TOOL_HOST_CALL_LIMIT, TOOL_EGRESS_LIMIT, HOST_NOT_ALLOWED and TOOL_ABILITY_DENIED, which end the call.
         """
@@ -60,7 +60,7 @@ class Abilities:
         except EgressError as error:
             return {"error": str(error)}
         value = json.dumps(egress.page(answer), ensure_ascii=False)
-        too_large = len(value.encode()) > frame.MAX_BYTES // 2  # In its frame each character is one more, at the most.
+        too_large = len(value.encode()) > frame.MAX_BYTES // 2  # In its frame, escapes at most double it.
         return {"error": "the answer is larger than a tool can take"} if too_large else {"value": value}
 
 

@@ -1,6 +1,6 @@
-"""Tries what a locked process must not be able to do: a lock counts for what it stops here, not for what it says.
+"""Tries what a locked process must not be able to do: a lock counts for what it stops here, not for what it claims.
 
-Standard library alone. Nothing that it tries does harm where it is not stopped.
+Uses only the standard library. Nothing that it tries does harm if it is not stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_PARENT: Final = os.getppid()  # Asked while that is allowed.
+_PARENT: Final = os.getppid()  # Read while that is still allowed.
 _SCRATCH: Final = tempfile.gettempdir()
 _NOWHERE: Final = "/nowhere/at/all"
 _EXECUTABLE, _PRIVATE_ANONYMOUS, _PAGE_BYTES = 0x7, 0x22, 4096
@@ -23,7 +23,7 @@ _NEW_CODE: Final = "make code"
 
 
 def escapes(*, new_code: bool) -> list[str]:
-    """Returns what this process still can do of what it must not; empty: the lock holds.
+    """Returns what this process can still do that it must not; empty: the lock holds.
 
     `new_code` says that memory may become executable.
     """
@@ -39,7 +39,7 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
 
 
 def _call(name: str, *arguments: object) -> None:
-    """Makes a system call that cannot do what it says. Raises PermissionError where it is not even let in."""
+    """Makes a system call that cannot succeed as called. Raises PermissionError if it is refused outright."""
     if getattr(_libc, name)(*arguments) < 0 and ctypes.get_errno() == errno.EPERM:
         raise PermissionError(name)
 

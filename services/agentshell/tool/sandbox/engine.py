@@ -1,4 +1,4 @@
-"""How the interpreter's image is compiled and run: the same for who makes it and who loads it."""
+"""How the interpreter's image is compiled and run: the same for the process that builds it and those that load it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes between the host and a worker: JSON, after its length in four bytes. Standard library alone."""
+"""What the host and a worker exchange: JSON, after its length in four bytes. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MAX_DESCRIPTORS: Final = 1 << 20
 
 
 class FrameError(ValueError):
-    """What came is no frame."""
+    """The bytes are not a valid frame."""
 
 
 def encode(value: Any) -> bytes:
-    """Returns a frame. Raises FrameError where it would be larger than `MAX_BYTES`."""
+    """Returns a frame. Raises FrameError if it would be larger than `MAX_BYTES`."""
     content = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     if len(content) > MAX_BYTES:
         raise FrameError(f"larger than {MAX_BYTES} bytes")
@@ -24,7 +24,7 @@ def encode(value: Any) -> bytes:
 
 
 def size(header: bytes) -> int:
-    """Returns the size of the content behind a header. Raises FrameError."""
+    """Returns the size of the content that follows a header. Raises FrameError."""
     size = int.from_bytes(header, "big")
     if size > MAX_BYTES:
         raise FrameError(f"larger than {MAX_BYTES} bytes")
@@ -32,7 +32,7 @@ def size(header: bytes) -> int:
 
 
 def decode(content: bytes) -> dict[str, Any]:
-    """Returns what a frame has. Raises FrameError for all that is no JSON object."""
+    """Returns the content of a frame. Raises FrameError for anything but a JSON object."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -70,13 +70,16 @@ class Pipe:
 
 
 def answer(said: str, max_bytes: int) -> dict[str, str]:
-    """Returns what to say to the host of what a call said."""
+    """Returns what to tell the host of a call's output: the output itself, or that it is too large."""
     size = len(said.encode("utf-8", "surrogatepass"))
     return {"failed": "output"} if size > max_bytes else {"said": said}
 
 
 def own() -> Pipe:
-    """Returns the pipe to the host that started this process, which loses its standard streams, and all others."""
+    """Returns the pipe to the host that started this process, and closes every other descriptor.
+
+    The standard streams become /dev/null.
+    """
     os.closerange(3, _MAX_DESCRIPTORS)
     pipe = Pipe(os.dup(0), os.dup(1))
     nothing = os.open(os.devnull, os.O_RDWR)

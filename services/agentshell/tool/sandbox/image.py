@@ -1,8 +1,8 @@
-"""The image of the guest's interpreter: built once, from what this package has, into a cache that is checked.
+"""The image of the guest's interpreter: built once, from this package's files, into a cache that is verified.
 
     python -m agentshell.tool.sandbox.image
 
-builds it where it is not there yet. It takes half a minute, and needs no network.
+builds it unless it exists. That takes half a minute, and needs no network.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def default_directory() -> Path:
 
 
 def path(directory: Path) -> Path:
-    """Returns where the image is that this package, these builders and this machine make."""
+    """Returns the path of the image for this package, these builders and this machine."""
     made_of = hashlib.sha256(f"{platform.machine()}\0".encode())
     for builder in _BUILDERS:
         made_of.update(f"{builder}\0{version(builder)}\0".encode())
@@ -48,7 +48,7 @@ def path(directory: Path) -> Path:
 
 
 async def ensure(directory: Path, tell: Callable[[str], None]) -> Path:
-    """Returns where the image is, built if it must be, which `tell` is told. Raises SANDBOX_UNAVAILABLE."""
+    """Returns the image's path; builds it if needed, which it tells `tell`. Raises SANDBOX_UNAVAILABLE."""
     image = path(directory)
     if not await asyncio.to_thread(_is_whole, image):
         tell(_BUILDING)
@@ -57,7 +57,7 @@ async def ensure(directory: Path, tell: Callable[[str], None]) -> Path:
 
 
 def build(directory: Path) -> Path:
-    """Builds the image where it is not there, or is not what was built. Raises SANDBOX_UNAVAILABLE."""
+    """Builds the image if it is missing, or was altered. Raises SANDBOX_UNAVAILABLE."""
     image = path(directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def build(directory: Path) -> Path:
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise _unavailable(f"{directory} is not ours alone to write; set XDG_CACHE_HOME to a directory that is")
         with (directory / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=directory) as scratch:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # Who waited finds it built.
+            fcntl.flock(lock, fcntl.LOCK_EX)  # Whoever had to wait finds it built.
             if not _is_whole(image):
                 _compile(Path(scratch), image)
     except OSError as error:
@@ -74,7 +74,7 @@ def build(directory: Path) -> Path:
 
 
 async def _build_apart(directory: Path) -> None:
-    """Builds in a process of its own: it takes a gigabyte, and a processor, for half a minute."""
+    """Builds in a separate process: it takes a gigabyte, and a processor, for half a minute."""
     command = (sys.executable, "-m", __name__, str(directory))
     process = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -84,14 +84,14 @@ async def _build_apart(directory: Path) -> None:
             _, said = await process.communicate()
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)  # The compiler that it runs, too.
+            os.killpg(process.pid, signal.SIGKILL)  # With the compiler that it runs.
             await process.wait()
     if process.returncode:
         raise _unavailable(said.decode(errors="replace").strip()[-_SAID_CHARACTERS:])
 
 
 def _compile(scratch: Path, image: Path) -> None:
-    import wasmtime.component  # Only who builds pays for it.
+    import wasmtime.component  # Only a build pays for the import.
 
     from agentshell.tool.sandbox import engine
 
@@ -114,7 +114,7 @@ def _compile(scratch: Path, image: Path) -> None:
 
 
 def _is_whole(image: Path) -> bool:
-    """Tells whether the image is what was built: it is native code, which nothing else checks."""
+    """Returns whether the image is what was built: it is native code, which nothing else checks."""
     try:
         with image.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == _digest_file(image).read_text()

@@ -1,4 +1,4 @@
-"""What one call of a pack's tool may use, and the errors where it would use more."""
+"""What one call of a pack's tool may use, and the errors for using more."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _MEBIBYTE: Final = 1024 * 1024
 
 @dataclass(slots=True)
 class Budget:
-    """What is left to a call of what it may ask of the host."""
+    """What a call may still ask of the host."""
 
     tool: str
     host_calls: int
     egress_bytes: int
 
     def spend_call(self) -> None:
-        """Raises TOOL_HOST_CALL_LIMIT."""
+        """Spends one request to the host. Raises TOOL_HOST_CALL_LIMIT."""
         self.host_calls -= 1
         if self.host_calls < 0:
             raise exceeded(self.tool, error_pb2.ERROR_REASON_TOOL_HOST_CALL_LIMIT, "asks the host too often")
 
     def spend_bytes(self, count: int) -> None:
-        """Raises TOOL_EGRESS_LIMIT."""
+        """Spends bytes sent or received. Raises TOOL_EGRESS_LIMIT."""
         self.egress_bytes -= count
         if self.egress_bytes < 0:
             raise exceeded(self.tool, error_pb2.ERROR_REASON_TOOL_EGRESS_LIMIT, "sends and receives too many bytes")
@@ -36,7 +36,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The same for each call."""
+    """The limits of each call."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -47,7 +47,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: ToolConfig) -> Limits:
-        """Returns the configured ones."""
+        """Returns the configured limits."""
         return cls(
             wall_seconds=config.max_seconds,
             cpu_seconds=config.max_cpu_seconds,
@@ -62,7 +62,7 @@ class Limits:
         return Budget(tool, self.host_calls, self.egress_bytes)
 
 
-# The configuration's key of each limit.
+# The configuration key of each limit.
 _KEYS: Final = {
     error_pb2.ERROR_REASON_TOOL_TIMEOUT: "tool.max_seconds",
     error_pb2.ERROR_REASON_TOOL_CPU_LIMIT: "tool.max_cpu_seconds",
@@ -74,7 +74,7 @@ _KEYS: Final = {
 
 
 def exceeded(tool: str, reason: ErrorReason.ValueType, problem: str) -> AgentShellError:
-    """The error where a call goes beyond a limit."""
+    """The error for a call that exceeds a limit."""
     key = _KEYS[reason]
     return AgentShellError(
         reason,

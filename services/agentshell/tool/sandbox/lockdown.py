@@ -1,7 +1,7 @@
 """Gives up all rights of this process, for good: Landlock, seccomp, resource limits, and root.
 
-Linux on x86-64 and ARM64. Uses the standard library alone: the native tier runs it where nothing else is installed.
-Whether the lock holds, `canary` finds out by trying.
+Linux on x86-64 and ARM64. Uses only the standard library: the native tier runs it where nothing else is installed.
+`canary` finds out by trying whether the lock holds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _SECCOMP, _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = "seccomp", 444, 445, 446
 _SIGKILL = 9
 
-# Rights that each version of Landlock has added: to files, to TCP, and to what is beyond the domain.
+# Rights that each version of Landlock added: to files, to TCP, and to what is outside the domain.
 _FILE_RIGHTS_BY_ABI: Final = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NET_RIGHTS_BY_ABI: Final = {4: 0b11}
 _SCOPES_BY_ABI: Final = {6: 0b11}
-_READ_FILE_AND_DIR_AND_EXECUTE = 0b1101  # To execute is also to map code, which extensions in C need.
+_READ_FILE_AND_DIR_AND_EXECUTE = 0b1101  # `leave_calls` still forbids running programs.
 _RULE_PATH_BENEATH = 1
 _LANDLOCK_VERSION_FLAG = 1
 
@@ -106,14 +106,14 @@ _EVERYBODY: Final = _names(
     "sched_getaffinity sched_yield sigaltstack write"
 )
 RUNTIME_CALLS: Final = _names("membarrier rt_sigprocmask setitimer")
-"""What a WebAssembly runtime needs beside."""
+"""What a WebAssembly runtime needs in addition."""
 INTERPRETER_CALLS: Final = _names(
     "dup fcntl getcwd getdents64 getegid geteuid getgid getppid getrusage getuid ioctl lstat newfstatat open openat "
     "pread64 readlink readlinkat stat statx sysinfo uname writev"
 )
-"""What an interpreter needs beside that reads its library from disk; Landlock says which files."""
+"""What an interpreter that reads its library from disk needs in addition; Landlock limits which files."""
 
-# Instructions of seccomp's filters, and what they answer.
+# Instructions of seccomp filters, and their verdicts.
 _LOAD, _EQUAL, _GREATER_OR_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
@@ -127,7 +127,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def leave_files(readable: Iterable[str] = ()) -> None:
     """Gives up root, and all files but those below `readable`, which may be read. Descriptors stay open.
 
-    Threads that begin later are bound, too, those that are there are not. Raises OSError where the kernel cannot.
+    Threads that start later are bound too, but existing ones are not. Raises OSError if the kernel cannot do it.
     """
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _restrict_files(readable)
@@ -137,15 +137,16 @@ def leave_files(readable: Iterable[str] = ()) -> None:
 
 
 def leave_calls(calls: Collection[str], *, threads: bool, new_code: bool) -> None:
-    """Gives up, in all threads, the system calls that nobody needs for memory, time and open descriptors, nor `calls`.
+    """Gives up, in all threads, all system calls but `calls` and those for memory, time and open descriptors.
 
-    `threads` lets threads begin, and `new_code` lets memory become executable. Raises OSError where the kernel cannot.
+    `threads` lets threads start, and `new_code` lets memory become executable. Raises OSError if the kernel cannot do
+    it.
     """
     _restrict_calls(program(platform.machine(), calls, threads=threads, new_code=new_code))
 
 
 def limit(*, memory_bytes: int, files: int) -> None:
-    """Bounds what this process may use: memory that it writes, descriptors, no files written, no core dumps."""
+    """Limits what this process may use: writable memory, descriptors, no files written, no core dumps."""
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, memory_bytes),
@@ -190,7 +191,7 @@ def _become_nobody() -> None:
 
 
 def program(machine: str, calls: Collection[str], *, threads: bool, new_code: bool) -> bytes:
-    """Returns a filter that lets pass what `calls` and everybody need, and answers EPERM to the rest."""
+    """Returns a filter that allows `calls` and what everybody needs, and answers EPERM to the rest."""
     if machine not in _AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"there is no seccomp filter for {machine}: x86_64 and aarch64 have one")
     column = list(_AUDIT_ARCH).index(machine)
@@ -210,13 +211,13 @@ def program(machine: str, calls: Collection[str], *, threads: bool, new_code: bo
         steps += _examine(_number(name, column), argument=2, test=unless)
     if threads:
         steps += _examine(_number("clone", column), argument=0, test=_step(_ANY_BIT, _CLONE_THREAD, 0, 1))
-    # Its flags are out of a filter's sight: the C library falls back to `clone`.
+    # A filter cannot see its flags, so it does not exist here: the C library falls back to `clone`.
     steps += [_step(_EQUAL, _number("clone3", column), 0, 1), _step(_RETURN, _ERROR | errno.ENOSYS)]
     return b"".join([*steps, _step(_RETURN, _ERROR | errno.EPERM)])
 
 
 def _examine(number: int, *, argument: int, test: bytes) -> list[bytes]:
-    """Allows a call whose argument passes `test`, which skips no step where it does, and one where it does not."""
+    """Allows a call whose argument passes `test`, a step that skips none if it does, and one if it does not."""
     return [
         _step(_EQUAL, number, 0, 4),
         _step(_LOAD, _ARGUMENTS_OFFSET + 8 * argument),

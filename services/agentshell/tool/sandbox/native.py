@@ -1,4 +1,4 @@
-"""The second tier, for extensions in C: the machine's own interpreter, under bubblewrap and the lock of the first."""
+"""The second tier, for C extensions: the machine's own interpreter, under bubblewrap and the lock of the first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentshell.tool.sandbox import lockdown
 from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.worker import START_SECONDS, Worker, unavailable
 
-# As root bubblewrap would hold less than as anybody else.
+# Run by root, bubblewrap would hold less than run by anybody else.
 _DEMOTE: Final = f"""
 import os, sys
 if os.geteuid() == 0:
@@ -24,7 +24,7 @@ if os.geteuid() == 0:
     os.setresuid({lockdown.NOBODY}, {lockdown.NOBODY}, {lockdown.NOBODY})
 os.execv(sys.argv[1], sys.argv[1:])
 """
-# The process reads what it is made of from its command: nothing of ours is in its file system.
+# The process gets its own source from its command line: none of our files are in its file system.
 _WORKER: Final = """
 import json, sys, types
 sources, *arguments = json.loads(sys.argv[1])
@@ -39,7 +39,7 @@ for name, source in sources.items():
 sys.modules["agentshell.tool.sandbox.native_worker"].main(*arguments)
 """
 _HERE: Final = Path(__file__).parent
-# In the order in which one needs another.
+# In the order in which they need one another.
 _SOURCES: Final = {
     "host": "guest/host.py",
     "event_loop": "guest/event_loop.py",
@@ -54,7 +54,7 @@ _PREFIXES: Final = "import json, sys; print(json.dumps([sys.prefix, sys.base_pre
 
 
 class NativeTier:
-    """A process a call, of the interpreter that an operator names, which sees that interpreter's files alone."""
+    """One process per call, of the interpreter an operator names; it sees only that one's files and the system's."""
 
     max_calls = 1
 
@@ -85,7 +85,7 @@ class NativeTier:
         return await Worker.start((sys.executable, "-I", "-c", _DEMOTE, *jail, *files, "--chdir", "/", "--", *command))
 
     async def _prefixes(self) -> list[str]:
-        """Returns where the interpreter's files are, as it says itself. Raises SANDBOX_UNAVAILABLE."""
+        """Returns where the interpreter says that its files are. Raises SANDBOX_UNAVAILABLE."""
         command = (sys.executable, "-I", "-c", _DEMOTE, self._python, "-I", "-c", _PREFIXES)
         process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL, env={}, cwd="/")
         try:

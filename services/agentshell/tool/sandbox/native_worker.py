@@ -1,6 +1,7 @@
-"""A process that runs one tool in the machine's own interpreter: what the native tier is made of.
+"""A process of the native tier, which runs one tool in the machine's own interpreter.
 
-It gives up all rights before it is told what to run, and ends with the call. Standard library alone, and Python 3.10.
+It gives up all rights before it is told what to run, and ends with the call. Needs only the standard library, and
+Python 3.10.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import runner
 
 from agentshell.tool.sandbox import canary, frame, lockdown
 
-# Beside the tool's own memory.
+# In addition to the tool's own memory.
 _OWN_MEMORY_BYTES: Final = 64 * 1024 * 1024
 _DESCRIPTORS: Final = 64
 
@@ -32,7 +33,7 @@ def main(readable: Sequence[str], memory_bytes: int, cpu_seconds: float) -> None
 
     lockdown.limit(memory_bytes=memory_bytes + _OWN_MEMORY_BYTES, files=_DESCRIPTORS)
     lockdown.leave_files(readable)
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # What could stop its signal is given up next.
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # The next line gives up what could stop its signal.
     lockdown.leave_calls(lockdown.INTERPRETER_CALLS, threads=False, new_code=True)
     pipe.send({"escapes": canary.escapes(new_code=True)})
     if request := pipe.receive():

@@ -1,4 +1,4 @@
-"""What came of a call: the tool's output, or the error that it is. Pure; nothing that a worker says is believed."""
+"""The outcome of a call: the tool's output, or an error. Pure; trusts nothing that a worker says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentshell.tool.sandbox import limits
 from kfm.error.v1 import error_pb2
 
 _SHOWN_CHARACTERS: Final = 1000
-# The signals by which a process ends that has used up its time on a processor.
+# The signals that end a process which has used up its CPU time.
 _CPU_SIGNALS: Final = (signal.SIGPROF, signal.SIGXCPU)
 
 
@@ -40,31 +40,31 @@ def read(tool: str, said: Mapping[str, Any]) -> Value:
 
 
 def died(tool: str, number: int) -> AgentShellError:
-    """The error where the process ended within the call, by a signal."""
+    """The error for a process that ended during the call, by a signal."""
     if number in _CPU_SIGNALS:
         return limits.exceeded(tool, error_pb2.ERROR_REASON_TOOL_CPU_LIMIT, "computes too long")
-    if number == signal.SIGKILL:  # Which was not ours: the kernel's, for want of memory.
+    if number == signal.SIGKILL:  # Not sent by us, but by the kernel when out of memory.
         return _out_of_memory(tool)
     return crashed(tool, f"its process ended by signal {number}")
 
 
 def timed_out(tool: str) -> AgentShellError:
-    """The error where the call took too long."""
+    """The error for a call that took too long."""
     return limits.exceeded(tool, error_pb2.ERROR_REASON_TOOL_TIMEOUT, "takes too long")
 
 
 def crashed(tool: str, problem: str) -> AgentShellError:
-    """The error where the interpreter broke down."""
+    """The error for an interpreter that broke down."""
     return _error(error_pb2.ERROR_REASON_TOOL_CRASHED, tool, f"broke its interpreter: {problem[:_SHOWN_CHARACTERS]}")
 
 
 def failed(tool: str, problem: str) -> AgentShellError:
-    """The error where the tool says that it failed."""
+    """The error for a tool that says it failed."""
     return _error(error_pb2.ERROR_REASON_TOOL_FAILED, tool, f"failed: {problem[:_SHOWN_CHARACTERS]}")
 
 
 def invalid(tool: str, problem: str) -> AgentShellError:
-    """The error where the output is not what the tool says it is."""
+    """The error for output that is not what the tool declares."""
     problem = problem[:_SHOWN_CHARACTERS]
     return _error(error_pb2.ERROR_REASON_TOOL_OUTPUT_INVALID, tool, f"answers what it says it does not: {problem}")
 
@@ -80,7 +80,7 @@ def _error(reason: error_pb2.ErrorReason.ValueType, tool: str, problem: str) -> 
 def _value(tool: str, output: Any) -> Value:
     value = Value()
     try:
-        fill(value, output)  # Which refuses what is nested too deep.
+        fill(value, output)  # Refuses what is nested too deeply.
     except (ValueError, RecursionError) as error:
         raise invalid(tool, str(error)) from None
     return value

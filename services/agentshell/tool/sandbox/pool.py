@@ -1,4 +1,4 @@
-"""Workers that wait for calls. One serves a single tenant in its life; a spare is always warm."""
+"""Workers that wait for calls. Each serves a single tenant in its life; a spare is kept warm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pool:
         self._size = size
         self._max_calls = max_calls
         self._callers = asyncio.Semaphore(size)
-        self._count = 0  # Of workers that are there, or on their way.
+        self._count = 0  # Of workers that exist, or are starting.
         self._idle: list[Worker] = []  # The longest idle first.
         self._warming: asyncio.Task[None] | None = None
 
@@ -36,7 +36,7 @@ class Pool:
 
     @asynccontextmanager
     async def worker(self, tenant_id: str) -> AsyncGenerator[Worker]:
-        """A worker for one call of a tenant. Waits while all are at work. Raises SANDBOX_UNAVAILABLE."""
+        """Yields a worker for one call of a tenant. Waits while all are at work. Raises SANDBOX_UNAVAILABLE."""
         async with self._callers:
             worker = await self._take(tenant_id)
             worker.tenant_id = tenant_id
@@ -50,7 +50,7 @@ class Pool:
                     self._idle.append(worker)
 
     async def _take(self, tenant_id: str) -> Worker:
-        """Returns a worker of the tenant's, else a spare, else a new one, in place of another tenant's if need be."""
+        """Returns a worker of the tenant's, else a spare, else a new one, which may replace another tenant's."""
         while True:
             for owner in (tenant_id, ""):
                 for worker in self._idle:
@@ -61,11 +61,11 @@ class Pool:
                 return await self._make()
             if self._idle:
                 await self._end(self._idle.pop(0))
-            elif self._warming is not None:  # The spare is the one that is neither idle nor at work.
+            elif self._warming is not None:  # The one that is neither idle nor at work: the spare.
                 await asyncio.wait([self._warming])
 
     def _prepare(self) -> None:
-        """Has a spare made, off the way of calls, where there is none and room for one."""
+        """Starts a spare in the background, if there is none and room for one."""
         warming = self._warming is not None and not self._warming.done()
         if self._count < self._size and not warming and all(worker.tenant_id for worker in self._idle):
             self._warming = asyncio.create_task(self._warm())

@@ -31,10 +31,10 @@ _WASM: Final = pb.SANDBOX_TIER_WASM
 
 
 class Sandbox:
-    """The sandboxes of this process. A tier begins with its first call."""
+    """The sandboxes of this process. A tier opens at its first call."""
 
     def __init__(self, egress: Egress, tiers: Mapping[pb.SandboxTier.ValueType, Tier]) -> None:
-        """`egress` goes to the Web for them, and is closed by who made it."""
+        """`egress` makes their web requests, and is closed by whoever made it."""
         self.config = egress.config
         self._limits = Limits.of(egress.config)
         self._size = egress.config.max_workers
@@ -45,7 +45,7 @@ class Sandbox:
 
     @classmethod
     def of(cls, egress: Egress, images: Path | None = None) -> Sandbox:
-        """Returns the sandboxes that its configuration allows; `images` is where their images are kept."""
+        """Returns the sandboxes that the configuration allows; `images` is where their images are kept."""
         config = egress.config
         limits = Limits.of(config)
         tiers: dict[pb.SandboxTier.ValueType, Tier] = {_WASM: WasmTier(limits, images or image.default_directory())}
@@ -66,7 +66,7 @@ class Sandbox:
         arguments: Mapping[str, Any],
         tell: Tell,
     ) -> Value:
-        """Returns what a tool of a pack answers, any JSON; `tell` hears of its progress.
+        """Returns what a tool of a pack answers, any JSON; `tell` receives its progress.
 
         Raises SANDBOX_UNAVAILABLE, HOST_NOT_ALLOWED and all TOOL_ errors.
         """
@@ -92,7 +92,7 @@ class Sandbox:
         return outcome.read(name, said)
 
     async def _pool(self, wanted: pb.SandboxTier.ValueType, tell: Tell) -> Pool:
-        """Returns the workers of a tier, which begins where it has not. Raises SANDBOX_UNAVAILABLE."""
+        """Returns the workers of a tier, which it opens if needed. Raises SANDBOX_UNAVAILABLE."""
         async with self._opening:
             if wanted not in self._pools:
                 if wanted not in self._tiers:

@@ -1,4 +1,4 @@
-"""The default tier: an interpreter of WebAssembly, new for each call, in a process that has given up all rights."""
+"""The default tier: an interpreter in WebAssembly, new for each call, in a process that has given up all rights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentshell.tool.sandbox.limits import Limits
 from agentshell.tool.sandbox.tier import request
 from agentshell.tool.sandbox.worker import Worker, unavailable
 
-# The worker's process finds what this one finds, wherever that is installed; it is told by its command alone.
+# The worker's process can import what this one can, wherever that is installed: its command line says where.
 _WASM_WORKER: Final = """
 import json, sys
 paths, image, memory_bytes = json.loads(sys.argv[1])
@@ -24,19 +24,19 @@ main(image, memory_bytes)
 
 
 class WasmTier:
-    """An interpreter of WebAssembly, new for each call, in a process that has given up all rights."""
+    """Starts processes that make a new interpreter for each call."""
 
     max_calls = 512
 
     def __init__(self, limits: Limits, images: Path, prefix: Sequence[str] = (sys.executable, "-I")) -> None:
-        """`images` is where its image is kept, `prefix` the Python that its process runs."""
+        """`images` is where its image is kept, `prefix` the Python command that its processes run."""
         self._limits = limits
         self._images = images
         self._prefix = prefix
         self._image = Path()
 
     async def open(self, tell: Callable[[str], None]) -> None:
-        """Builds the image, once on a machine, and tries to get out of the interpreter. Raises SANDBOX_UNAVAILABLE."""
+        """Builds the image, once per machine, and tries to escape the interpreter. Raises SANDBOX_UNAVAILABLE."""
         self._image = await image.ensure(self._images, tell)
         worker = await self.start()
         try:

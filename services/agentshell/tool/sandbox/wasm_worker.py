@@ -1,6 +1,6 @@
-"""A process that runs tools in an interpreter of WebAssembly, each call in a new one: what the default tier is made of.
+"""A process of the default tier, which runs each call in a new interpreter in WebAssembly.
 
-It reads the image, gives up all rights, says what it still can do, and then answers calls on its standard streams.
+It reads the image, gives up all rights, says what it can still do, and then answers calls on its standard streams.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from wasmtime import component
 from agentshell.tool.sandbox import canary, engine, frame, lockdown
 from agentshell.tool.sandbox.frame import Pipe
 
-# Beside the guest's own memory: the interpreter of this process, and a result on its way through it.
+# In addition to the guest's memory: the interpreter of this process, and a result on its way through it.
 _OWN_MEMORY_BYTES: Final = 256 * 1024 * 1024
 _DESCRIPTORS: Final = 32
 _NAP: Final = "import time\ndef nap(seconds: float) -> None:\n    time.sleep(seconds)"
 
 
 def _nap(seconds: float) -> str:
-    """Returns a call that does nothing for a while, as the guest takes it."""
+    """Returns a call for the guest that does nothing for a while."""
     return json.dumps(
         {"files": {"nap.py": _NAP}, "module": "nap", "function": "nap", "arguments": {"seconds": seconds}}
     )
@@ -48,7 +48,7 @@ class _Image:
     def instance(self) -> tuple[wasmtime.Store, Any]:
         """Returns a new interpreter and its entry. It has no files, no environment, no streams and no network.
 
-        It has made a call of ours that does nothing, so that the memory is there that each call needs.
+        It has already made a call of ours that does nothing, so that the memory that every call needs is in place.
         """
         store = wasmtime.Store(self._engine)
         store.set_limits(memory_size=self._memory_bytes)
@@ -70,7 +70,7 @@ class _Image:
 
 
 def _call(store: wasmtime.Store, entry: Any, request: dict[str, Any]) -> dict[str, Any]:
-    signal.setitimer(signal.ITIMER_PROF, request["cpu_seconds"])  # Whose signal ends this process.
+    signal.setitimer(signal.ITIMER_PROF, request["cpu_seconds"])  # Its signal ends this process.
     try:
         said: str = entry(store, request["call"])
     except MemoryError:
@@ -85,7 +85,7 @@ def _call(store: wasmtime.Store, entry: Any, request: dict[str, Any]) -> dict[st
 
 
 def _begin_threads(store: wasmtime.Store, entry: Any) -> None:
-    """Has the runtime begin the threads by which it waits, which need more of the kernel to begin than to go on."""
+    """Makes the runtime start the threads that it waits with, which need more system calls to start than to run."""
     entry(store, _nap(0.001))
     store.close()
 

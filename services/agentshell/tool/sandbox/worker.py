@@ -1,4 +1,4 @@
-"""A worker as the host has it: a process that runs tools, one call at a time, and can be killed at any moment."""
+"""A worker as the host sees it: a process that runs tools, one call at a time, and can be killed at any moment."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from agentshell.tool.sandbox.frame import FrameError
 from kfm.error.v1 import error_pb2
 
 START_SECONDS: Final = 20.0
-_SIGNALLED: Final = 128  # What a program adds to the signal by which another ended that it stands for.
-_END: Final[Mapping[str, Any]] = {}  # Answers what is refused: the worker ends the call.
+_SIGNALLED: Final = 128  # A wrapper's exit code is this plus the signal that ended its child.
+_END: Final[Mapping[str, Any]] = {}  # The answer to what is refused: the worker ends the call.
 
 Answer: TypeAlias = Callable[[str, str], Awaitable[Mapping[str, Any]]]
 """Answers what a tool asks of the host, by name and arguments as JSON: `{"value": JSON}`, or `{"error": text}`."""
 
 
 class WorkerDied(Exception):  # noqa: N818 - it is what happened
-    """The process ended within a call; `signal` is what ended it, 0 where it ended by itself."""
+    """The process ended during a call; `signal` is what ended it, 0 if it ended by itself."""
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name if number in set(signal.Signals) else "no signal"
@@ -33,7 +33,7 @@ class WorkerDied(Exception):  # noqa: N818 - it is what happened
 
 
 class Worker:
-    """A locked process. `tenant_id` is whose calls it has served: it serves no other's."""
+    """A locked process. `tenant_id` is the tenant whose calls it has served: it serves no other."""
 
     def __init__(self, process: Process, stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader) -> None:
         self._process = process
@@ -45,7 +45,7 @@ class Worker:
 
     @classmethod
     async def start(cls, command: Sequence[str]) -> Worker:
-        """Starts a process, without this one's environment, and lets it prove that it is locked.
+        """Starts a process, without this one's environment, and has it prove that it is locked.
 
         Raises SANDBOX_UNAVAILABLE.
         """
@@ -74,14 +74,14 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The id of the process."""
         return self._process.pid
 
     async def call(self, request: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-        """Runs a call to its end, and answers what it asks of the host; where that raises, the call ends.
+        """Runs a call to its end, and answers what it asks of the host; if that raises, the call ends.
 
-        Returns `{"said": JSON}` or `{"failed": kind, "message": text}`. Kills the process where it cannot be known what
-        it does, or the caller is cancelled. Raises WorkerDied, FrameError, and what `answer` raises.
+        Returns `{"said": JSON}` or `{"failed": kind, "message": text}`. Kills the process if its state is unknown, or
+        the caller is cancelled. Raises WorkerDied, FrameError, and what `answer` raises.
         """
         self.call_count += 1
         self.spent = True
@@ -123,12 +123,12 @@ class Worker:
 
 
 def _signal(code: int) -> int:
-    """Returns the signal by which a process ended, or the one that it stood for, by its exit code; 0: by none."""
+    """Returns the signal that ended a process or the child that it wraps, from its exit code; 0: none."""
     return -code if code < 0 else max(0, code - _SIGNALLED)
 
 
 def unavailable(problem: str) -> AgentShellError:
-    """The error where a tier does not hold."""
+    """The error for a tier that does not hold."""
     return AgentShellError(
         error_pb2.ERROR_REASON_SANDBOX_UNAVAILABLE,
         f"no sandbox holds on this machine, so no tool of a pack runs: {problem}",

@@ -1,17 +1,17 @@
-"""The guest as a WebAssembly component: `sandbox.wit` spoken by `runner`.
+"""The guest as a WebAssembly component: `runner` behind the interface of `sandbox.wit`.
 
-What is not imported when the image is built is not there when tools run: `stdlib` imports all that there is.
+What is not imported when the image is built does not exist when tools run, so `stdlib` imports everything.
 """
 
 from __future__ import annotations
 
 import gc
 
-import escape  # noqa: F401 # pyright: ignore[reportUnusedImport] - so that it is there
+import escape  # noqa: F401 # pyright: ignore[reportUnusedImport] - for the image
 import host
 import runner
-import stdlib  # noqa: F401 # pyright: ignore[reportUnusedImport] - so that it is there
-import wit_world  # pyright: ignore[reportMissingImports] - made of sandbox.wit when the image is built
+import stdlib  # noqa: F401 # pyright: ignore[reportUnusedImport] - for the image
+import wit_world  # pyright: ignore[reportMissingImports] - generated from sandbox.wit when the image is built
 from componentize_py_types import Err  # pyright: ignore - as above
 
 
@@ -30,4 +30,4 @@ class WitWorld(wit_world.WitWorld):  # pyright: ignore[reportUntypedBaseClass] -
         return runner.run(request, _host_call)
 
 
-gc.freeze()  # What the image has is never looked through again: a collection would touch, and so copy, all of it.
+gc.freeze()  # Spares the image from garbage collections: each would touch, and so copy, all of it.

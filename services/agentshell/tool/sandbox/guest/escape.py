@@ -1,4 +1,4 @@
-"""What a tool must not be able to do in the interpreter: tried once, before the first tool is let in."""
+"""What a tool must not be able to do in the interpreter: tried once, before the first tool runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def escapes() -> list[str]:
-    """Returns what can be done of it; empty: the interpreter holds."""
+    """Returns what can be done nevertheless; empty: the interpreter holds."""
     return [name for name, attempt in _ATTEMPTS.items() if _succeeds(attempt)]
 
 

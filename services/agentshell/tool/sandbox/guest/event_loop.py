@@ -1,4 +1,4 @@
-"""An event loop for async tools where there is nothing to wait for but time: no sockets, no threads, no signals."""
+"""An event loop for async tools, with nothing to wait for but time: no sockets, no threads, no signals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Clock:
-    """Stands for the selector of an event loop: nothing is ever ready, so it sleeps."""
+    """Stands in for the selector of an event loop: nothing is ever ready, so it sleeps."""
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class HostError(Exception):
-    """The host tried, and it went wrong: such as a server that cannot be reached."""
+    """The host tried and failed: for example, a server cannot be reached."""
 
 
 def http_get(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def http_get(url: str, headers: Mapping[str, str] | None = None) -> dict[str, An
 
 
 def progress(text: str) -> None:
-    """Tells the caller, for people, what the tool is at."""
+    """Tells the caller, for people, what the tool is doing."""
     _ask("progress", {"text": text})
 
 
@@ -36,6 +36,6 @@ _call: Callable[[str, str], str] = _nobody
 
 
 def answer_with(call: Callable[[str, str], str]) -> None:
-    """Has `call` carry requests to the host."""
+    """Makes `call` carry requests to the host."""
     global _call  # An interpreter serves one call.
     _call = call

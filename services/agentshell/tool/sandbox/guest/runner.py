@@ -1,6 +1,6 @@
 """Runs one function of a pack's tools in an interpreter of its own, which ends with the call.
 
-What it says is not to be believed: the code that it runs shares its memory. The host checks all of it.
+Its output cannot be trusted, because the code that it runs shares its memory. The host checks all of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(request: str, host_call: Callable[[str, str], str]) -> str:
 
     `request` has `files` (sources by path), `module`, `function` and `arguments`.
     """
-    random.seed()  # The image was made with its generator seeded.
+    random.seed()  # The image was built with the generator already seeded.
     host.answer_with(host_call)
     asked = json.loads(request)
     files: Mapping[str, str] = asked["files"]
@@ -40,7 +40,7 @@ def run(request: str, host_call: Callable[[str, str], str]) -> str:
         return json.dumps({"output": output}, allow_nan=False, ensure_ascii=False)
     except MemoryError:
         return _error("memory", "it ran out of memory")
-    except BaseException as error:  # Whatever the tool raises, SystemExit too, is its answer.
+    except BaseException as error:  # Whatever the tool raises, even SystemExit, is its answer.
         return _error("raised", _describe(error, files))
 
 
@@ -71,7 +71,7 @@ class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
-        """Makes an ordinary one."""
+        """Leaves it to importlib to make an ordinary one."""
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ in self._files:

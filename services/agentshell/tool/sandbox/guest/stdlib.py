@@ -14,7 +14,7 @@ def _import_all(names: list[str]) -> None:
             continue
         try:
             module = importlib.import_module(name)
-        except BaseException:  # noqa: S112 - ssl, ctypes and the like are not there
+        except BaseException:  # noqa: S112 - ssl, ctypes and the like do not exist here
             continue
         inner = pkgutil.iter_modules(getattr(module, "__path__", ()))
         _import_all([f"{name}.{found.name}" for found in inner])
