@@ -1,1 +1,1 @@
-"""The door: admits turns into the log, and streams what comes of them."""
+"""The gateway: admits turns into the log, and streams their updates."""

@@ -25,9 +25,9 @@ def problems(spec: TurnSpec) -> list[tuple[str, str]]:
     for index, step in enumerate(spec.plan.steps):
         found += [(f"plan.steps[{index}].{field}", description) for field, description in _step_problems(step)]
     if spec.input.role != ROLE_USER:
-        found.append(("input.role", "must be ROLE_USER: a turn begins with what a user says"))
+        found.append(("input.role", "must be ROLE_USER: a turn begins with a user's message"))
     if not any(part.HasField("text") and part.text.text.strip() for part in spec.input.parts):
-        found.append(("input.parts", "say something: one part must be a text that is not empty"))
+        found.append(("input.parts", "has no text: give at least one part with a text that is not empty"))
     cost = spec.limits.max_cost
     if spec.limits.HasField("max_cost") and cost.currency_code != CURRENCY:
         found.append(("limits.max_cost.currency_code", f"must be {CURRENCY}, not {cost.currency_code!r:.20}"))
@@ -37,7 +37,7 @@ def problems(spec: TurnSpec) -> list[tuple[str, str]]:
 
 
 def digest(request: TurnSpec | ForkTurnRequest) -> bytes:
-    """Returns a digest that distinguishes requests with one `request_id`, ignoring what a sub-turn's parent has left."""
+    """Returns a digest to tell a repeated request from a reused id; ignores what a sub-turn's parent has left."""
     if isinstance(request, TurnSpec) and request.HasField("parent"):
         asked, request = request, TurnSpec()
         request.CopyFrom(asked)
@@ -63,6 +63,6 @@ def bound_waits(given: Plan, config: RuntimeConfig) -> None:
 
 
 def _step_problems(step: Step) -> Iterator[tuple[str, str]]:
-    yield from ((field, "is the shell's to say; leave it out") for field in plan.said_by_shell(step))
+    yield from ((field, "is set by the shell; leave it out") for field in plan.said_by_shell(step))
     if step.approval.HasField("schema") and (problem := inputs.schema_problem(step.approval.schema)):
         yield "approval.schema", problem

@@ -1,4 +1,4 @@
-"""How many turns are open: no more than a bounded number are admitted, so that those that are get done."""
+"""Bounds the number of open turns, so that those that are admitted get done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEPT_SECONDS = 0.5
 _RETRY_DELAY = timedelta(seconds=1)
 _AGAIN = f"try again in {_RETRY_DELAY.seconds} s"
 
-# The states are those of the index. A claim that nothing came of within a minute was cut off, and is no turn.
+# The states of the index `turn_open`. A claim without a turn after a minute was cut off, and is no turn.
 _COUNT = """
 SELECT tenant_id, count(*) FROM gateway.turn
 WHERE state IN (1, 2, 4) AND (folded_offset IS NOT NULL OR create_time > now() - interval '60 s')
@@ -31,9 +31,9 @@ WHERE tenant_id = %s AND (turn_id = %s OR (turn_id = %s AND state IN (1, 2, 4)))
 
 
 class Backlog:
-    """Counts open turns, at most twice a second; in between it adds what this process admits.
+    """Counts open turns at most twice a second, and adds what this process admits in between.
 
-    The limits are approximate: a gateway does not know what others have admitted since it counted.
+    The limits are approximate: a gateway does not know what others have admitted since its last count.
     """
 
     def __init__(self, database: Database, config: RuntimeConfig) -> None:
@@ -45,9 +45,9 @@ class Backlog:
         self._open = Counter[str]()
 
     async def admit(self, tenant_id: str, turn_id: str, parent_id: str) -> None:
-        """Counts one more turn of a tenant. Raises OVERLOADED where there are too many.
+        """Counts one more turn of a tenant. Raises OVERLOADED if there are too many.
 
-        A turn that is known already passes, and so does one that an open turn waits for: to refuse it frees nothing.
+        A known turn passes, and so does one that an open turn waits for, since refusing it would free nothing.
         """
         await self._count()
         mine = self._open[tenant_id]
@@ -73,13 +73,13 @@ class Backlog:
 
 def _tenant_is_full(count: int, most: int) -> AgentShellError:
     key = "runtime.max_open_turns_per_tenant"
-    message = f"{count} turns of yours are open, the limit is {most} ({key!r}); end some, or {_AGAIN}"
+    message = f"you have {count} open turns, the limit is {most} ({key!r}); end some, or {_AGAIN}"
     return _overloaded(message, {"open_count": str(count), "limit": str(most), "key": key})
 
 
-def _mesh_is_full() -> AgentShellError:  # How many turns others have is not the caller's to know.
+def _mesh_is_full() -> AgentShellError:  # Does not disclose how many turns others have.
     key = "runtime.max_open_turns"
-    return _overloaded(f"the mesh has as many turns open as it admits ({key!r}); {_AGAIN}", {"key": key})
+    return _overloaded(f"the mesh has reached its limit of open turns ({key!r}); {_AGAIN}", {"key": key})
 
 
 def _overloaded(message: str, metadata: Mapping[str, str]) -> AgentShellError:

@@ -1,4 +1,4 @@
-"""One reading of the log for all who follow turns in a process: each is woken by what is of its session alone."""
+"""One reader of the log for everyone who follows turns in a process; each wakes only for records of its session."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _READ_SECONDS = 30.0
 _MAX_WAITING_RECORDS = 1000
 _MAX_WAITING_BYTES = 4 * 1024 * 1024
 
-# All readers together are told of progress at most so often: a message to a client costs a third of what a step does.
+# Paces progress messages to all readers together: a message to a client costs a third of what a step does.
 _PACE_SECONDS = 0.005
 _MAX_PACE_SECONDS = 0.25
-# The types of what is passed on at once: text, and what ends a turn or has it wait.
+# Types that are passed on at once: text, and what ends a turn or makes it wait.
 _URGENT = frozenset(
     kind.DESCRIPTOR.full_name for kind in (OutputDelta, TurnCompleted, TurnFailed, TurnCancelled, TurnWaiting)
 )
 _SUCCEEDED = StepSucceeded.DESCRIPTOR.full_name
-# The types of what ends no attempt.
+# Types that do not end an attempt.
 _SILENT = frozenset(kind.DESCRIPTOR.full_name for kind in (TurnRequested, PlanCreated, StepScheduled, TurnCompleted))
 
 
 def is_urgent(stored: StoredRecord) -> bool:
-    """Returns whether a reader is to learn of it at once."""
+    """Returns whether a record is passed on at once."""
     return stored.record.headers.get("type") in _URGENT
 
 
 class Follower:
-    """What has come for a reader and waits for it, in the log's order.
+    """Holds records for a reader until it takes them, in the log's order.
 
-    It is `cut` when too much waits, or the log failed: then nothing waits any more, and the reader reads the log
-    itself, from where it is. So a reader that does not read costs no memory, and nobody waits for it.
+    It is `cut` when too many wait or the log fails: it then holds nothing, and the reader reads the log itself from
+    where it is. So a slow reader costs no memory and holds up nobody.
     """
 
     def __init__(self, feed: _Feed, key: str) -> None:
@@ -75,13 +75,13 @@ class Follower:
         self._wake()
 
     def cut_off(self) -> None:
-        """Ends it."""
+        """Cuts it."""
         self.cut = True
         self.take()
         self._wake()
 
     def take(self) -> tuple[list[StoredRecord], list[StoredRecord]]:
-        """Returns events and outputs; what the events end was said in these outputs, or in those before."""
+        """Returns events and outputs. Text of attempts that the events end is in these outputs or earlier ones."""
         taken = list(self._events), list(self._outputs)
         self._events.clear()
         self._outputs.clear()
@@ -89,9 +89,9 @@ class Follower:
         return taken
 
     async def wait(self, seconds: float, *, patient: bool) -> None:
-        """Returns when something has come, or when it is cut; after `seconds` at the latest.
+        """Waits until something has come or it is cut, at most `seconds`.
 
-        Who is `patient` waits on for what is urgent: text, and what ends a turn or has it wait.
+        If `patient`, only what is urgent ends the wait: text, and what ends a turn or makes it wait.
         """
         self._patient = patient
         if self._is_answered:
@@ -115,7 +115,7 @@ class Follower:
 
 
 class Feeds:
-    """The feeds of the partitions that somebody follows."""
+    """The feeds of the partitions that are being followed."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -124,14 +124,14 @@ class Feeds:
 
     @property
     def pace_seconds(self) -> float:
-        """How long a reader that was told something is not told of mere progress: the longer the more readers."""
+        """How long to hold back mere progress after a message to a reader: longer with more readers."""
         return min(_MAX_PACE_SECONDS, max(1, self._followers) * _PACE_SECONDS)
 
     def follow(self, partition: int, key: str, offsets: tuple[int, int], *, near_end: bool) -> Follower | None:
-        """Returns a follower of a session's records from these offsets of both topics on; it may get earlier ones too.
+        """Returns a follower of a session's records from these offsets in both topics; it may get earlier ones too.
 
-        None where the feed has passed them, and where there is none yet and they are not `near_end` of the log, so that
-        others would wait for it to get there: read on, and ask again.
+        Returns None if the feed has passed them, or if there is no feed yet and they are not `near_end`, since others
+        would have to wait for it to catch up: read on in the log, and ask again.
         """
         feed = self._feeds.get(partition)
         if feed is None or feed.is_over:
@@ -143,7 +143,7 @@ class Feeds:
         return follower
 
     def unfollow(self, follower: Follower) -> None:
-        """Ends a follower. A feed that nobody follows ends too."""
+        """Ends a follower, and its feed if that was the last one."""
         self._followers -= 1
         feed = follower.feed
         if not feed.unfollow(follower) and self._feeds.get(feed.partition) is feed:
@@ -151,7 +151,7 @@ class Feeds:
 
 
 class _Feed:
-    """Reads both topics of a partition, from `offsets` on."""
+    """Reads both topics of a partition, starting at `offsets`."""
 
     def __init__(self, log: Log, partition: int, offsets: tuple[int, int]) -> None:
         self._log = log
@@ -169,7 +169,7 @@ class _Feed:
         return follower
 
     def unfollow(self, follower: Follower) -> bool:
-        """Returns whether anybody else follows."""
+        """Returns whether other followers remain."""
         followers = self._followers.get(follower.key, set())
         followers.discard(follower)
         if not followers:
@@ -183,11 +183,11 @@ class _Feed:
             while True:
                 records = await self._read(topic, _READ_SECONDS)
                 if topic == envelope.TURNS and any(_ends_text(stored) for stored in records):
-                    # What an attempt said comes before its end.
+                    # An attempt's text comes before its end.
                     while outputs := await self._read(envelope.OUTPUTS, 0.0):
                         self._hand(envelope.OUTPUTS, outputs)
                 self._hand(topic, records)
-        except Exception:  # Who follows reads the log itself, and so learns what is wrong with it.
+        except Exception:  # Followers then read the log themselves, and get its error.
             self._end()
 
     async def _read(self, topic: str, wait: float) -> list[StoredRecord]:
@@ -210,7 +210,7 @@ class _Feed:
 
 
 def _ends_text(stored: StoredRecord) -> bool:
-    """Returns whether an attempt may have ended that said something. Where others share the log it costs to look."""
+    """Returns whether the record may end an attempt that has text. A wrong yes costs a read of the outputs."""
     kind = stored.record.headers.get("type")
     if kind != _SUCCEEDED:
         return kind not in _SILENT

@@ -1,4 +1,4 @@
-"""Where the log was a moment ago: a turn that begins now is not before that."""
+"""Where the log ended a moment ago: a turn that begins now is not before that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Floors:
         self._ends = Recent(self._look)
 
     async def of(self, partition: int) -> tuple[int, int]:
-        """Returns offsets in both topics that what is appended from now on will not be below."""
+        """Returns lower bounds, in both topics, for the offsets of whatever is appended from now on."""
         turns, outputs = await self._ends.get()
         return turns[partition], outputs[partition]
 

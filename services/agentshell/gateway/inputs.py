@@ -41,7 +41,7 @@ def refusal(turn: Turn, answer: InputProvided, now: datetime) -> Refusal | None:
     step = next((step for step in turn.plan.steps if step.step_id == answer.step_id), None)
     if step is None or not step.HasField("approval"):
         waiting = ", ".join(input_end_times(turn)) or "no step"
-        message = f"{answer.step_id!r} is no question of turn {turn.turn_id}; {waiting} waits for an answer"
+        message = f"{answer.step_id!r} is not a question of turn {turn.turn_id}; {waiting} waits for an answer"
         return Refusal(error_pb2.ERROR_REASON_INVALID_REQUEST, message, "step_id")
     end = None if is_over(turn) else input_end_times(turn).get(step.step_id)
     if end is None:
@@ -51,7 +51,7 @@ def refusal(turn: Turn, answer: InputProvided, now: datetime) -> Refusal | None:
         return Refusal(error_pb2.ERROR_REASON_INPUT_EXPIRED, message)
     allowed = step.approval.principal_ids or [turn.principal_id]
     if answer.principal_id not in allowed:
-        message = f"step {step.step_id} is not {answer.principal_id}'s to answer; {', '.join(allowed)} may"
+        message = f"{answer.principal_id} may not answer step {step.step_id}; only {', '.join(allowed)} may"
         return Refusal(error_pb2.ERROR_REASON_PERMISSION_DENIED, message)
     field, message = _problem(step.approval, answer.input)
     return Refusal(error_pb2.ERROR_REASON_INVALID_REQUEST, message, field) if message else None
@@ -63,17 +63,17 @@ def schema_problem(schema: Struct) -> str:
         return f"takes {size} bytes, the limit is {_MAX_SCHEMA_BYTES}"
     made = plain(schema)
     if keyword := next(_unbounded(made), ""):
-        return f"has {keyword!r}, which takes unbounded work to check; say it without"
+        return f"has {keyword!r}, which takes unbounded work to check; express it without"
     try:
         Schema(made)
     except ValueError as error:
-        return f"is no JSON Schema: {error}"
+        return f"is not a JSON Schema: {error}"
     return ""
 
 
 def _not_waiting(turn: Turn, step: Step) -> Refusal:
     if step.state == STEP_STATE_SUCCEEDED:
-        message = f"step {step.step_id} is answered already; the first answer counts"
+        message = f"step {step.step_id} has already been answered; the first answer counts"
     else:
         state = StepState.Name(step.state).removeprefix("STEP_STATE_") if step.state else "not begun"
         of_turn = TurnState.Name(turn.state).removeprefix("TURN_STATE_")
@@ -85,11 +85,11 @@ def _problem(approval: ApprovalStep, given: Message) -> tuple[str, str]:
     """Returns what is wrong with an answer as (field, description), or empty strings."""
     text = text_of(given)
     if given.role != ROLE_USER:
-        return "input.role", "must be ROLE_USER: an answer is what a user says"
+        return "input.role", "must be ROLE_USER: an answer is a user's message"
     if not text.strip():
-        return "input.parts", "say something: one part must be a text that is not empty"
+        return "input.parts", "has no text: give at least one part with a text that is not empty"
     if approval.choices and text not in approval.choices:
-        return "input", f"{text!r:.100} is none of {json.dumps(list(approval.choices), ensure_ascii=False)}"
+        return "input", f"{text!r:.100} is not one of {json.dumps(list(approval.choices), ensure_ascii=False)}"
     if approval.HasField("schema"):
         return "input", _mismatch(approval.schema, text)
     return "", ""

@@ -1,4 +1,4 @@
-"""How far the index has come: what the log has before that need not be read."""
+"""How far the index has come: earlier records need not be read from the log."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from agentshell.turn import envelope
 
 
 class Projected:
-    """What projectors have committed, and so saved before, looked up at most once a second."""
+    """The offsets that projectors have committed after saving, looked up at most once a second."""
 
     def __init__(self, log: Log) -> None:
         self._committed = Recent(lambda: log.committed(envelope.TURNS, envelope.GATEWAYS))
 
     async def offsets(self) -> Mapping[int, int]:
-        """Returns, by partition, the offset before which every event is in the rows that are read from now on."""
+        """Returns, by partition, the offset below which rows read from now on include every event."""
         return await self._committed.get()

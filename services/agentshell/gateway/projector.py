@@ -1,4 +1,4 @@
-"""Keeps the turn index up with the log: a member of a group that shares the partitions of `agent.turns`."""
+"""Keeps the turn index up to date with the log, as a member of a group that shares `agent.turns`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _log = structlog.get_logger("agentshell.projector")
 _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
-# What comes within this time is written together: who asks for one turn is told the newest anyway.
+# What comes within this time is saved together; GetTurn reads the rest from the log anyway.
 _LINGER_SECONDS = 0.2
-# What was folded and is not saved is at most so far behind: what a takeover replays, and who asks for a turn reads.
+# Bounds how far unsaved turns lag behind: what a takeover replays, and what GetTurn reads from the log.
 _MAX_UNSAVED_RECORDS = 2000
 
 
@@ -37,21 +37,21 @@ _Event = tuple[TurnKey, StoredRecord, TurnEvent]
 
 @dataclass(slots=True)
 class _OpenTurn:
-    """A turn that is folded here. One that grows long is saved when it has doubled: what is written stays linear."""
+    """A turn that is folded here. A long one is saved whenever it has doubled, so that total writes stay linear."""
 
     row: IndexedTurn
     partition: int
     saved_state: TurnState.ValueType
     saved_bytes: int = 0
-    unsaved_bytes: int = 0  # of the records folded since
-    unsaved_offset: int | None = None  # the first of these
+    unsaved_bytes: int = 0  # of the records folded since the save
+    unsaved_offset: int | None = None  # of the first of those records
     _fold: Fold = field(init=False)
 
     def __post_init__(self) -> None:
         self._fold = Fold(self.row.turn)
 
     def fold(self, stored: StoredRecord, event: TurnEvent) -> bool:
-        """Folds a record, unless it was folded before; returns whether it changed anything."""
+        """Folds a record unless it was folded before. Returns whether it changed anything."""
         folded_offset = self.row.folded_offset
         if (folded_offset is not None and stored.offset <= folded_offset) or not self._fold.apply(event):
             return False
@@ -62,30 +62,30 @@ class _OpenTurn:
         return True
 
     def is_due(self, end: int) -> bool:
-        """Returns whether it is to be saved, where its partition was read up to `end`."""
+        """Returns whether to save it now, with its partition read up to `end`."""
         grown = self.row.turn.state != self.saved_state or self.unsaved_bytes > self.saved_bytes
         return grown or (self.unsaved_offset is not None and self.unsaved_offset < end - _MAX_UNSAVED_RECORDS)
 
     def saved(self) -> None:
-        """Notes that it is saved as it is."""
+        """Records that its current state is saved."""
         self.saved_state, self.saved_bytes = self.row.turn.state, self.row.turn.ByteSize()
         self.unsaved_bytes, self.unsaved_offset = 0, None
 
 
 class Projector:
-    """Folds events into the index. What is committed is saved: a crash repeats what is not, which changes nothing."""
+    """Folds events into the index. It commits only what is saved; repeating the rest after a crash is harmless."""
 
     def __init__(self, log: Log, index: TurnIndex) -> None:
         self._log = log
         self._index = index
         self._member = f"projector-{ids.ulid()}"
         self._lease: Lease | None = None
-        self._open: dict[TurnKey, _OpenTurn] = {}  # those that are not over
-        self._unsaved: dict[TurnKey, _OpenTurn] = {}  # those of them that have changed since they were saved
-        self._ends: dict[int, int] = {}  # of what was read
+        self._open: dict[TurnKey, _OpenTurn] = {}  # turns that are not over
+        self._unsaved: dict[TurnKey, _OpenTurn] = {}  # open turns that changed since their last save
+        self._ends: dict[int, int] = {}  # next offset to read, by partition
 
     async def run(self) -> None:
-        """Projects until it is cancelled, and leaves the group."""
+        """Projects until cancelled, then leaves the group."""
         try:
             await self._run()
         finally:
@@ -102,7 +102,7 @@ class Projector:
                     if records:
                         await self._project(records)
                         await self._log.commit(self._lease, self._saved_ends())
-                    if 0 < len(records) < _POLL_RECORDS:  # Else there is more already.
+                    if 0 < len(records) < _POLL_RECORDS:  # Otherwise there is more to read.
                         await asyncio.sleep(_LINGER_SECONDS)
             except AgentShellError as error:
                 if error.reason == error_pb2.ERROR_REASON_FENCED:
@@ -110,7 +110,7 @@ class Projector:
                 _log.warning("projector pauses", reason=error.name, message=error.message)
             except Exception:
                 _log.exception("projector failed")
-            await self._leave()  # The next lease gives again what was read and is not saved.
+            await self._leave()  # The next lease repeats what was read but not saved.
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _leave(self) -> None:
@@ -133,21 +133,21 @@ class Projector:
             del self._unsaved[key]
         for key in {key for key, _, _ in events}:
             turn = self._open[key].row.turn
-            if is_over(turn) or not turn.turn_id:  # Without its beginning it is none.
+            if is_over(turn) or not turn.turn_id:  # Its first event is gone: not a turn.
                 del self._open[key]
 
     async def _find(self, events: list[_Event]) -> None:
-        """Opens the turns that are not open: as the index has them, as a record may be repeated after the end."""
+        """Opens turns as the index has them: a record may be a repeat of a turn that is already over."""
         unknown = {key: stored for key, stored, _ in reversed(events) if key not in self._open}
         known = await self._index.find_all(list(unknown))
         for key, stored in unknown.items():
             row = known.get(key) or IndexedTurn(key[0], Turn(), stored.offset, 0)
-            if row.folded_offset is None:  # What was claimed, and cut off, may have been another try.
+            if row.folded_offset is None:  # The claim may be of another call.
                 row.turn = Turn()
             self._open[key] = _OpenTurn(row, stored.partition, row.turn.state, row.turn.ByteSize())
 
     def _saved_ends(self) -> dict[int, int]:
-        """Returns what may be committed: all that was read, up to the first record that is not saved."""
+        """Returns the offsets to commit: all that was read, up to the first unsaved record."""
         ends = dict(self._ends)
         for turn in self._unsaved.values():
             if turn.unsaved_offset is not None:

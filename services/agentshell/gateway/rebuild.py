@@ -1,4 +1,4 @@
-"""Makes the turn index again from the log, while it is in use."""
+"""Rebuilds the turn index from the log while it is in use."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _READ_RECORDS = 500
 
 
 async def rebuild(log: Log, index: TurnIndex) -> int:
-    """Folds all that the log retains into the index, and returns how many turns were written.
+    """Folds all that the log retains into the index. Returns how many turns were written.
 
-    A row is replaced once it is folded as far as it was, and none goes: who reads meanwhile sees no turn less. What a
-    projector under way holds in memory stays as it is until that turn is over, or the projector starts again. It holds
-    the turns of one partition that are not over. Raises LOG_UNAVAILABLE and DATABASE_UNAVAILABLE.
+    A row is replaced only once its turn is folded as far as before, and none is deleted, so readers miss no turn. A
+    running projector keeps its copy of a turn in memory until the turn is over or the projector restarts. This holds
+    one partition's open turns in memory. Raises LOG_UNAVAILABLE and DATABASE_UNAVAILABLE.
     """
     written = 0
     for partition, end in enumerate(await log.end_offsets(envelope.TURNS)):
@@ -45,7 +45,7 @@ async def rebuild(log: Log, index: TurnIndex) -> int:
 
 
 async def _begun(index: TurnIndex, events: list[tuple[int, TurnEvent]]) -> dict[TurnKey, int]:
-    """Returns where turns begin. A record that repeats the beginning of a turn that is over begins none."""
+    """Returns where turns begin, ignoring a repeated first event of a turn that is over."""
     begun = {_key(event): offset for offset, event in reversed(events) if event.HasField("turn_requested")}
     known = await index.find_all(list(begun))
     return {
@@ -73,7 +73,7 @@ async def _save(index: TurnIndex, rows: list[IndexedTurn]) -> int:
 
 
 async def _oldest(log: Log, topic: str, partition: int) -> int:
-    """Returns an offset from which on all that is retained can be read."""
+    """Returns an offset from which everything that is retained can be read."""
     try:
         await log.read(topic, partition, 0, 1, 0.0)
     except AgentShellError as error:

@@ -75,7 +75,7 @@ class TurnService(TurnServiceServicer):
     ) -> AsyncGenerator[pb.RunTurnResponse]:
         row = await self._admit(request.request_id, request.turn)
         with closing(self._reader(row, None)) as reader:
-            while updates := await reader.next():  # The first updates include the turn's first event, which acknowledges it.
+            while updates := await reader.next():  # The first have the turn's first event: the acknowledgement.
                 yield pb.RunTurnResponse(
                     turn_id=row.turn.turn_id,
                     session_id=row.turn.session_id,
@@ -211,12 +211,12 @@ class TurnService(TurnServiceServicer):
     ) -> pb.ForkTurnResponse:
         if request.step_id and request.changes.plan.steps:
             raise errors.invalid(
-                "changes.plan", "cannot be given with step_id, whose plan is that of the shared past: leave one out"
+                "changes.plan", "cannot be given with step_id, which keeps the plan of the shared past: leave one out"
             )
         row = await self._find(request.turn_id)
         source, past = await self._events.past(row, request.step_id)
         if source.fork.step_id and not request.step_id and not (request.changes.plan.steps or request.changes.strategy):
-            raise errors.invalid("step_id", f"turn {request.turn_id} is a fork itself; name a step, or fork its source")
+            raise errors.invalid("step_id", f"turn {request.turn_id} is itself a fork; name a step, or fork its source")
         event = await self._fork(request, source)
         if request.step_id:
             event.turn_requested.plan.CopyFrom(fork.past(past))
@@ -300,7 +300,7 @@ class TurnService(TurnServiceServicer):
         if row is None or not await self._events.catch_up(row):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TURN_NOT_FOUND,
-                f"there is no turn {turn_id!r}; ListTurns lists those there are",
+                f"there is no turn {turn_id!r}; ListTurns lists the turns that exist",
                 metadata={"turn_id": turn_id},
             )
         return row
@@ -336,7 +336,7 @@ def _check_stated(spec: pb.TurnSpec, changes: pb.TurnSpec) -> None:
     """Checks a merged fork request by the contract's rules; the interceptor skips `changes`, which is incomplete."""
     stated = pb.TurnSpec()
     stated.CopyFrom(spec)
-    stated.limits.CopyFrom(changes.limits)  # The rest come from the source, already checked.
+    stated.limits.CopyFrom(changes.limits)  # Only these: the source's may be the configuration's.
     validation.check(stated, "changes")
 
 
@@ -367,7 +367,7 @@ async def _refusal(turn: Turn, answer: InputProvided) -> inputs.Refusal | None:
 def _not_taken(answer: InputProvided, refused: inputs.Refusal | None) -> AgentShellError:
     if refused is None:
         return AgentShellError(
-            error_pb2.ERROR_REASON_LOG_UNAVAILABLE, "the answer is written, and not to be read yet; give it again"
+            error_pb2.ERROR_REASON_LOG_UNAVAILABLE, "the answer is written but cannot be read yet; give it again"
         )
     if refused.field:
         return errors.invalid(refused.field, refused.message)

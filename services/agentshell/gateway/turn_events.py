@@ -1,4 +1,4 @@
-"""A turn's events in the log: what the index does not have, or does not have yet."""
+"""Appends a turn's events to the log, and reads those that the index does not have, or not yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TurnEvents:
         return ack
 
     async def read(self, row: IndexedTurn, offset: int) -> AsyncGenerator[tuple[StoredRecord, TurnEvent]]:
-        """Yields the turn's events from `offset` to the log's end."""
+        """Yields the turn's events from `offset` to the end of the log."""
         key = envelope.session_key(row.tenant_id, row.turn.session_id)
         partition = self.partition_of(row.tenant_id, row.turn.session_id)
         while records := await self._log.read(envelope.TURNS, partition, offset, _READ_RECORDS, 0.0):
@@ -53,8 +53,8 @@ class TurnEvents:
             offset = records[-1].offset + 1
 
     async def catch_up(self, row: IndexedTurn) -> bool:
-        """Folds what the index has not seen yet. Returns whether the turn exists, since a claim may never be appended."""
-        if row.folded_offset is None:  # Another try may have been appended than the one that was claimed.
+        """Folds what the index has not seen. Returns whether the turn exists, since a claim may never be appended."""
+        if row.folded_offset is None:  # The log may have another call's event than the claim's.
             turn, offset = Turn(), row.turns_offset
         else:
             turn, offset = row.turn, row.next_offset
@@ -65,7 +65,7 @@ class TurnEvents:
         return row.folded_offset is not None
 
     async def past(self, row: IndexedTurn, step_id: str) -> tuple[TurnRequested, Turn]:
-        """Returns the request of a turn, and the turn as it was when the step succeeded; without a step, at its start."""
+        """Returns a turn's request, and the turn as it was when the step succeeded; without a step, at its start."""
         requested, turn = TurnRequested(), Turn()
         async for _, event in self.read(row, row.turns_offset):
             apply(turn, event)
@@ -80,11 +80,11 @@ class TurnEvents:
                 metadata={"turn_id": row.turn.turn_id, "step_id": step_id},
             )
         if fork.is_undoing(turn, step_id):
-            raise errors.invalid("step_id", f"{step_id!r} undoes what was done; name a step before it")
+            raise errors.invalid("step_id", f"{step_id!r} is a compensation, which undoes what was done; name a step before it")
         return requested, turn
 
     async def has_cancel(self, row: IndexedTurn, cancel: TurnEvent, offset: int, request_id: str) -> bool:
-        """Returns whether this cancellation is in the log, from `offset` on, before the turn's end.
+        """Returns whether this cancellation is in the log, at `offset` or later, before the turn's end.
 
         Raises REQUEST_ID_REUSED if `request_id` named another one.
         """
@@ -98,7 +98,7 @@ class TurnEvents:
         return False
 
     async def answer(self, row: IndexedTurn, step_id: str, offset: int) -> InputProvided | None:
-        """Returns the first answer to a step's question, from `offset` on."""
+        """Returns the first answer to a step's question at `offset` or later."""
         async for _, event in self.read(row, offset):
             if event.HasField("input_provided") and event.input_provided.step_id == step_id:
                 return event.input_provided

@@ -1,4 +1,4 @@
-"""Where turns are in the log, and what they had come to: the gateway's table of them in Postgres."""
+"""The gateway's table of turns in Postgres: where they are in the log, and their folded state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kfm.turn.v1.turn_pb2 import Turn, TurnState
 
 _COLUMNS = "tenant_id, turn, turns_offset, outputs_offset, request_digest, folded_offset"
 
-# The log is the truth and this table can be made again from it, so its commits wait for no disk.
+# The log is the truth and this table can be rebuilt from it, so its commits do not wait for the disk.
 _NO_WAIT = "set_config('synchronous_commit', 'off', true)"
 
 _CLAIM = f"""
@@ -24,9 +24,9 @@ SELECT claimed.* FROM {_NO_WAIT}, unnest($1::text[], $2::text[], $3::text[], $4:
     $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[]) AS claimed
 ON CONFLICT (tenant_id, turn_id) DO NOTHING RETURNING tenant_id, turn_id
 """  # noqa: S608 - a constant
-_MAX_CLAIMS = 50  # at a time: a turn that is asked for takes half a megabyte at the most
+_MAX_CLAIMS = 50  # at a time; a requested turn takes at most half a megabyte
 
-# As far is written again: what is rebuilt replaces what it was folded to before.
+# A row folded to the same offset is replaced, so that a rebuild takes effect.
 _SAVE = f"""
 INSERT INTO gateway.turn
     (tenant_id, turn_id, session_id, state, create_time, turns_offset, outputs_offset, turn, folded_offset)
@@ -38,10 +38,10 @@ SET state = excluded.state, create_time = excluded.create_time, turn = excluded.
 WHERE coalesce(turn.folded_offset, -1) <= excluded.folded_offset
 """  # noqa: S608 - a constant
 
-# What another log commits as saved must not be lost with the machine of this one: nobody would fold it again.
+# If the log is elsewhere, what it has committed as saved must survive a crash of this machine: nobody folds it again.
 _SAVE_FOR_GOOD = _SAVE.replace("'off'", "'on'")
 
-# One look-up each, however a plan made for another size of the table would join.
+# One index look-up per row, whatever join a cached query plan would choose.
 _FIND = f"""
 SELECT found.* FROM unnest(%s::text[], %s::text[]) AS wanted (tenant_id, turn_id) CROSS JOIN LATERAL (
     SELECT {_COLUMNS} FROM gateway.turn
@@ -49,7 +49,7 @@ SELECT found.* FROM unnest(%s::text[], %s::text[]) AS wanted (tenant_id, turn_id
 ) AS found
 """  # noqa: S608 - a constant
 
-# A claim that nothing came of within a minute was cut off, and is no turn.
+# A claim without a turn after a minute was cut off, and is no turn.
 _LIST = f"""
 SELECT {_COLUMNS} FROM gateway.turn
 WHERE tenant_id = %(tenant_id)s
@@ -65,10 +65,10 @@ TurnKey = tuple[str, str]  # The tenant and the turn.
 
 @dataclass(slots=True)
 class IndexedTurn:
-    """A row: the turn as of `folded_offset`, and where the log has it. One that is only claimed has no such offset.
+    """A row: the turn as of `folded_offset`, and where it is in the log. A row that is only claimed has no such offset.
 
-    All that the log has of the turn before `projected_offset` is in it. Of one that `is_new`, which was claimed by who
-    has it, the log has nothing before its end of a moment ago.
+    It includes every event of the turn before `projected_offset`. If it `is_new`, claimed by the call that holds it,
+    the log has nothing of the turn before its end of a moment ago.
     """
 
     tenant_id: str
@@ -82,7 +82,7 @@ class IndexedTurn:
 
     @property
     def next_offset(self) -> int:
-        """Where the log may have what is not in it."""
+        """The first offset at which the log may have events that it does not include."""
         return max(self.projected_offset, 0 if self.folded_offset is None else self.folded_offset + 1)
 
     @property
@@ -97,7 +97,7 @@ class IndexedTurn:
 @dataclass(slots=True, eq=False)
 class _Claim:
     row: IndexedTurn
-    is_new: bool | None = None  # None: Postgres has not been asked.
+    is_new: bool | None = None  # None until Postgres has been asked.
 
 
 class TurnIndex:
@@ -112,16 +112,16 @@ class TurnIndex:
 
     @classmethod
     async def open(cls, database: Database, *, has_log: bool = True) -> Self:
-        """Returns the index, its table made or migrated. `has_log`: the log is in the same database."""
+        """Returns the index, after creating or migrating its table. `has_log`: the log is in the same database."""
         await database.migrate("gateway", "agentshell.gateway.migrations")
         return cls(database, has_log=has_log)
 
     async def claim(self, row: IndexedTurn) -> IndexedTurn:
-        """Claims the id of a turn that is about to be appended. Returns the row that has it: this one or one before."""
+        """Claims the id of a turn about to be appended. Returns the row that holds it: this one or an earlier one."""
         claim = _Claim(row)
         self._claims.append(claim)
         try:
-            async with self._claiming:  # Who comes next claims for all who wait.
+            async with self._claiming:  # Whoever comes next claims for all who wait.
                 if claim.is_new is None:
                     await self._claim_all([each for each in self._claims if each.is_new is None][:_MAX_CLAIMS])
         finally:
@@ -129,17 +129,17 @@ class TurnIndex:
         return row if claim.is_new else await self.find(*row.key) or row
 
     async def _claim_all(self, claims: Sequence[_Claim]) -> None:
-        """Makes the claims, in one order in all processes, so that no two wait for each other."""
+        """Makes the claims, in the same order in all processes, to avoid deadlocks."""
         rows = sorted((claim.row for claim in claims), key=_key)
         claimed = await self._claim.run((*_shared_columns(rows), blobs([row.request_digest for row in rows])))
         values = (claimed.get_value(at, column) or b"" for at in range(claimed.ntuples) for column in range(2))
         new = {(tenant_id.decode(), turn_id.decode()) for tenant_id, turn_id in zip(values, values, strict=True)}
         for claim in claims:
             claim.is_new = claim.row.is_new = claim.row.key in new
-            new.discard(claim.row.key)  # One of those who claim the same has it.
+            new.discard(claim.row.key)  # Of several claims to one turn, one wins.
 
     async def save(self, rows: Sequence[IndexedTurn]) -> None:
-        """Writes what turns have come to. A row that is further already stays."""
+        """Saves the state of turns. A row that is already further ahead stays."""
         await self._save.run((*_shared_columns(rows), bigints([row.folded_offset for row in rows])))
 
     async def find(self, tenant_id: str, turn_id: str) -> IndexedTurn | None:
@@ -147,7 +147,7 @@ class TurnIndex:
         return (await self.find_all([(tenant_id, turn_id)])).get((tenant_id, turn_id))
 
     async def find_all(self, keys: Sequence[TurnKey]) -> dict[TurnKey, IndexedTurn]:
-        """Returns those of the turns that there are."""
+        """Returns those of the turns that exist."""
         if not keys:
             return {}
         async with self._database.connection() as connection:
@@ -186,7 +186,7 @@ def _key(row: IndexedTurn) -> TurnKey:
 
 
 def _shared_columns(rows: Sequence[IndexedTurn]) -> list[bytes]:
-    """Returns the columns that claims and what is saved share."""
+    """Returns the columns that claims and saves have in common."""
     turns = [row.turn for row in rows]
     return [
         texts([row.tenant_id for row in rows]),
@@ -201,5 +201,5 @@ def _shared_columns(rows: Sequence[IndexedTurn]) -> list[bytes]:
 
 
 def _columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
-    """Returns what `unnest` makes the rows of."""
+    """Returns the rows as columns, for `unnest`."""
     return [list(column) for column in zip(*rows, strict=True)]

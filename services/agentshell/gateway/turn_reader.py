@@ -66,7 +66,7 @@ class TurnReader:
         )
 
     async def next(self) -> list[TurnUpdate]:
-        """Waits for updates and returns all that have come since the last call, in order; empty once the turn is over."""
+        """Waits for updates and returns those since the last call, in order; empty once the turn is over."""
         while not self._merge.is_over:
             if not self._events:
                 self._events.extend(await self._next_events())
@@ -101,7 +101,7 @@ class TurnReader:
                 raise
             raise AgentShellError(
                 error.reason,
-                f"the log no longer has what happened in turn {self._turn_id}, only how it ended: ask GetTurn, and "
+                f"the log no longer has the events of turn {self._turn_id}, only how it ended: call GetTurn, and "
                 "raise 'log.retention_days' to keep more",
                 metadata={"turn_id": self._turn_id},
             ) from None
@@ -154,7 +154,7 @@ class TurnReader:
         except AgentShellError as error:
             if not _is_gone(error):
                 raise
-            self._outputs_offset = int(error.metadata["base_offset"])  # The steps' results contain all of the lost text.
+            self._outputs_offset = int(error.metadata["base_offset"])  # The steps' results have the lost text.
             return True
         self._hold(records)
         self._has_all_outputs = not records
