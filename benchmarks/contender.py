@@ -96,7 +96,7 @@ def _chain(steps: int) -> Plan:
 def _opening_ours(data_dir: Path, url: str, layout: Layout) -> Callable[[], AbstractAsyncContextManager[Load]]:
     @asynccontextmanager
     async def opening() -> AsyncGenerator[Load]:
-        limits = {"AGENTSHELL_RUNTIME__MAX_STEPS": _MAX_STEPS}
+        limits = {"AGENTSHELL_RUNTIME__DEFAULT_STEPS": _MAX_STEPS}
         async with Mesh.run(data_dir, url, layout=layout, environment=limits) as mesh, AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(client) for client in mesh.clients()]
             yield _shared([lambda turns, steps, client=client: burst(client, turns, steps) for client in clients])

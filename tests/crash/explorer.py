@@ -1,11 +1,11 @@
-"""Kills a mesh at every boundary of its journal and at random instants, and checks all that it owes.
+"""Kills a mesh at every boundary of its journal and at random instants, and checks all its guarantees.
 
 `python -m tests.crash.explorer --seed 1 --kills 1000` (or `make crash KILLS=1000`) is the long form of
 `test_explorer.py`; `--log iggy` keeps the log on the server that AGENTSHELL_TEST_IGGY names. It first counts the
-boundaries that a script of turns meets, in each layout of processes; then it runs the script again for each of them and
-kills the process there. Half of the times it kills it once more while that recovers. Every third run, and what is left
-of the kills, is a storm: kills at random instants, a faulty log, a clock that jumps.
-The seed decides what is hit; a fault is printed with what repeats its run.
+boundaries that a script of turns meets in each layout of processes; then, for each boundary, it runs the script again
+and kills the process there. Half the time it kills it once more during recovery. Every third run, and every run once
+all boundaries are hit, is a storm: kills at random instants, a faulty log, a clock that jumps.
+The seed decides what is hit; each fault is printed with what is needed to repeat its run.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from agentshell.db.server import PostgresServer
 from xenocomm import Client
 
 _RUN_SECONDS = 240.0
-_LINGER_SECONDS = 1.5  # What is done once a second is done.
+_LINGER_SECONDS = 1.5  # Covers work done once a second.
 _RECOVERY_SECONDS = 0.5
-_MONTH_SECONDS = 30 * 24 * 3600  # No limit of time is met when the clock jumps.
+_MONTH_SECONDS = 30 * 24 * 3600  # No time limit is reached when the clock jumps.
 _STORM_EVERY = 3  # runs
 _CALM = Weather()
 
 
 @dataclass
 class Tally:
-    """What was done, and what was found wrong."""
+    """Counts of what was done, and the faults found."""
 
     kills: Counter[str] = field(default_factory=Counter[str])
     faults_made: Counter[str] = field(default_factory=Counter[str])
-    missed: int = 0  # Boundaries that a run did not meet as often as when they were counted: killed at its end.
-    boundaries: int = 0  # Those that were counted,
-    boundaries_hit: int = 0  # and those of them that were aimed at.
+    missed: int = 0  # Kills at the end of a run, which met the boundary less often than when counted.
+    boundaries: int = 0  # All that were counted,
+    boundaries_hit: int = 0  # and those that were aimed at.
     turns: int = 0
     effects: int = 0
     calls: int = 0
     faults: list[str] = field(default_factory=list[str])
 
     def add(self, other: Tally) -> None:
-        """Adds what was done elsewhere."""
+        """Adds another tally to this one."""
         self.kills += other.kills
         self.faults_made += other.faults_made
         self.missed += other.missed
@@ -81,31 +81,32 @@ class Tally:
 
 
 class Explorer:
-    """Explores one layout; make it with `open`."""
+    """Explores one layout. Create with `open`."""
 
     def __init__(self, mesh: FaultyMesh, ledger: Ledger, seed: int) -> None:
         self.mesh = mesh
         self.tally = Tally()
         self.counts: Mapping[str, Mapping[str, int]] = {}
         self._ledger = ledger
-        self._random = Random(f"{seed} {mesh.layout.name}")  # noqa: S311 - to be repeatable
+        self._random = Random(f"{seed} {mesh.layout.name}")  # noqa: S311 - repeatable
         self._seed = seed
         self._runs = 0
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, layout: Layout, directory: Path, seed: int, log: str = "postgres") -> AsyncGenerator[Explorer]:
-        """An explorer of a mesh in `directory`, which runs, with its log in one of `LOGS`."""
+        """Opens an explorer of a running mesh in `directory`, with its log in one of `LOGS`."""
         async with Vendor() as vendor, contextlib.AsyncExitStack() as stack:
             ledger = stack.enter_context(World())
             environment = environment_for(vendor, ledger) | {
+                "AGENTSHELL_RUNTIME__DEFAULT_TURN_SECONDS": str(_MONTH_SECONDS),
                 "AGENTSHELL_RUNTIME__MAX_TURN_SECONDS": str(_MONTH_SECONDS),
                 "AGENTSHELL_RUNTIME__STEP_SECONDS": str(_MONTH_SECONDS),
                 "AGENTSHELL_RUNTIME__APPROVAL_WAIT_SECONDS": str(_MONTH_SECONDS),
-                "AGENTSHELL_RUNTIME__MAX_ATTEMPTS": "10",
+                "AGENTSHELL_RUNTIME__DEFAULT_ATTEMPTS": "10",
                 **LOGS[log](),
             }
-            if layout is not EMBEDDED:  # Its own Postgres dies with it; that of several processes goes on.
+            if layout is not EMBEDDED:  # The embedded mesh's own Postgres dies with it; the shared one survives.
                 server = await PostgresServer.start(directory / "shared")
                 stack.push_async_callback(server.stop)
                 environment["AGENTSHELL_DATABASE__URL"] = await create_database(server.url)
@@ -117,7 +118,7 @@ class Explorer:
             explorer.tally.calls = ledger.calls.total()
 
     async def count(self) -> None:
-        """Runs the script with nobody killed, twice as the first also warms up, and counts the boundaries."""
+        """Runs the script without kills and counts the boundaries; twice, because the first run also warms up."""
         for _ in range(2):
             run, key = self._begin()
             for page in self.mesh.pages.values():
@@ -128,7 +129,7 @@ class Explorer:
         self.counts = {name: page.counts for name, page in self.mesh.pages.items()}
 
     async def explore(self, kills: int) -> None:
-        """Kills the mesh about so often (0: until every boundary is hit), every third time at random in a storm."""
+        """Makes about `kills` kills (0: until every boundary is hit); every third run is a storm with random kills."""
         await self.count()
         targets = shots.sweep(self.counts, self._random)
         self.tally.boundaries = len(targets)
@@ -143,7 +144,7 @@ class Explorer:
     async def fire(
         self, volley: Sequence[Shot], weather: Weather = _CALM, *, sorts: Collection[str] = tuple(SORTS)
     ) -> None:
-        """Runs the script once: kills it at the first shot, its recovery at those that follow, and checks the end."""
+        """Runs the script once: kills it at the first shot, its recovery at each later one, and checks the outcome."""
         run, key = self._begin(sorts)
         name = f"seed {self._seed}, {self.mesh.layout.name}, run {self._runs}: {[*volley]}, {weather}"
         jumping = asyncio.create_task(self._jump(weather.jumps))
@@ -184,14 +185,14 @@ class Explorer:
             page.faults_per_mille = faults_per_mille
 
     async def _jump(self, jumps: Sequence[tuple[float, int]]) -> None:
-        """Has the clock jump now and then: that of one machine, so that of all processes."""
+        """Makes the clock jump at the given times, in all processes, since they share one machine."""
         for delay, clock_seconds in jumps:
             await asyncio.sleep(delay)
             for page in self.mesh.pages.values():
                 page.clock_seconds = clock_seconds
 
     async def _shoot(self, shot: Shot, work: Coroutine[None, None, None]) -> None:
-        """Kills within the work, or at its end where what is to be hit did not come."""
+        """Kills during the work, or at its end if the boundary was not met."""
         for name, page in self.mesh.pages.items():
             page.arm(shot.boundary if name == shot.process else "", shot.nth)
         working, killed = asyncio.create_task(work), asyncio.create_task(self.mesh.killed())
@@ -208,7 +209,7 @@ class Explorer:
             killed.cancel()
             for page in self.mesh.pages.values():
                 self.tally.faults_made.update({name: page.counts.get(name, 0) for name in FAULTS})
-            await asyncio.gather(working, killed, return_exceptions=True)  # What the killed one broke off is no fault.
+            await asyncio.gather(working, killed, return_exceptions=True)  # Calls cut off by the kill are no fault.
         self.tally.kills[shot.kind] += 1
 
     async def _undisturbed(self, run: Run, key: str) -> None:
@@ -231,12 +232,12 @@ class Explorer:
 
 
 def _iggy() -> dict[str, str]:
-    """Returns what puts a log into a new stream of the Iggy server of the tests."""
+    """Returns the variables that put the log in a new stream on the tests' Iggy server."""
     url = urlsplit(os.environ["AGENTSHELL_TEST_IGGY"])._replace(path=f"/crash-{uuid.uuid4().hex}")
     return {"AGENTSHELL_LOG__DRIVER": "iggy", "AGENTSHELL_LOG__URL": url.geturl()}
 
 
-# Where the log may be, and the variables that put it there.
+# Places for the log, and the variables that put it there.
 LOGS: Mapping[str, Callable[[], dict[str, str]]] = {"postgres": dict, "iggy": _iggy}
 
 
@@ -248,7 +249,7 @@ async def _end_of(client: Client, turn_id: str) -> None:
 async def explore(
     directory: Path, seed: int, kills: int, layouts: Sequence[Layout] = LAYOUTS, log: str = "postgres"
 ) -> Tally:
-    """Explores layouts beside one another, each its part of the kills."""
+    """Explores the layouts concurrently, each with its share of the kills."""
     total = Tally()
 
     async def part(layout: Layout) -> None:
@@ -263,7 +264,7 @@ async def explore(
 
 
 async def _repeat(directory: Path, seed: int, layout: Layout, shot: Shot, times: int, log: str) -> Tally:
-    """Kills one layout at one boundary, so many times."""
+    """Kills one layout at one boundary, `times` times."""
     async with Explorer.open(layout, directory, seed, log) as explorer:
         await explorer.count()
         for _ in range(times):
@@ -272,7 +273,7 @@ async def _repeat(directory: Path, seed: int, layout: Layout, shot: Shot, times:
 
 
 def main() -> None:
-    """Runs from the command line; exits with 1 where there are faults."""
+    """Runs from the command line; exits with 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=100, help="0: until every boundary is hit once")
