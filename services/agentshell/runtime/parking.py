@@ -1,4 +1,4 @@
-"""Where turns that wait for somebody are kept: out of memory and out of the log's way, for as long as it takes."""
+"""Keeps turns that wait for somebody out of memory, and lets the log move on, for as long as it takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIST = "SELECT turn_id, wake_time FROM runtime.parked_turn WHERE partition = AN
 
 _LOAD = "SELECT partition, folded_offset, turn, requested, header FROM runtime.parked_turn WHERE turn_id = %s"
 
-# An owner that lost its partition may write late: what is newer stays.
+# An owner that lost its partition may write late: a newer row stays.
 _SAVE = """
 INSERT INTO runtime.parked_turn AS p (turn_id, partition, folded_offset, wake_time, turn, requested, header)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
@@ -36,26 +36,27 @@ class Parking:
         self._database = database
 
     async def open(self) -> None:
-        """Makes the schema, or brings it up to date."""
+        """Creates or migrates the schema."""
         await self._database.migrate("runtime", "agentshell.runtime.migrations")
 
     async def list(self, partitions: Collection[int]) -> dict[str, datetime]:
-        """Returns the parked turns of some partitions, and when each is to be looked at again."""
+        """Returns the parked turns of some partitions, with the time to look at each again."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(_LIST, (list(partitions),))
             return dict(await cursor.fetchall())
 
     async def save(self, parked: OpenTurn) -> datetime:
-        """Parks a turn that waits, and returns when it is to be looked at again."""
+        """Parks a waiting turn. Returns when to look at it again."""
         wake_time = datetime.fromtimestamp(parked.next_time(), UTC)
-        messages = (parked.turn, parked.requested, parked.header)
-        row = (parked.turn.turn_id, parked.partition, parked.folded_offset, wake_time)
+        # All of it now: the turn may go on while this waits for a connection.
+        messages = (each.SerializeToString() for each in (parked.turn, parked.requested, parked.header))
+        row = (parked.turn.turn_id, parked.partition, parked.folded_offset, wake_time, *messages)
         async with self._database.connection() as connection:
-            await connection.execute(_SAVE, (*row, *(message.SerializeToString() for message in messages)))
+            await connection.execute(_SAVE, row)
         return wake_time
 
     async def load(self, turn_id: str) -> OpenTurn | None:
-        """Returns a parked turn; None: it is over. It stays parked until then."""
+        """Returns a parked turn, or None if it is over. Loading leaves it parked."""
         async with self._database.connection() as connection:
             cursor = await connection.execute(_LOAD, (turn_id,))
             row = await cursor.fetchone()

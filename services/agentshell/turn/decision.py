@@ -1,4 +1,4 @@
-"""What is to be done next in a turn. Pure: the same turn gives the same decisions, whoever asks and however often."""
+"""Decides what to do next in a turn. Pure: the same turn always gives the same decisions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from kfm.turn.v1 import turn_pb2 as t
 
 _FIRST_DELAY = timedelta(seconds=0.2)
 _LONGEST_DELAY = timedelta(seconds=10)
-# A service of the mesh that is gone is started anew, and its absence is no failure of the step's.
+# An unavailable service of the mesh will be restarted, and its absence is not a failure of the step.
 _SERVICE_DELAY = timedelta(seconds=1)
-# Somebody's answer may be in the log, and not yet read, when the time for it is up by our clock.
+# When the time for an answer is up by our clock, an answer may be in the log that has not been read yet.
 INPUT_GRACE = timedelta(seconds=1)
 _UNSETTLED = frozenset({t.STEP_STATE_UNSPECIFIED, t.STEP_STATE_SCHEDULED, t.STEP_STATE_FAILED})
 _TRANSIENT_CODES = frozenset({code_pb2.UNAVAILABLE, code_pb2.ABORTED})
-# Of a record's 1 MiB; the rest is for what is around it.
+# Out of a record's 1 MiB; the rest leaves room for what surrounds it.
 _MAX_PLAN_BYTES = 960 * 1024
-# A plan that grows by more has items or steps that belong into memory.
+# Larger items or steps belong in memory.
 _MAX_GROWTH_BYTES = 512 * 1024
 
 
 def decide(turn: t.Turn, requested: e.TurnRequested) -> list[e.TurnEvent]:
-    """Returns the events that must follow, without headers; none while the turn waits for its steps or is over."""
+    """Returns the events that must follow, without headers; none if the turn waits for its steps or is over."""
     match turn.state:
         case t.TURN_STATE_REQUESTED:
             return [_planned(turn, requested)]
@@ -48,10 +48,10 @@ def decide(turn: t.Turn, requested: e.TurnRequested) -> list[e.TurnEvent]:
 
 
 def is_all(turn: t.Turn, decided: Sequence[e.TurnEvent]) -> bool:
-    """Returns whether nothing follows these decisions, once they are folded, before something comes of them.
+    """Returns whether nothing more follows from these decisions until they have an outcome.
 
-    That is known of attempts that begin where nobody is asked and no race is on, which is most of what is decided: to
-    find by `decide` that nothing follows takes as long as to decide.
+    This is certain for attempts in a plan without approvals and races, which covers most decisions. Finding out with
+    `decide` takes as long as deciding.
     """
     if not decided or not all(event.HasField("step_scheduled") for event in decided):
         return False
@@ -64,7 +64,7 @@ def nanoseconds(value: Timestamp | Duration) -> int:
 
 
 def end_nanoseconds(turn: t.Turn) -> int:
-    """Returns when the turn's time is up: its limit from its beginning on, without what it waited."""
+    """Returns when the turn's time is up: its limit after its beginning, not counting the time it waited."""
     return nanoseconds(turn.create_time) + nanoseconds(turn.limits.max_duration) + nanoseconds(turn.waited_duration)
 
 
@@ -80,7 +80,7 @@ def expire(turn: t.Turn) -> e.TurnEvent:
 
 
 def input_end_times(turn: t.Turn) -> dict[str, datetime]:
-    """Returns until when somebody may answer, for each step that waits for that; in UTC."""
+    """Returns the time, in UTC, until which each waiting step can be answered."""
     return {
         step.step_id: step.schedule_time.ToDatetime() + step.approval.wait.ToTimedelta()
         for step in turn.plan.steps
@@ -89,11 +89,11 @@ def input_end_times(turn: t.Turn) -> dict[str, datetime]:
 
 
 def expire_inputs(turn: t.Turn, now: datetime) -> list[e.TurnEvent]:
-    """Returns the events that end the waiting for what nobody answered in time."""
+    """Returns the events that fail the steps that nobody answered in time."""
     failure = Failure(
         code=code_pb2.FAILED_PRECONDITION,
         reason=error_pb2.ERROR_REASON_INPUT_EXPIRED,
-        message="nobody answered in time; ask again, or raise the step's approval.wait",
+        message="the question was not answered in time; ask again, or raise the step's approval.wait",
     )
     late = {step_id for step_id, end in input_end_times(turn).items() if end + INPUT_GRACE <= now}
     return [
@@ -104,8 +104,8 @@ def expire_inputs(turn: t.Turn, now: datetime) -> list[e.TurnEvent]:
 
 
 def restart(turn: t.Turn) -> list[e.TurnEvent]:
-    """Returns the events that make interrupted steps run again: what a new owner decides about another's turn."""
-    if turn.state == t.TURN_STATE_CANCELLING:  # Nobody wants what would come of them.
+    """Returns the events that run interrupted steps again, when a new owner takes over a turn."""
+    if turn.state == t.TURN_STATE_CANCELLING:  # Their results are no longer wanted.
         return []
     return [
         _scheduled(step, step.attempt + 1)
@@ -115,13 +115,14 @@ def restart(turn: t.Turn) -> list[e.TurnEvent]:
 
 
 def is_transient(failure: Failure) -> bool:
-    """Returns whether another attempt may succeed: the failure says when, or is of a kind that passes (AIP-194)."""
+    """Returns whether another attempt may succeed: the failure has a retry delay or a transient code (AIP-194)."""
     return failure.HasField("retry_delay") or failure.code in _TRANSIENT_CODES
 
 
 def unfit(step: t.Step, reason: error_pb2.ErrorReason.ValueType, message: str) -> e.TurnEvent:
-    """Returns the event of a step that cannot be begun, or begun again."""
-    failure = Failure(code=code_pb2.INVALID_ARGUMENT, reason=reason, message=message)
+    """Returns the failure of a step that cannot be started or restarted."""
+    code = code_pb2.RESOURCE_EXHAUSTED if reason == error_pb2.ERROR_REASON_TOO_LARGE else code_pb2.INVALID_ARGUMENT
+    failure = Failure(code=code, reason=reason, message=message)
     return e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=failure))
 
 
@@ -134,7 +135,7 @@ def _planned(turn: t.Turn, requested: e.TurnRequested) -> e.TurnEvent:
         chosen = plan.direct(turn.turn_id, requested.knowledge_namespaces)
     if over := _beyond_steps(turn, len(chosen.steps)):
         return over
-    size = chosen.ByteSize()  # More than was asked for: each name has the turn's before it.
+    size = chosen.ByteSize()  # Larger than requested: each name is prefixed with the turn's id.
     if size > _MAX_PLAN_BYTES:
         message = f"the plan takes {size} bytes, the limit is {_MAX_PLAN_BYTES}; ask for fewer steps, or shorter names"
         return _failed(turn, code_pb2.RESOURCE_EXHAUSTED, error_pb2.ERROR_REASON_TOO_LARGE, message)
@@ -153,17 +154,17 @@ def _next(turn: t.Turn) -> list[e.TurnEvent]:
     unsettled = [name for name, state in graph.states.items() if state in _UNSETTLED]
     events = [event for name in unsettled if (event := _about(turn, graph, name))]
     losses = [event for event in events if event.WhichOneof("event") in ("step_failed", "turn_failed")]
-    return losses[:1] or events or list(_ended(turn, graph))  # What is lost may mean that the others need not begin.
+    return losses[:1] or events or list(_ended(turn, graph))  # After a loss, the others may not have to start.
 
 
 def _lost(graph: Graph) -> list[t.Step]:
-    """Returns the steps whose failure is for good, and the turn's with it."""
+    """Returns the steps whose final failure fails the turn."""
     failed = [name for name, state in graph.states.items() if state == t.STEP_STATE_FAILED and graph.has_ended(name)]
     return [graph.steps[name] for name in failed if graph.steps[name].on_failure != t.ON_FAILURE_CONTINUE]
 
 
 def _growth(graph: Graph) -> e.PlanExtended | None:
-    """Returns what the newest result makes of the plan; None: nothing."""
+    """Returns how a result extends the plan, or None."""
     succeeded = (graph.steps[name] for name, state in graph.states.items() if state == t.STEP_STATE_SUCCEEDED)
     fertile = [step for step in succeeded if step.HasField("model") or step.HasField("plan")]
     if not fertile:
@@ -173,7 +174,7 @@ def _growth(graph: Graph) -> e.PlanExtended | None:
 
 
 def _about(turn: t.Turn, graph: Graph, name: str) -> e.TurnEvent | None:
-    """Returns what is to be done about one step; None: nothing now."""
+    """Returns what to do about one step, or None if there is nothing to do now."""
     match graph.states[name]:
         case t.STEP_STATE_FAILED if not graph.has_ended(name):
             return _scheduled(graph.steps[name], graph.steps[name].attempt + 1)
@@ -213,7 +214,7 @@ def _extended(turn: t.Turn, step: t.Step, extension: e.PlanExtended) -> e.TurnEv
 
 
 def _ended(turn: t.Turn, graph: Graph) -> Iterator[e.TurnEvent]:
-    """Yields the event of a turn in which nothing is left to begin: it is over, or waits; nothing: it is under way."""
+    """Yields the event that completes a turn with nothing left to start, or has it wait; none if steps are running."""
     if all(map(graph.has_ended, graph.steps)):
         yield e.TurnEvent(turn_completed=e.TurnCompleted(output=graph.output(), usage=usage_of(turn)))
         return
@@ -223,9 +224,9 @@ def _ended(turn: t.Turn, graph: Graph) -> Iterator[e.TurnEvent]:
 
 
 def _compensate(turn: t.Turn, lost: t.Step) -> list[e.TurnEvent]:
-    """Undoes what succeeded, the last first, one after another, once nothing is under way any more."""
+    """Undoes what succeeded, last first and one at a time, once nothing else is under way."""
     under_way = [s for s in turn.plan.steps if s.state == t.STEP_STATE_SCHEDULED and not s.compensates]
-    if under_way:  # What has begun may still succeed, and then must be undone too. Questions have no effect.
+    if under_way:  # These may still succeed, and then must be undone too. Questions have no effect.
         waiting = [step for step in under_way if step.HasField("approval")]
         return [e.TurnEvent(step_skipped=e.StepSkipped(step_id=step.step_id)) for step in waiting]
     undoing = {step.compensates: step for step in turn.plan.steps if step.compensates}
@@ -272,7 +273,7 @@ def _beyond_steps(turn: t.Turn, count: int) -> e.TurnEvent | None:
 
 
 def _beyond_budget(turn: t.Turn) -> e.TurnEvent | None:
-    """Returns the end of a turn that has used more than it may. What is under way is known only when it has ended."""
+    """Returns the end of a turn that exceeds its budget. Steps under way count only once they have ended."""
     limits, exhausted = turn.limits, code_pb2.RESOURCE_EXHAUSTED
     if not limits.HasField("max_tokens") and not limits.HasField("max_cost"):
         return None
@@ -294,12 +295,12 @@ def _beyond_budget(turn: t.Turn) -> e.TurnEvent | None:
 
 
 def _how_to_set(field: str, key: str) -> str:
-    """Returns what there is to do about a limit that the request or the pack may choose."""
+    """Returns advice about a limit that the request or the pack may choose."""
     return f"set limits.{field} in the request or the pack, up to 'runtime.{key}'"
 
 
 def _how_to_raise(field: str, key: str) -> str:
-    """Returns what there is to do about a limit: to raise another than the lowest changes nothing."""
+    """Returns advice about a limit of which the lowest value applies: only raising that one helps."""
     return f"that is the least of the request's limits.{field}, the pack's and 'runtime.{key}': raise the lowest"
 
 
