@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [PART ...]
 
-A quick run, or one of some parts alone, writes nothing.
+A quick run, or a run of only some parts, writes nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def main(parts: Sequence[str], *, quick: bool) -> None:
                 console.print(f"[dim]{part}[/dim]")
                 try:
                     figures += await _PARTS[part](bench)
-                except Exception:  # What the other parts find is worth having.
+                except Exception:  # The other parts' figures are still worth having.
                     failed.append(part)
                     console.print_exception()
     console.print(to_table(figures))

@@ -1,4 +1,4 @@
-"""One run of the benchmarks: where it keeps things, how long it may take, and what it could not measure."""
+"""One run of the benchmarks: where it keeps things, how many rounds it does, and what it could not measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentshell.db.server import PostgresServer
 
 
 class Bench(NamedTuple):
-    """What the parts of a run share. A quick one shows that it works; its figures are worth little."""
+    """What the parts of a run share. A quick run only shows that everything works; its figures are worth little."""
 
     directory: Path
     server_url: str
@@ -26,7 +26,7 @@ class Bench(NamedTuple):
     @classmethod
     @asynccontextmanager
     async def open(cls, directory: Path, console: Console, *, quick: bool) -> AsyncGenerator[Bench]:
-        """Starts the Postgres that ours and the peers share, a database each."""
+        """Starts the Postgres that ours and the peers share, with a database each."""
         server = await PostgresServer.start(directory)
         try:
             yield cls(directory, server.url, console, quick)
@@ -44,9 +44,9 @@ class Bench(NamedTuple):
         return self.server_url.replace("/postgres?", f"/{name}?")
 
     def skip(self, what: str, why: str) -> None:
-        """Says what was not measured."""
+        """Prints what was not measured, and why."""
         self.console.print(f"[yellow]skipped: {what}: {why}[/yellow]")
 
     def restate(self) -> str:
-        """Returns where the server of Restate is, which nobody but who runs this can give; empty: nowhere."""
+        """Returns the path of Restate's server, which only whoever runs this can give; empty: there is none."""
         return os.environ.get("AGENTSHELL_BENCH_RESTATE", "")

@@ -1,4 +1,4 @@
-"""Who runs the same steps: we, over one process or several, and our peers, as they come and at their fastest."""
+"""The engines that run the same steps: ours, over one process or several, and our peers, as shipped and tuned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 from xenocomm import Client
 
 Load = Callable[[int, int], Awaitable[float]]
-"""Runs so many turns at once, each a chain of so many steps that do nothing; returns the seconds it took."""
+"""Runs a number of turns at once, each a chain of a number of steps that do nothing; returns the seconds it took."""
 
 _LAYOUTS: dict[str, Layout] = {
     "one process": (ALL,),
@@ -34,11 +34,11 @@ _LANGGRAPH = (
     (_SAVER_A_RUN, 2, "LangGraph, a saver a run, 2 processes"),
 )
 _CALL_SECONDS = 60.0
-_MAX_STEPS = "1000"  # A chain may be longer than turns are by default.
+_MAX_STEPS = "1000"  # A chain may have more steps than turns may by default.
 
 
 class Contender(NamedTuple):
-    """`family` is ours or the peer's; `name` says how it is set up, over so many processes that run steps."""
+    """`family` is ours or the peer's; `name` says how it is set up; `processes` is how many of them run steps."""
 
     family: str
     name: str
@@ -47,7 +47,7 @@ class Contender(NamedTuple):
 
 
 async def contenders(bench: Bench) -> list[Contender]:
-    """Returns all that can run here, a database each; ours in one process first."""
+    """Returns all that can run here, with a database each; ours in one process first."""
     found: list[Contender] = []
     for at, (name, layout) in enumerate(_LAYOUTS.items()):
         directory, url = bench.directory / f"mesh-{at}", await bench.database(f"mesh{at}")
@@ -69,7 +69,7 @@ async def contenders(bench: Bench) -> list[Contender]:
 
 
 async def burst(client: Client, turns: int, steps: int) -> float:
-    """Returns the seconds that so many turns at once take, each a chain of so many steps, read to its end."""
+    """Returns the seconds that `turns` at once take, each a chain of `steps`, read to its end."""
     stub = TurnServiceStub(client.channel)
     spec = TurnSpec(input=message("Nothing is to be done."), plan=_chain(steps))
 
@@ -122,7 +122,7 @@ def _opening_peers(commands: Sequence[Sequence[str]]) -> Callable[[], AbstractAs
 
 
 def _shared(loads: Sequence[Load]) -> Load:
-    """Returns a load that several processes share, and that is over when the last of them is done."""
+    """Returns a load that several processes share, and that ends when the last of them is done."""
 
     async def run(turns: int, steps: int) -> float:
         shares = [turns // len(loads) + (number < turns % len(loads)) for number in range(len(loads))]

@@ -1,4 +1,4 @@
-"""One figure of a run: what we took, what the peer took, and what was hoped for."""
+"""One figure of a run: ours, the peer's, and the goal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNIFICANT_DIGITS = 3
 
 
 class Goal(NamedTuple):
-    """What a figure should come to: for information, nothing fails by it."""
+    """What a figure should reach. For information only: nothing fails because of it."""
 
     what: Literal["ours", "ratio"]
     relation: Literal["<=", ">="]
@@ -28,7 +28,7 @@ class Goal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`ours` and `peer` are in `unit`; `settings` says what either had to do, durability first."""
+    """`ours` and `peer` are in `unit`; `settings` says what both had to do, durability first."""
 
     name: str
     unit: str
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether it comes to its goal; None where there is none."""
+        """Whether it reaches its goal; None if there is none."""
         value = self.goal and (self.ours if self.goal.what == "ours" else self.ratio)
         if self.goal is None or value is None:
             return None
@@ -63,13 +63,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def machine() -> str:
-    """Returns what the figures of a run depend on most."""
+    """Returns a description of the machine, on which the figures depend most."""
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"{len(cpus)} x {cpus[0].partition(': ')[2]}, {platform.system()}, Python {platform.python_version()}"
 
 
 def to_json(figures: Sequence[Figure], load: float) -> list[dict[str, Any]]:
-    """Returns the figures as results.json has them; `load` is the machine's load average before the run."""
+    """Returns the figures in the form of results.json; `load` is the machine's load average before the run."""
     date, where = datetime.now(UTC).date().isoformat(), f"{machine()}, load {load:.1f} before"
     return [
         {
@@ -89,7 +89,7 @@ def to_json(figures: Sequence[Figure], load: float) -> list[dict[str, Any]]:
 
 
 def to_table(figures: Sequence[Figure]) -> Table:
-    """Returns the figures for people."""
+    """Returns the figures as a table for people to read."""
     table = Table("figure", "unit", box=None, header_style="dim", pad_edge=False)
     for column in ("ours", "peer's", "ratio"):
         table.add_column(column, justify="right")

@@ -91,7 +91,7 @@ class Floor:
         [offset] = await self._log.end_offsets(_RELAY)
         for number in range(offset, offset + _RELAYS):
             reader = asyncio.create_task(self._log.read(_RELAY, 0, number, 1, _RELAY_SECONDS))
-            await asyncio.sleep(_APART_SECONDS)  # It waits by then.
+            await asyncio.sleep(_APART_SECONDS)  # By then it is waiting.
             began = time.perf_counter()
             await self._append(_RELAY)
             await reader

@@ -1,4 +1,4 @@
-"""The gateways that are measured over one upstream, each in one process: ours, peers' and a bare one."""
+"""The gateways that are measured over one upstream, each in one process: ours, our peers' and a bare one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CALL_SECONDS = 60.0
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
-# What ours does beside the call: nobody spends that much here, so that each call is counted and none refused.
+# Makes ours count each call. Nobody spends that much here, so none is refused.
 _BUDGETS = '[{ per = "tenant", period = "month", cost_usd = 1000000000.0 }]'
 _LITELLM = """\
 model_list:
@@ -51,11 +51,11 @@ general_settings:
 """
 
 Call = Callable[[str, bool], AsyncGenerator[int]]
-"""Sends a prompt, streamed or not, and yields how many words came, as they come."""
+"""Sends a prompt, streamed or not, and yields the number of words that arrived, as they arrive."""
 
 
 class Gateway(NamedTuple):
-    """One that runs, and its process."""
+    """A running gateway, and its process."""
 
     name: str
     pid: int
@@ -70,7 +70,7 @@ class Contender(NamedTuple):
 
 
 def contenders(bench: Bench, url: str) -> list[Contender]:
-    """Returns all that can run here over the upstream at `url`; ours first."""
+    """Returns all that can run here, over the upstream at `url`; ours first."""
     found = [
         Contender("ours", partial(ours, bench.directory / "provider", url)),
         Contender("bare", partial(_bare, url)),
@@ -96,7 +96,7 @@ async def ours(
     environment = {
         "AGENTSHELL_SERVER__ADDRESS": address,
         "AGENTSHELL_PROVIDER__BUDGETS": _BUDGETS,
-        f"{vendor}ADAPTER": "openai_chat",  # What the others speak.
+        f"{vendor}ADAPTER": "openai_chat",  # The API that the others use.
         f"{vendor}BASE_URL": url,
         "OPENAI_API_KEY": _KEY,
     }
@@ -107,7 +107,7 @@ async def ours(
 
 
 def upstream(peer: Peer) -> Gateway:
-    """Returns the upstream itself, with no gateway before it."""
+    """Returns the upstream itself, with no gateway in front of it."""
     return Gateway("upstream", peer.pid, partial(_call_http, HttpClient(peer.word, {})))
 
 

@@ -1,4 +1,4 @@
-"""As little of an HTTP client as the gateways need that speak HTTP: its time must not be theirs."""
+"""A minimal HTTP client for the gateways that speak HTTP: its time must not count as theirs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_ERROR_BYTES = 2000
 
 
 class HttpClient:
-    """Posts JSON below a URL, over connections that it keeps."""
+    """Posts JSON below a URL, over connections that it keeps open."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
@@ -21,7 +21,7 @@ class HttpClient:
         self._idle: list[tuple[StreamReader, StreamWriter]] = []
 
     async def post(self, path: str, body: bytes) -> AsyncGenerator[bytes]:
-        """Yields the answer's body as it comes. Raises RuntimeError where its status is not 200."""
+        """Yields the response's body as it comes. Raises RuntimeError if its status is not 200."""
         reader, writer = await self._connection()
         try:
             head = f"POST {self._path}{path} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n"
@@ -31,7 +31,7 @@ class HttpClient:
                 raise RuntimeError((answer + await reader.read(_MAX_ERROR_BYTES)).decode())
             async for data in _body(reader, answer):
                 yield data
-        except BaseException:  # Nobody knows what is still on its way.
+        except BaseException:  # There is no telling what is still on its way.
             writer.close()
             raise
         self._idle.append((reader, writer))

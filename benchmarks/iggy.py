@@ -1,4 +1,4 @@
-"""The log's driver of Iggy beside the SDK that it stands on, over the server that AGENTSHELL_TEST_IGGY names."""
+"""The log's Iggy driver beside the SDK that it uses, over the server that AGENTSHELL_TEST_IGGY names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.bench import Bench
 from benchmarks.figure import Figure, median, percentile
 
 if TYPE_CHECKING:
-    from apache_iggy import IggyClient  # An extra; its place in the benchmarks is behind a server that is given.
+    from apache_iggy import IggyClient  # An optional extra: used only if a server is given.
 
     from agentshell.log.iggy import IggyLog
 
@@ -32,10 +32,10 @@ _BATCH = 1000
 
 
 class _Side(Protocol):
-    """What both can do."""
+    """What both sides can do."""
 
     async def append(self, number: int, count: int) -> None:
-        """Appends so many records to a partition that follows from the number, durably."""
+        """Durably appends `count` records to the partition that `number` selects."""
         ...
 
     async def read(self, partition: int) -> int:
@@ -44,7 +44,7 @@ class _Side(Protocol):
 
 
 class _Taken(NamedTuple):
-    """What a side took: seconds of single appends, and records a second."""
+    """What a side took: seconds for single appends, and otherwise records per second."""
 
     alone: list[float]
     together: list[float]
@@ -53,7 +53,7 @@ class _Taken(NamedTuple):
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Appends and reads by our driver and by the bare SDK in turn, over as many connections."""
+    """Appends and reads with our driver and with the bare SDK in turn, over the same number of connections."""
     if not (url := os.environ.get(_SERVER)):
         bench.skip("the driver of Iggy", f"{_SERVER} names no server, such as iggy://iggy:iggy@127.0.0.1:8090")
         return []
@@ -123,7 +123,7 @@ class _Ours:
         self._log = log
 
     async def append(self, number: int, count: int) -> None:
-        # A key of each partition in turn.
+        # One key per partition, in turn.
         records = [Record(_KEYS[number % _PARTITIONS], uuid.uuid4().bytes, _PAYLOAD, _HEADERS) for _ in range(count)]
         await self._log.append(_TOPIC, records)
 
@@ -135,7 +135,7 @@ class _Ours:
 
 
 class _Raw:
-    """The SDK with no more around it than it needs."""
+    """The SDK, with only as much around it as it needs."""
 
     def __init__(self, clients: Sequence[IggyClient], stream: str) -> None:
         from apache_iggy import Consumer, PollingStrategy, SendMessage

@@ -1,8 +1,8 @@
 """Search among 50,000 vectors, by how many records pass a filter, beside raw SQL, sqlite-vec and mem0's store.
 
-`AGENTSHELL_BENCH_VECTORS=1000000` makes it a million. Ours is asked over gRPC, in a process of its own; the others, and
-our own SQL without the service, are asked in this one, mem0 in one of its own environment, which AGENTSHELL_BENCH_MEM0
-names the Python of.
+`AGENTSHELL_BENCH_VECTORS=1000000` makes it a million. Ours is asked over gRPC, in a process of its own. The others, and
+our own SQL without the service, are asked in this process, and mem0 in its own, run by the Python that
+AGENTSHELL_BENCH_MEM0 names.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _CHUNK = "# Part {0}\n\n" + "Words of a chunk as they come. " * 30 + "\n\n"
 _MEM0 = Path(__file__).parent / "peers" / "mem0_store.py"
 _RAW = "raw SQL"
 _OWN = "our SQL"
-# Of each connection that makes an index: the 64 MB that Postgres comes with hold the graph of 50,000 vectors while it
-# is made, and each one beyond takes several times as long.
+# For each connection that builds an index: Postgres' default of 64 MB holds the graph of 50,000 vectors while it is
+# built, and each vector beyond that takes several times as long.
 _MEMORY = f"&options={quote('-c maintenance_work_mem=2GB')}"
 
 
@@ -83,7 +83,7 @@ class _Service(NamedTuple):
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Fills all of them with the same vectors, then asks each the same."""
+    """Fills all of them with the same vectors, then asks each the same queries."""
     count = int(os.environ.get("AGENTSHELL_BENCH_VECTORS", "0")) or (_COUNT // 10 if bench.quick else _COUNT)
     data = vectors.synthetic(count, bench.rounds(_QUERIES))
     file = bench.directory / "vectors.npz"
@@ -196,7 +196,7 @@ def _connected(url: str) -> psycopg.Connection:
 
 
 def _fill_raw(url: str, data: Synthetic) -> float:
-    """Returns how many seconds the index of the vectors took."""
+    """Returns how many seconds the vectors' index took."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION vector")
     with _connected(url) as connection:
@@ -216,7 +216,7 @@ def _fill_raw(url: str, data: Synthetic) -> float:
 
 
 def _raw(url: str, data: Synthetic) -> dict[int, _Reading]:
-    """What who knows pgvector writes: iterative scans, a larger view, a filter that an index serves."""
+    """Searches as someone who knows pgvector would: iterative scans, a larger `ef_search`, an index for the filter."""
     with _connected(url) as connection:
         connection.execute("SET hnsw.iterative_scan = relaxed_order")
         connection.execute("SET hnsw.ef_search = 100")
@@ -234,9 +234,9 @@ def _raw(url: str, data: Synthetic) -> dict[int, _Reading]:
 
 
 def _own(url: str, data: Synthetic) -> dict[int, _Reading]:
-    """The service's own statement, with the same answer from behind the same walls: what is not SQL is left out."""
+    """Runs the service's own statement, with the same answer behind the same walls: only the SQL, without the rest."""
     home, shared = (Place(tenant, NAMESPACE) for tenant in (TENANT, call.SHARED_TENANT))
-    expected: dict[int, dict[str, Any]] = {}  # As the service has it in mind.
+    expected: dict[int, dict[str, Any]] = {}  # What the service remembers.
     with psycopg.connect(url, autocommit=True) as connection, call.scope(call.Principal(TENANT, "bench"), None):
         connection.pgconn.prepare(b"search", pgvector_search.STATEMENT.encode())
         for share in SHARES:
@@ -256,7 +256,7 @@ def _own(url: str, data: Synthetic) -> dict[int, _Reading]:
                 bare_places=[shared],
             )
             written = pgvector_search.written(pgvector_search.by_one_probe(query) | expected[share])
-            parameters = cast("list[bytes]", written)  # Or None: the type forgets it.
+            parameters = cast("list[bytes]", written)  # Or None, which the cast leaves out.
             formats = [Format.BINARY] * len(parameters)
             result = connection.pgconn.exec_prepared(b"search", parameters, formats, Format.BINARY)
             rows = [
@@ -269,8 +269,8 @@ def _own(url: str, data: Synthetic) -> dict[int, _Reading]:
 
 
 def _sqlite(data: Synthetic) -> dict[int, _Reading]:
-    """Every vector that passes is compared: it has no index of vectors. Raises ModuleNotFoundError."""
-    apsw: Any = importlib.import_module("apsw")  # Both are of the bench extra alone.
+    """Compares every vector that passes, as there is no vector index. Raises ModuleNotFoundError."""
+    apsw: Any = importlib.import_module("apsw")  # Only the bench extra has both.
     sqlite_vec: Any = importlib.import_module("sqlite_vec")
     database = apsw.Connection(":memory:")
     database.enable_load_extension(True)
@@ -311,7 +311,7 @@ def _asked(search: Callable[[int, int], Sequence[int]], data: Synthetic) -> dict
 
 
 async def _mem0(python: str, url: str, file: Path, data: Synthetic) -> dict[int, _Reading]:
-    """Asks mem0's store as it comes, with its HNSW, over the same rows."""
+    """Asks mem0's store as shipped, with its HNSW index, over the same rows."""
     command = (python, str(_MEM0), url, str(file), json.dumps(SHARES), str(NEAREST))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     output, _ = await asyncio.wait_for(process.communicate(), _FILL_SECONDS)

@@ -1,4 +1,4 @@
-"""A mesh in processes of its own, started by the command that users start it with, at its defaults."""
+"""A mesh in processes of its own, started with the command that users use, at its defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xenocomm import Client
 
 Services = tuple[str, ...]
 Layout = Sequence[Services]
-"""The services of each process; none: all of them."""
+"""The services of each process; empty: all of them."""
 
 UP = (str(Path(sys.executable).with_name("agentshell")), "up")
 ALL: Services = ()
@@ -36,7 +36,7 @@ _LOOK_SECONDS = 0.01
 
 
 class Mesh:
-    """Processes over one data directory. `ready_seconds` is from the start of the last one to its ready line."""
+    """Processes over one data directory. `ready_seconds` is the time from the last one's start to its ready line."""
 
     def __init__(self, data_dir: Path, layout: Layout, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.ready_seconds = 0.0
@@ -58,7 +58,7 @@ class Mesh:
         command: Sequence[str] = UP,
         environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Mesh]:
-        """Runs a mesh, on a Postgres of its own where no URL is given, and stops it as an operator would."""
+        """Runs a mesh, on a Postgres of its own if no URL is given, and stops it as an operator would."""
         variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AGENTSHELL_")},
             **({"AGENTSHELL_DATABASE__URL": database_url} if database_url else {}),
@@ -76,11 +76,11 @@ class Mesh:
 
     @property
     def pid(self) -> int:
-        """The first process."""
+        """The id of the first process."""
         return self._processes[0].pid
 
     def clients(self) -> Sequence[AbstractAsyncContextManager[Client]]:
-        """Returns a client of the default tenant for each process that serves clients, to be connected."""
+        """Returns a client of the default tenant, not yet connected, for each process that serves clients."""
         key = key_file(self._data_dir).read_text().strip()
         return [Client.connect(address, key, timeout_seconds=_CALL_SECONDS) for address in self._addresses]
 
@@ -103,7 +103,7 @@ class Mesh:
             self._addresses.append(Endpoints.model_validate_json(endpoints_file(self._data_dir).read_text()).address)
 
     async def kill(self, number: int) -> float:
-        """Kills a process with no warning; returns the time of `perf_counter` at which it did."""
+        """Kills a process without warning; returns when it did so, on the clock of `perf_counter`."""
         process = self._processes.pop(number)
         process.kill()
         killed = time.perf_counter()
@@ -111,7 +111,7 @@ class Mesh:
         return killed
 
     def _whereabouts(self, number: int) -> dict[str, str]:
-        """Returns where a process of several is, and that the first has what it has not itself."""
+        """Returns the variables of one process of several: where it listens, and the first as its peer for the rest."""
         if len(self._layout) == 1:
             return {}
         first, own = (f"unix:{self._data_dir}/run/{at}.sock" for at in (0, number))
@@ -121,7 +121,7 @@ class Mesh:
 
 
 async def until_it_knows(client: Client) -> None:
-    """Returns when the sample pack's documents are in memory."""
+    """Waits until the sample pack's documents are in memory."""
     stub = PersonalityServiceStub(client.channel)
     async with asyncio.timeout(_START_SECONDS):
         while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:  # noqa: ASYNC110 - remote
@@ -129,7 +129,7 @@ async def until_it_knows(client: Client) -> None:
 
 
 def message(text: str) -> Message:
-    """Returns what a user says."""
+    """Returns a user's message."""
     return Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
 
 

@@ -1,4 +1,4 @@
-"""Many packs in one process: how long loading them takes, how much memory they hold, and what one of them costs then.
+"""Many packs in one process: how long they take to load, how much memory they hold, and what one of them then costs.
 
 `python -m benchmarks.packs DIRECTORY` is that process: it serves the packs of a directory, and prints its figures.
 """
@@ -83,7 +83,7 @@ _SETTINGS = (
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Makes the packs, and has a process serve them."""
+    """Writes the packs, and has a process serve them."""
     directory = bench.directory / "packs"
     await asyncio.to_thread(_make, directory, bench.rounds(_PACKS))
     command = (sys.executable, "-m", "benchmarks.packs", str(directory))
@@ -148,7 +148,7 @@ async def _main(directory: Path) -> None:
 
 @asynccontextmanager
 async def _serving(directory: Path) -> AsyncGenerator[tuple[PersonalityService, PersonalityServiceAsyncStub]]:
-    """Serves the packs; memory takes their knowledge, and lets it go."""
+    """Serves the packs, with a Memory service that accepts their knowledge and discards it."""
     with tempfile.TemporaryDirectory(prefix="as-") as name:
         keyring = Keyring(Path(name, "keys.json"), Path(name, "mesh.key"))
         mesh_address = f"unix:{name}/m.sock"
@@ -180,7 +180,7 @@ def _register(server: grpc.aio.Server) -> None:
 
 
 async def _lookup_seconds(service: PersonalityService, personality_id: str) -> float:
-    context: Any = None  # The handler asks nothing of it.
+    context: Any = None  # The handler does not use it.
     request = pb.GetRequest(personality_id=personality_id)
     began = time.perf_counter()
     await service.Get(request, context)

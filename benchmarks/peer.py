@@ -1,4 +1,4 @@
-"""A peer, or a stand-in for what both sides call, in a process of its own: `peers/`."""
+"""A peer, or a stand-in for what both sides call, in a process of its own (see `peers/`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Peer:
         self._process = process
         self._module = module
         self.word = word
-        """What it said of itself when it was ready, such as where it is."""
+        """What it said about itself when it was ready, such as its address."""
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The id of its process."""
         return self._process.pid
 
     @classmethod
@@ -45,7 +45,7 @@ class Peer:
             await process.communicate(b"")  # It ends with its stdin.
 
     async def ask(self, *words: object) -> list[float]:
-        """Says a line and returns the numbers of the answer."""
+        """Sends a line and returns the numbers in the answer."""
         assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         self._process.stdin.write((" ".join(map(str, words)) + "\n").encode())
         async with asyncio.timeout(_ANSWER_SECONDS):

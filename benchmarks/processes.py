@@ -1,4 +1,4 @@
-"""What processes use, as the kernel counts it."""
+"""What processes use, by the kernel's count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> list[int]:
-    """Returns a process and all that descend from it."""
+    """Returns the ids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _status(int(entry.name))):
@@ -27,12 +27,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def memory_bytes(pids: Iterable[int]) -> int:
-    """Returns the memory that processes have resident; what they share is counted once (their PSS)."""
+    """Returns the resident memory of processes, with what they share counted once (their PSS)."""
     return sum(_bytes(pid, "Pss") for pid in pids)
 
 
 def own_memory_bytes(pid: int) -> int:
-    """Returns the memory that a process has for itself: what others share or read of the same files is not in it."""
+    """Returns the memory that is a process's own, without shared memory and mapped files."""
     return _bytes(pid, "Anonymous")
 
 
@@ -44,7 +44,7 @@ def _bytes(pid: int, kind: str) -> int:
 
 
 def _status(pid: int) -> list[str]:
-    """Returns the fields of a process' `stat` after its name, from its state on; nothing where it has ended."""
+    """Returns the fields of a process's `stat` after its name, from its state on; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

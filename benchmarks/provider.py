@@ -1,6 +1,6 @@
-"""What a gateway adds to a call of a model, ours and peers', over one upstream that costs next to nothing.
+"""What a gateway, ours or a peer's, adds to a model call, over one upstream that costs next to nothing.
 
-Each gateway is one process and has the machine, but for the client and the upstream, to itself while it is measured.
+Each gateway is one process and, while it is measured, has the machine to itself except for the client and the upstream.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CALLERS = 32
 _ROUNDS = 5
 _ROUND_SECONDS = 2.0
 _WARM_UP_CALLS = 5  # of each caller
-# How many call at once, and for what: enough apart that a first delta comes alone.
+# How many call at once, and with what prompt: deltas are far enough apart that the first comes alone.
 _PACED = {1: prompt(5, 5), 8: prompt(DELTAS, 5)}
-_PACED_STREAMS = 60  # a round
+_PACED_STREAMS = 60  # per round
 _KINDS = {True: f"StreamGenerate of {DELTAS} deltas", False: "Generate"}
 _NAMES = {
     "bare": "bare grpc.aio + HTTP",
@@ -42,12 +42,12 @@ _SETTINGS = (
 
 class _Reading(NamedTuple):
     calls_per_second: float
-    cpu_milliseconds: float  # of the gateway's first process, a call
-    all_cpu_milliseconds: float  # of what it started too, such as a Postgres
+    cpu_milliseconds: float  # of the gateway's first process, per call
+    all_cpu_milliseconds: float  # including what it started, such as a Postgres
 
 
 class _Readings(NamedTuple):
-    """What was read of one gateway, a value a round; `firsts`: times to the first delta, by how many call at once."""
+    """One gateway's readings, one per round; `firsts`: times to the first delta, by how many call at once."""
 
     loads: Mapping[bool, list[_Reading]]
     firsts: Mapping[int, list[float]]
@@ -75,7 +75,7 @@ async def measure(bench: Bench) -> list[Figure]:
 async def load(
     gateway: Gateway, text: str, *, streamed: bool, calls: float = math.inf, seconds: float = math.inf
 ) -> int:
-    """Makes so many calls, or those that begin in the time, CALLERS at once; returns how many."""
+    """Makes `calls` calls, or as many as begin within `seconds`, CALLERS at once; returns how many."""
     begun, end = 0, time.perf_counter() + seconds
 
     async def call_on() -> None:
@@ -116,7 +116,7 @@ async def _read(gateway: Gateway, readings: _Readings) -> None:
 
 
 def _cpu_seconds(gateway: Gateway) -> tuple[float, float]:
-    """Returns what its process has used, and what it and all that it started have."""
+    """Returns the processor time of its first process, and of that and all its descendants."""
     return cpu_seconds([gateway.pid]), cpu_seconds(tree(gateway.pid))
 
 

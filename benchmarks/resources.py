@@ -1,4 +1,4 @@
-"""What `agentshell up` takes: time to be ready, time to its first answer, and memory when it is idle."""
+"""What `agentshell up` takes: time until it is ready, time to its first answer, and memory when it is idle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks.turns import ask
 _ROUNDS = 3
 _IDLE_SECONDS = 2.0
 _QUESTION = "What happens if the process is killed during a turn?"
-# `make` leaves there how long it took to make the environment that this runs in.
+# Here `make` leaves how long it took to make the environment that this runs in.
 _INSTALLED = Path(sys.prefix) / "installed"
 _SETTINGS = f"{DURABLE}; all services in one process, Postgres bundled"
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Starts the mesh where there is nothing yet, and once more where it has been."""
+    """Starts the mesh on a new data directory, and once more on the same one."""
     new_ready: list[float] = []
     first_answers: list[float] = []
     warm_ready: list[float] = []

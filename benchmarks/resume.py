@@ -1,4 +1,4 @@
-"""From the kill of a process to the next event of the turns that it had, with another like it alive."""
+"""From the kill of a process to the next event of its turns, while another like it is alive."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from xenocomm import Client
 _KILLS = 12
 _TURNS = 16
 _LAYOUT = (ALL_BUT_RUNTIME, RUNTIME, RUNTIME)
-_RUNTIMES = (1, 2)  # Which processes of the layout: they are killed in turn.
-_TEXTS, _APART_MILLISECONDS = 50, 40  # Each turn speaks for two seconds.
+_RUNTIMES = (1, 2)  # Their numbers in the layout; they are killed in turn.
+_TEXTS, _APART_MILLISECONDS = 50, 40  # Each turn streams for two seconds.
 _EARLIEST_SECONDS, _LATEST_SECONDS = 0.3, 1.0
-_SETTLE_SECONDS = 1.5  # A process that is back has taken its share of the partitions.
+_SETTLE_SECONDS = 1.5  # By then a restarted process has taken its share of the partitions.
 _CALL_SECONDS = 60.0
 _SETTINGS = (
     f"{DURABLE}; SIGKILL of one of 2 runtimes with {_TURNS} model calls under way; default lease; "
@@ -34,7 +34,7 @@ _SETTINGS = (
 
 @dataclass(slots=True)
 class _Seen:
-    """What the caller of a turn saw: when its step was begun once more (0: it was not), and whether it ended well."""
+    """What the caller of a turn saw: when its step was started again (0: it was not), and whether it completed."""
 
     spoke: asyncio.Event = field(default_factory=asyncio.Event)
     resumed: float = 0.0
@@ -42,7 +42,7 @@ class _Seen:
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Kills again and again; what the other process has anyway is not counted."""
+    """Kills again and again; turns of the process that stays alive are not counted."""
     chance, delays, lost = random.Random(1), list[float](), 0  # noqa: S311 - to be repeatable
     url = await bench.database("resume")
     async with AsyncExitStack() as stack:
@@ -66,7 +66,7 @@ async def measure(bench: Bench) -> list[Figure]:
 
 
 async def _kill(mesh: Mesh, client: Client, number: int, wait_seconds: float) -> tuple[list[float], int]:
-    """Returns the milliseconds that each interrupted turn took to go on, and how many turns completed in all."""
+    """Returns the milliseconds that each interrupted turn took to resume, and how many turns completed in all."""
     turns = [_Seen() for _ in range(_TURNS)]
     callers = [asyncio.create_task(_call(client, turn)) for turn in turns]
     try:

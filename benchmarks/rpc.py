@@ -1,6 +1,6 @@
-"""A unary RPC that does nothing, through all that ours go through, beside one through a bare grpc.aio server.
+"""A unary RPC that does nothing, through all that our RPCs go through, beside one through a bare grpc.aio server.
 
-Both servers are processes of their own with the same generated service, and one client of one channel calls both.
+Both servers are processes of their own with the same generated service, and one client with one channel calls each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Echo(ToolServiceServicer):
 
 
 class _Place(NamedTuple):
-    """Where a server runs, and the key to it."""
+    """Where a server runs, and its key."""
 
     pid: int
     address: str
@@ -66,8 +66,8 @@ class _Place(NamedTuple):
 
 class _Reading(NamedTuple):
     calls_per_second: float
-    cpu_microseconds: float  # of the server, a call
-    lone_microseconds: float  # a call where there is no other
+    cpu_microseconds: float  # of the server, per call
+    lone_microseconds: float  # for a call while there is no other
 
 
 async def measure(bench: Bench) -> list[Figure]:

@@ -1,8 +1,8 @@
-"""Where a mesh's processor time goes: `.venv-bench/bin/python -m benchmarks.sampling`.
+"""Shows where a mesh's processor time goes: `.venv-bench/bin/python -m benchmarks.sampling`.
 
-The mesh runs as `agentshell up` does, in a process whose main thread's stack is looked at after every few milliseconds
-of processor time, whichever of its threads used that. What native code (grpc's core, libpq) takes between two Python
-functions falls to the next of them.
+The mesh runs as `agentshell up` does, in a process whose main thread's stack is sampled after every few milliseconds of
+processor time, whichever of its threads used that. What native code (grpc's core, libpq) takes between two Python
+functions counts for the next of them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from benchmarks.steps import CHAIN_STEPS, STEPS, TURNS
 from benchmarks.turns import ask
 from xenocomm import Client
 
-_SAMPLE_SECONDS = 0.004  # The kernel looks no more often.
+_SAMPLE_SECONDS = 0.004  # The kernel samples no more often.
 _LOOK_SECONDS = 0.01
 _LOAD_SECONDS = 10.0
 _ROWS = 24
-_REPORT = "BENCH_REPORT"  # the variable that says where the mesh's process leaves what it saw
+_REPORT = "BENCH_REPORT"  # the variable that says where the mesh's process writes its samples
 _COMMAND = (sys.executable, "-m", "benchmarks.sampling", "up")
 _QUESTION = "What happens if the process is killed during a turn?"
 
@@ -42,7 +42,7 @@ Load = Callable[[Client], Awaitable[object]]
 
 
 class Sampler:
-    """Counts what is on the main thread's stack: `inclusive` each function once a sample, `own` its innermost."""
+    """Counts what is on the main thread's stack: `inclusive` each function once per sample, `own` the innermost."""
 
     def __init__(self) -> None:
         self._own: Counter[str] = Counter()
@@ -56,7 +56,7 @@ class Sampler:
         signal.setitimer(signal.ITIMER_PROF, _SAMPLE_SECONDS, _SAMPLE_SECONDS)
 
     def end(self, _number: int, _frame: FrameType | None) -> None:
-        """Stops, and leaves a line `KIND COUNT NAME` for each thing seen."""
+        """Stops, and writes a line `KIND COUNT NAME` for each name seen."""
         signal.setitimer(signal.ITIMER_PROF, 0)
         counters = (("own", self._own), ("inclusive", self._inclusive))
         lines = [f"{kind} {count} {name}\n" for kind, counter in counters for name, count in counter.items()]
@@ -76,7 +76,7 @@ class Sampler:
 
 
 def _package(file: str) -> str:
-    """Returns a name for what a file belongs to."""
+    """Returns a name for the package or module that a file belongs to."""
     if "/site-packages/" in file:
         return file.rpartition("/site-packages/")[2].partition("/")[0]
     if "/agentshell/" in file:
@@ -144,7 +144,7 @@ def _tables(report: str, microseconds: float) -> Table:
 
 
 def _serve() -> None:
-    """Is `agentshell`, with a sampler that SIGUSR1 begins and SIGUSR2 ends."""
+    """Runs `agentshell`, with a sampler that SIGUSR1 starts and SIGUSR2 stops."""
     from agentshell.cli import main
 
     sampler = Sampler()

@@ -22,7 +22,7 @@ CHAIN_STEPS = 20
 _ROUNDS = 3
 _BURSTS = 5
 _CHAINS = 10
-_SETTLE_SECONDS = 0.3  # What a load leaves behind (history, index) is paid for by that load.
+_SETTLE_SECONDS = 0.3  # So that what a load leaves behind (history, index) counts for that load.
 _RATE = f"durable steps, {TURNS} turns x {STEPS}"
 _FLOOR_RATE = f"one append a step, {PRODUCERS} producers"
 _STEP = f"sequential step, a chain of {CHAIN_STEPS}"
@@ -40,7 +40,7 @@ _STEP_GOALS = {
 
 
 class _Cost(NamedTuple):
-    """What a load took: from its start to its end, and in processor time of all processes, what it left included."""
+    """What a load took: from start to end, and in processor time of all processes, with what it left behind."""
 
     seconds: float
     cpu_seconds: float
@@ -48,7 +48,7 @@ class _Cost(NamedTuple):
 
 @dataclass(slots=True)
 class _Readings:
-    """What a contender took, over all rounds; chains are in seconds."""
+    """A contender's readings over all rounds; chains are in seconds."""
 
     bursts: list[_Cost] = field(default_factory=list[_Cost])
     chains: list[float] = field(default_factory=list[float])
@@ -60,7 +60,7 @@ class _Standing(NamedTuple):
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Runs all in turn, and that again and again. Nobody else is there while one runs."""
+    """Runs all in turn, several times over. Nothing else runs meanwhile."""
     readings: dict[str, _Readings] = defaultdict(_Readings)
     disk: list[float] = []
     appends: list[float] = []
@@ -85,7 +85,7 @@ async def measure(bench: Bench) -> list[Figure]:
 
 
 async def _read(load: Load, readings: _Readings, bench: Bench) -> None:
-    for turns, steps in ((TURNS, STEPS), (1, CHAIN_STEPS)):  # Connections, prepared statements, code.
+    for turns, steps in ((TURNS, STEPS), (1, CHAIN_STEPS)):  # Warms up connections, prepared statements, code.
         await load(turns, steps)
     await asyncio.sleep(_SETTLE_SECONDS)
     pids = tree(os.getpid())
@@ -98,7 +98,7 @@ async def _read(load: Load, readings: _Readings, bench: Bench) -> None:
 
 
 def _many(ours: Sequence[_Standing], peers: Sequence[_Standing], floor: float) -> list[Figure]:
-    """Compares rates: ours in one process, and in the layout that is fastest, with all others."""
+    """Compares rates: ours in one process, and in its fastest layout, with all others."""
     default, fastest = ours[0], max(ours, key=_rate)
     shown = [default] if fastest is default else [default, fastest]
     best, figures = _best(peers), list[Figure]()
@@ -120,7 +120,7 @@ def _many(ours: Sequence[_Standing], peers: Sequence[_Standing], floor: float) -
 
 
 def _one(ours: Sequence[_Standing], peers: Sequence[_Standing], append: float) -> list[Figure]:
-    """Compares steps that follow one another: ours in one process with all others."""
+    """Compares sequential steps: ours in one process with all others."""
     default, best = ours[0], _best(peers, fastest_step=True)
     step, figures = _step(default), list[Figure]()
     for peer in peers:
@@ -135,7 +135,7 @@ def _one(ours: Sequence[_Standing], peers: Sequence[_Standing], append: float) -
 
 
 def _best(peers: Sequence[_Standing], *, fastest_step: bool = False) -> list[_Standing]:
-    """Returns the best of each family: the anchor of its goal."""
+    """Returns the best of each family, with which its goal is compared."""
     families = dict.fromkeys(peer.contender.family for peer in peers)
     return [
         max(
@@ -147,15 +147,15 @@ def _best(peers: Sequence[_Standing], *, fastest_step: bool = False) -> list[_St
 
 
 def _rate(standing: _Standing) -> float:
-    """Steps a second."""
+    """Returns steps per second."""
     return TURNS * STEPS / median([cost.seconds for cost in standing.readings.bursts])
 
 
 def _cpu(standing: _Standing) -> float:
-    """Microseconds of processor time a step."""
+    """Returns microseconds of processor time per step."""
     return median([cost.cpu_seconds for cost in standing.readings.bursts]) / (TURNS * STEPS) * 1e6
 
 
 def _step(standing: _Standing) -> float:
-    """Milliseconds a step of a chain."""
+    """Returns milliseconds per step of a chain."""
     return median(standing.readings.chains) / CHAIN_STEPS * 1e3

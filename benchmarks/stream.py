@@ -1,4 +1,4 @@
-"""Streamed text: how long it takes to a reader from its publishing, and from the model that says it."""
+"""Streamed text: how long it takes to reach a reader after it is published, and after the model sends it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _GOAL = Goal("ours", "<=", 5)
 _NOT_AWAITED = "streamed text is not awaited: the machine's crash may lose its last moments, no process' does"
 _SETTINGS = f"ours: {_NOT_AWAITED}; DBOS: each text committed before it is read"
 _FROM_MODEL = f"{_NOT_AWAITED}; the model's HTTP server and its SDK included"
-# How DBOS is set up: the milliseconds for which it collects notifications, by default and at the least.
+# How DBOS is set up: the milliseconds for which it coalesces notifications, by default and at the minimum.
 _DBOS = {"DBOS": 10, "DBOS, coalescing 1 ms": 1}
 
 
 class _Load(NamedTuple):
-    """So many streams at once, each of so many texts, that long apart."""
+    """A number of streams at once, each of a number of texts, and the time between texts."""
 
     streams: int
     texts: int
@@ -43,14 +43,14 @@ _LOADS = (_Load(1, 100, 20), _Load(20, 50, 100))
 
 
 class _Latencies(NamedTuple):
-    """Milliseconds that each text took to its reader, from its publishing and from the model."""
+    """Milliseconds that each text took to reach its reader, after it was published and after the model sent it."""
 
     published: list[float]
     said: list[float]
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Reads streams, one at a time and several at once: ours, and DBOS' in each way to set it up."""
+    """Reads streams, one at a time and several at once: ours, and DBOS' in each of its setups."""
     ours = await _ours(bench)
     async with Floor.open(await bench.database("stream_floor"), bench.directory) as floor:
         relay = await floor.relay_milliseconds()
@@ -92,7 +92,7 @@ async def _ours(bench: Bench) -> dict[_Load, _Latencies]:
 
 
 async def _read(writer: Client, reader: Client, load: _Load, latencies: _Latencies) -> None:
-    """Starts a turn by one client and reads it to its end by another."""
+    """Starts a turn with one client and reads it to its end with another."""
     model = ModelStep(model=vendor.ticks(load.texts, load.apart_milliseconds))
     plan = Plan(steps=[Step(step_id="speak", model=model)])
     spec = TurnSpec(input=message("Say what time it is."), plan=plan)

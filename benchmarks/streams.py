@@ -1,4 +1,4 @@
-"""Streams without end through the provider's service: what it keeps of them must not grow."""
+"""Endless streams through the provider's service: what it keeps of them must not grow."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ async def measure(bench: Bench) -> list[Figure]:
 
 
 async def _after(gateway: Gateway, streams: int) -> float:
-    """Returns the memory of the service once so many more streams are over."""
+    """Returns the service's memory in MB once `streams` more streams are over."""
     await load(gateway, prompt(_DELTAS), streamed=True, calls=streams)
     return own_memory_bytes(gateway.pid) / 1e6

@@ -1,8 +1,8 @@
-"""A call of a pack's tool, in a sandbox and with fresh state, beside the same function in a bare subprocess a call.
+"""A call of a pack's tool, in a sandbox with fresh state, beside the same function in a bare subprocess per call.
 
-Where they are installed, also beside one under bubblewrap, and beside pydantic-monty's pool of interpreters.
+If they are installed, also beside a subprocess under bubblewrap, and beside pydantic-monty's pool of interpreters.
 
-The callers are in this process, and so is the pool of workers; what a ToolService adds is measured by `rpc`.
+The callers and the pool of workers are in this process; `rpc` measures what a ToolService adds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SOURCE = """
 def weigh(words: list[str]) -> dict[str, int]:
     return {word: len(word) for word in words}
 """
-_PLAIN = "def weigh(words):\n    return {word: len(word) for word in words}"  # Types are not for all of them.
+_PLAIN = "def weigh(words):\n    return {word: len(word) for word in words}"  # Not all of them know these types.
 _ENDLESS = """
 import host
 def weigh(words):
@@ -58,7 +58,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Makes the image where there is none, and calls one tool in each way."""
+    """Makes the image if there is none, and calls one tool in each way."""
     await image.ensure(image.default_directory(), bench.console.print)
     calls, peer_calls = bench.rounds(_CALLS), bench.rounds(_PEER_CALLS)
     bare = [await _seconds(_subprocess) for _ in range(peer_calls)]
@@ -98,7 +98,7 @@ async def _peers(bench: Bench, ours: list[float]) -> list[Figure]:
 
 
 def _monty(count: int) -> list[float]:
-    """Returns the seconds of calls in an interpreter of a part of Python, new for each; none where it is not there."""
+    """Returns the seconds of calls, each in a new interpreter of a subset of Python; empty if it is not installed."""
     try:
         monty: Any = importlib.import_module("pydantic_monty")
     except ImportError:
@@ -126,7 +126,7 @@ async def _native(bench: Bench) -> list[Figure]:
 
 
 async def _starts(count: int) -> tuple[list[float], float]:
-    """Returns the seconds from nothing to a worker's first answer, and the memory that one then has."""
+    """Returns the seconds from nothing to a worker's first answer, and the median memory of a worker then."""
     limits = Limits.of(ToolConfig())
     tier = WasmTier(limits, image.default_directory())
     await tier.open(lambda _said: None)
@@ -157,7 +157,7 @@ async def _cancel_seconds(sandbox: Sandbox) -> float:
     began = time.perf_counter()
     call.cancel()
     with suppress(asyncio.CancelledError):
-        await call  # It returns when the process is gone.
+        await call  # Returns once the process is gone.
     return time.perf_counter() - began
 
 
@@ -196,7 +196,7 @@ async def _rate(call: Call, count: int) -> float:
 
 
 async def _lone_seconds(call: Call) -> float:
-    """Returns the seconds of a call that comes when the one before is forgotten, as in a turn, where models think."""
+    """Returns the seconds of a call some time after the last, as in a turn, where models think in between."""
     await asyncio.sleep(_PAUSE_SECONDS)
     return await _seconds(call)
 

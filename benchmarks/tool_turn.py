@@ -28,7 +28,7 @@ _SETTLE_SECONDS = 0.3
 _CALL_SECONDS = 60.0
 _TOOL = "calculator"
 _ARGUMENTS = '{"expression": "6 * 7"}'
-_COMMITS = 4  # The request, and each of three steps with the decision that follows: none of them can be spared.
+_COMMITS = 4  # The request, and each of three steps with the decision that follows: none can be spared.
 _KINDS = {"http": "LangGraph", "inner": "LangGraph, model in its process", "bare": "2 calls of the model, no engine"}
 _FAIR = f"{DURABLE}; LangGraph: AsyncPostgresSaver, durability=sync; both call the same model over HTTP, streamed"
 _GOALS = {"http": Goal("ratio", "<=", 0.5)}
@@ -51,7 +51,7 @@ tools:
 
 
 async def measure(bench: Bench) -> list[Figure]:
-    """Runs turns one after another and several at once: ours and LangGraph's in turn."""
+    """Runs turns one after another and several at once, alternating between ours and LangGraph's."""
     peer_url, floor_url = await bench.database("tool_turn_peer"), await bench.database("tool_turn_floor")
     ours, peers = list[float](), {kind: list[float]() for kind in _KINDS}
     rates: dict[str, list[float]] = {"ours": [], "http": []}
@@ -106,7 +106,7 @@ async def _mesh(bench: Bench, model: Peer) -> AsyncGenerator[Client]:
 
 
 def environment(packs: Path, model: Peer) -> Mapping[str, str]:
-    """Returns the variables that make a mesh call the model and answer by the pack, which is written to `packs`."""
+    """Returns the variables that make a mesh call the model and answer with the pack, which it writes to `packs`."""
     directory = packs / "bench"
     directory.mkdir(parents=True)
     (directory / "manifest.yaml").write_text(_PACK)
@@ -116,7 +116,7 @@ def environment(packs: Path, model: Peer) -> Mapping[str, str]:
 
 
 async def _turns(client: Client, turns: int, callers: int) -> list[float]:
-    """Returns the seconds of all, and then of each turn; each is in a session of its own and read to its end."""
+    """Returns the seconds of all turns together, then of each; each has its own session and is read to its end."""
 
     async def call() -> list[float]:
         seconds: list[float] = []
@@ -132,7 +132,7 @@ async def _turns(client: Client, turns: int, callers: int) -> list[float]:
 
 
 async def run(client: Client) -> None:
-    """Runs a turn in a new session and reads it to its end. Raises RuntimeError where it is not what it should be."""
+    """Runs a turn in a new session and reads it to its end. Raises RuntimeError if it is not as it should be."""
     spec = TurnSpec(input=message(_ARGUMENTS), model=vendor.tool(_TOOL))
     text, tools, completed = "", 0, False
     async for response in TurnServiceStub(client.channel).RunTurn(RunTurnRequest(turn=spec), timeout=_CALL_SECONDS):

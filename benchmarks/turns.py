@@ -21,7 +21,7 @@ _QUESTIONS = (
 _ROUNDS = 5
 _TURNS = 40
 _SETTLE_SECONDS = 0.3
-_COMMITS = 3  # The request, and each of two steps with the decision that follows: none of them can be spared.
+_COMMITS = 3  # The request, and each of two steps with the decision that follows: none can be spared.
 _SETTINGS = f"{DURABLE}; streamed text not awaited; local provider, default pack"
 
 

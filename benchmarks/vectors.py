@@ -1,4 +1,4 @@
-"""Synthetic vectors in clusters, what metadata their records have, and which of them are nearest to which query."""
+"""Synthetic vectors in clusters, their records' metadata, and which of them are nearest to each query."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 DIMENSION = 384
 NEAREST = 10
-# A record passes the filter `every_N` where its number is a multiple of N: 100, 50, 5, 1 and 0.1 per cent do.
+# A record passes the filter `every_N` if its number is a multiple of N: 100, 50, 5, 1 and 0.1 per cent do.
 SHARES = (1, 2, 20, 100, 1000)
 
 _CLUSTER_SIZE = 100
 _SPREAD = 0.8
-# Vectors are made and compared so many at a time, a multiple of all shares: a million of them take less than 2 GB.
+# Vectors are made and compared this many at a time, a multiple of all shares: a million of them take less than 2 GB.
 _BLOCK = 50_000
 
 
 class Synthetic(NamedTuple):
-    """Vectors of length 1, queries of the same kind, and for each share of records each query's nearest."""
+    """Vectors of length 1, queries of the same kind, and, for each share of the records, each query's nearest."""
 
     vectors: NDArray[np.float16]
     queries: NDArray[np.float16]
@@ -28,7 +28,7 @@ class Synthetic(NamedTuple):
 
 
 def synthetic(count: int, queries: int) -> Synthetic:
-    """Makes the same ones each time."""
+    """Makes the vectors and queries, the same ones each time."""
     random = np.random.default_rng(7)
     centres = random.normal(size=(max(1, count // _CLUSTER_SIZE), DIMENSION)).astype(np.float32)
     vectors, asked = _around(random, centres, count), _around(random, centres, queries)
@@ -56,7 +56,7 @@ def _around(random: np.random.Generator, centres: NDArray[np.float32], count: in
 
 
 def _nearest(vectors: NDArray[np.float16], asked: NDArray[np.float16]) -> dict[int, list[frozenset[int]]]:
-    """Compares each query with all."""
+    """Finds each query's nearest by comparing it with all vectors."""
     queries = asked.astype(np.float32)
     best = dict.fromkeys(SHARES, (np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)))
     for start in range(0, len(vectors), _BLOCK):

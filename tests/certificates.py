@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot: an authority, and what it says of others."""
+"""Certificates for tests, made on the spot: an authority, and the certificates it issues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BEGIN, _END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC
 
 
 class Authority:
-    """Its own certificate is `ca_file`. What it issues is of hosts and addresses, until `end`."""
+    """A certificate authority; `ca_file` is its own certificate. It issues certificates for hosts and addresses."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ class Authority:
     def issue(
         self, file: str, *hosts: str, end: datetime = _END, password: str = "", key: _Key | None = None
     ) -> tuple[Path, Path]:
-        """Writes a certificate and its key, in the place of those before, and returns where."""
+        """Writes a certificate, valid until `end`, and its key, over earlier ones, and returns their paths."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([_host(host) for host in hosts])
         certificate_file, key_file = self._directory / f"{file}.pem", self._directory / f"{file}.key"

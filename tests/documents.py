@@ -1,4 +1,4 @@
-"""Documents of the formats that no text editor writes, made by hand: small, and nothing in them that is not meant."""
+"""Minimal handmade documents in formats that text editors do not write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STYLES = (
 
 
 def pdf(*pages: Sequence[str]) -> bytes:
-    """Returns a PDF of pages of lines; a line that begins with `# ` is in the outline, too."""
+    """Returns a PDF with pages of lines; a line that begins with `# ` is also in the outline."""
     headings = [(line[2:], index) for index, page in enumerate(pages) for line in page if line.startswith("# ")]
     first_heading = 4 + 2 * len(pages)
     objects = [
@@ -54,7 +54,7 @@ def _file(objects: Sequence[str]) -> bytes:
 
 
 def docx(body: str, styles: str = _STYLES) -> bytes:
-    """Returns a DOCX with this as its body, in WordprocessingML with the prefix `w`."""
+    """Returns a DOCX with the given body, in WordprocessingML with the prefix `w`."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as package:
         package.writestr("word/styles.xml", styles)
@@ -63,6 +63,6 @@ def docx(body: str, styles: str = _STYLES) -> bytes:
 
 
 def paragraph(text: str, style: str = "") -> str:
-    """Returns a paragraph of a body, of a style of `docx`: `Titre1` and `Plan2` are headings."""
+    """Returns a paragraph for a body, with a style of `docx`: `Titre1` and `Plan2` are headings."""
     said = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
     return f"<w:p>{said}<w:r><w:t>{text}</w:t></w:r></w:p>"

@@ -1,4 +1,4 @@
-"""Ports for servers that are to be found at the same place again, or are told of one another before they start."""
+"""Ports for servers that must keep their address, or learn one another's before they start."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import secrets
 import socket
 
-_PORTS = range(20_000, 32_768)  # Below those that Linux gives to whoever asks for any, or connects to somebody.
+_PORTS = range(20_000, 32_768)  # Below Linux's ephemeral ports.
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens at, and that the system gives to nobody: it is free until it is asked for."""
+    """Returns a port that nobody listens on and that the system never assigns, so it stays free until requested."""
     while True:
         port = secrets.choice(_PORTS)
         with contextlib.suppress(OSError), socket.socket() as found:

@@ -1,4 +1,4 @@
-"""What a gateway of gRPC and Python cannot spare: a bare grpc.aio server that asks the vendor by a bare HTTP client.
+"""The least that a gateway in gRPC and Python costs: a bare grpc.aio server that calls the vendor with bare HTTP.
 
     python -m benchmarks.peers.bare_gateway BASE_URL
 
@@ -31,13 +31,13 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class BareGateway(ProviderServiceServicer):
-    """Translates, and nothing else."""
+    """Only translates."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:  # noqa: N802 - the RPC's name
-        """Asks without a stream."""
+        """Calls the vendor without a stream."""
         body = b"".join([data async for data in self._http.post(_PATH, _body(request.generation))])
         answer = json.loads(body)
         return _response(answer["choices"][0]["message"]["content"], answer["usage"])
@@ -45,7 +45,7 @@ class BareGateway(ProviderServiceServicer):
     async def StreamGenerate(  # noqa: N802 - the RPC's name
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse]:
-        """Sends on what comes, together where it came together."""
+        """Passes on what comes, in the batches in which it came."""
         texts: list[str] = []
         usage: Mapping[str, Any] = {}
         async for data in self._http.post(_PATH, _body(request.generation, stream=True)):

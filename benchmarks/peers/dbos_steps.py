@@ -1,9 +1,9 @@
-"""DBOS running the same steps: a process of its own that runs one load a line of stdin and prints its seconds.
+"""DBOS running the same steps: a process of its own that runs one load per line of stdin and prints its seconds.
 
     python -m benchmarks.peers.dbos_steps postgresql://... EXECUTOR <<< "50 5"
 
 Steps are async functions that do nothing. A workflow is awaited where it is called, which is DBOS' fastest way: no
-queue, no handle to poll. Everything else is at its default, but for the logs, which are errors only.
+queue, no handle to poll. Everything else is at its default, except that it logs only errors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def chain(steps: int) -> None:
 
 
 async def burst(words: list[str]) -> tuple[float]:
-    """Returns the seconds that `WORKFLOWS STEPS` take: so many workflows at once."""
+    """Returns the seconds that `WORKFLOWS STEPS` takes, with all workflows at once."""
     workflows, steps = map(int, words)
     began = time.perf_counter()
     await asyncio.gather(*(chain(steps) for _ in range(workflows)))

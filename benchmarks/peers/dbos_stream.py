@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.dbos_stream postgresql://... EXECUTOR COALESCE_MILLISECONDS
 
-A line is `write PREFIX STREAMS TEXTS MILLISECONDS`, so many workflows at once that write the time so often, so long
-apart; or `read PREFIX STREAMS ...`, which prints how long each text took to come, in seconds. Writes are from the
-workflow, not from a step, and notifications are on; but for their coalescing everything is at its default.
+A line is `write PREFIX STREAMS TEXTS MILLISECONDS`: STREAMS workflows at once, each of which writes the time TEXTS
+times, MILLISECONDS apart; or `read PREFIX STREAMS ...`, which prints how many seconds each text took to arrive. Writes
+are from the workflow, not from a step, and notifications are on; except for their coalescing, all is at its default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.peers.serving import serve
 dbos: Any = importlib.import_module("dbos")  # Without types here: only the `bench` extra has it.
 
 _KEY = "texts"
-_BEGIN_SECONDS = 0.5  # Readers are there before the first text.
+_BEGIN_SECONDS = 0.5  # So that readers wait before the first text.
 
 
 @dbos.DBOS.workflow()
@@ -48,7 +48,7 @@ async def read(name: str) -> list[float]:
 
 
 async def answer(words: list[str]) -> list[float]:
-    """Does what a line says."""
+    """Carries out a line."""
     what, prefix, *numbers = words
     streams, texts, milliseconds = map(int, numbers)
     names = [f"{prefix}-{number}" for number in range(streams)]

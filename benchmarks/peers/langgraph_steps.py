@@ -1,10 +1,10 @@
-"""LangGraph running the same steps: a process of its own that runs one load a line of stdin and prints its seconds.
+"""LangGraph running the same steps: a process of its own that runs one load per line of stdin and prints its seconds.
 
     python -m benchmarks.peers.langgraph_steps postgresql://... SAVERS <<< "50 5"
 
 A graph is a chain of async nodes that do nothing, with the Postgres checkpointer over a pool and durability="sync": a
-step is over when its checkpoint is committed. A saver lets one call at a time to the database, whatever its pool has
-(1.2, `AsyncPostgresSaver._cursor`); so one saver is how it comes, and several over one pool is how it is fastest.
+step is over when its checkpoint is committed. A saver makes one database call at a time, however large its pool is
+(1.2, `AsyncPostgresSaver._cursor`): one saver is how it is shipped, and several over one pool is how it is fastest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONNECTIONS = 20
 
 
 class State(TypedDict):
-    """What a graph hands on."""
+    """A graph's state."""
 
     text: str
 
@@ -46,7 +46,7 @@ async def nothing(_state: State) -> dict[str, str]:
 
 @asynccontextmanager
 async def savers(url: str, count: int) -> AsyncGenerator[list[Any]]:
-    """Opens a pool, as LangGraph's documentation says, and so many savers over it."""
+    """Opens a pool, as LangGraph's documentation says, and `count` savers over it."""
     settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     pool = AsyncConnectionPool(url, min_size=CONNECTIONS, max_size=CONNECTIONS, kwargs=settings, open=False)
     async with pool:

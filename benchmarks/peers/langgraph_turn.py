@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.langgraph_turn postgresql://... MODEL_BASE_URL <<< "http 100 1"
 
-A line is `KIND TURNS CALLERS`; the answer is the seconds of all, and then of each turn. Kinds: `http` calls the mocked
-model through OpenAI's SDK, streamed, as ours does; `inner` has the model in this process, which costs nothing; `bare`
-is `http` without LangGraph: what no engine can be faster than. Messages are plain dictionaries, the cheapest state
+A line is `KIND TURNS CALLERS`; the answer is the seconds of all turns together, then of each. Kinds: `http` calls the
+mocked model through OpenAI's SDK, streamed; `inner` has the model in this process, which costs nothing; `bare` is
+`http` without LangGraph: no engine can be faster. Messages are plain dictionaries, the cheapest state
 there is; a caller has a saver of its own over one pool, which is the fastest way; durability is "sync".
 """
 
@@ -39,7 +39,7 @@ _TOOLS: Any = [{"type": "function", "function": _FUNCTION}]
 
 
 class State(TypedDict):
-    """What a graph hands on."""
+    """A graph's state."""
 
     messages: Annotated[list[Message], operator.add]
 
@@ -67,7 +67,7 @@ def http_model(base_url: str) -> Model:
 
 
 async def inner_model(messages: list[Message]) -> Message:
-    """Is a model in this process."""
+    """Stands in for the model, in this process."""
     if messages[-1]["role"] == "tool":
         return {"role": "assistant", "content": ANSWER}
     function = {"name": _FUNCTION["name"], "arguments": _ARGUMENTS}
@@ -76,7 +76,7 @@ async def inner_model(messages: list[Message]) -> Message:
 
 
 def calculator(call: Message) -> Message:
-    """Is the tool; it answers what our calculator would."""
+    """Stands in for the tool; answers what our calculator would."""
     return {"role": "tool", "tool_call_id": call["id"], "content": '{"value": "42"}'}
 
 

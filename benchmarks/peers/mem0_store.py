@@ -1,4 +1,4 @@
-"""mem0's pgvector store, by a Python that has `mem0ai` and `psycopg[binary,pool]`, and nothing of ours.
+"""mem0's pgvector store, run by a Python that has `mem0ai` and `psycopg[binary,pool]`, and nothing of ours.
 
     PYTHON mem0_store.py DATABASE_URL VECTORS.npz SHARES NEAREST
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.memory_service DATABASE_URL VECTORS.npz DIRECTORY
 
-Where its database is empty it is filled first. Says where it is, its key, and how many seconds each took: the vectors'
-way in by COPY, and their index.
+If its database is empty, it is filled first. Prints its address, its key, and how many seconds the COPY of the vectors
+and their index took.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CONNECTIONS = 8
 
 
 class _Numbered:
-    """The query `7` is the query of that number; all else is the first one: it costs nothing to embed."""
+    """Takes the query `7` for query number 7, and anything else for the first one: embedding costs nothing."""
 
     name = SPACE.embedder
     dimension = DIMENSION
@@ -57,7 +57,7 @@ class _Numbered:
 
 
 class _Choice(Choice):
-    """This one embedder for every namespace."""
+    """Chooses this one embedder for every namespace."""
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__(MemoryConfig(), None)
@@ -71,7 +71,7 @@ class _Choice(Choice):
 
 
 async def _fill(database: Database, store: PgvectorStore, vectors: NDArray[np.float16]) -> tuple[float, float]:
-    """Returns the seconds that the records took without an index of their vectors, and that this took."""
+    """Returns the seconds that the records took without an index of their vectors, and that the index took."""
     async with database.connection() as connection:
         await namespaces.begin(connection, _PLACE, SPACE)
     began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""A mocked model: speaks as much of OpenAI's Chat Completions, streamed, as all sides need, in a process of its own.
+"""A mocked model: as much of OpenAI's Chat Completions, streamed, as all sides need, in a process of its own.
 
-It says where it is, and ends with its stdin. What it answers is in the model's name, so that it keeps no state:
+It prints its address, and ends with its stdin. The model's name says what it answers, so that it keeps no state:
 `tool-NAME` asks for that tool with the arguments of the user's message, and once the tool has answered says so in
-words; `ticks-COUNT-MILLISECONDS` streams that many texts, that long apart, each the time at which it was sent.
+words; `ticks-COUNT-MILLISECONDS` streams that many texts, so far apart, each the time at which it was sent.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def converse(reader: StreamReader, writer: StreamWriter) -> None:
             request = json.loads(await reader.readexactly(length))
             writer.write(_HEAD)
             async for choice in answer(request):
-                if writer.is_closing():  # Its caller was killed, or cancelled.
+                if writer.is_closing():  # Its caller was killed or cancelled.
                     return
                 writer.write(_frame(request["model"], [{"index": 0, **choice}], None))
                 await writer.drain()

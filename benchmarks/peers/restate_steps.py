@@ -1,8 +1,8 @@
-"""Restate running the same steps: its server, and a process that serves the steps and runs one load a line of stdin.
+"""Restate running the same steps: its server, and a process that serves the steps and runs one load per line of stdin.
 
     python -m benchmarks.peers.restate_steps RESTATE_SERVER DIRECTORY <<< "50 5"
 
-The server is at its defaults but for its addresses: one node, 24 partitions, a replicated log of one copy, fsync on.
+The server is at its defaults except for its addresses: one node, 24 partitions, a replicated log of one copy, fsync on.
 A handler's steps are `ctx.run_typed` of an async function that does nothing; callers invoke it over HTTP and wait.
 """
 
@@ -36,7 +36,7 @@ _LOOK_SECONDS = 0.1
 
 
 class Ports(NamedTuple):
-    """Where what listens; free ones of this machine."""
+    """Which port each part listens on; free ones of this machine."""
 
     node: int
     admin: int
@@ -55,7 +55,7 @@ async def chain(context: Any, steps: int) -> None:
 
 
 async def burst(ingress: int, words: list[str]) -> tuple[float]:
-    """Returns the seconds that `INVOCATIONS STEPS` take: so many invocations at once."""
+    """Returns the seconds that `INVOCATIONS STEPS` takes, with all invocations at once."""
     invocations, steps = map(int, words)
     began = time.perf_counter()
     taken = await asyncio.gather(*(post(ingress, "/bench/chain", steps) for _ in range(invocations)))
@@ -65,7 +65,7 @@ async def burst(ingress: int, words: list[str]) -> tuple[float]:
 
 
 async def post(port: int, path: str, body: object) -> bool:
-    """Posts JSON to a port of this machine; returns whether it was taken."""
+    """Posts JSON to a port of this machine; returns whether it was accepted."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with closing(writer):
         data = json.dumps(body)
@@ -116,7 +116,7 @@ async def steps(port: int) -> AsyncGenerator[None]:
 
 
 async def until_registered(ports: Ports) -> None:
-    """Returns when the server knows where the steps are, and runs them."""
+    """Waits until the server knows where the steps are, and runs them."""
     async with asyncio.timeout(_START_SECONDS):
         for port, path, body in (
             (ports.admin, "/deployments", {"uri": f"http://127.0.0.1:{ports.service}", "force": True}),
@@ -134,7 +134,7 @@ async def _taken(port: int, path: str, body: object) -> bool:
 
 
 def free_ports() -> Ports:
-    """Returns ports at which nobody listens."""
+    """Returns ports on which nothing listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
     ports = Ports(*(each.getsockname()[1] for each in sockets))
     for each in sockets:

@@ -1,8 +1,8 @@
 """A vendor that costs next to nothing: OpenAI's Chat Completions and Responses, streamed and not, in its own process.
 
-It says where it is, and ends with its stdin. The prompt says what it answers (`prompt`), so that it keeps no state and
-a gateway needs no more of it than an address: so many deltas, so long apart. Deltas that are no time apart are still
-written one at a time, as vendors do.
+It prints its address, and ends with its stdin. The prompt says what it answers (`prompt`): how many deltas, how far
+apart. So it keeps no state, and a gateway needs only its address. Deltas without a pause between them are still written
+one at a time, as vendors do.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class _Asked(NamedTuple):
 
 
 def prompt(deltas: int, milliseconds: int = 0) -> str:
-    """Returns 1 KB of text that asks for so many deltas, that long apart."""
+    """Returns 1 KB of text that asks for `deltas` deltas, `milliseconds` apart."""
     return f"{deltas} deltas, {milliseconds} ms apart. ".ljust(_PROMPT_CHARACTERS, "x")
 
 
 class Upstream(asyncio.Protocol):
-    """A connection. Requests come one after another and say how long they are."""
+    """A connection. Requests come one after another and give their length."""
 
     def __init__(self) -> None:
         self._buffer = b""
         self._timer: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps what is written to."""
+        """Keeps the transport to write to."""
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -80,7 +80,7 @@ class Upstream(asyncio.Protocol):
 
 @lru_cache
 def _pieces(asked: _Asked) -> Sequence[bytes]:
-    """Returns what is written, and apart."""
+    """Returns the pieces of an answer, each to be written on its own."""
     text = WORD * asked.deltas
     if not asked.streamed:
         body = json.dumps(_response(asked.deltas, text) if asked.responses else _completion(asked.deltas, text))

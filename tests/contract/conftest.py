@@ -1,4 +1,4 @@
-"""What the suites of a port ask for: each of its drivers."""
+"""Fixtures that run a suite over every adapter."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 @pytest.fixture(params=list(VENDORS))
 async def vendor(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    """Every adapter that has a vendor behind it."""
+    """Every adapter with a vendor behind it."""
     async with subject_of(request.param) as found:
         yield found

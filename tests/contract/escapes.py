@@ -1,6 +1,6 @@
-"""What strangers' code tries: a function returns where it gets what it must not have, and raises where it is stopped.
+"""Escapes that strangers' code tries: a function returns if it gets what it must not have, and raises if it is stopped.
 
-By name: the source of a tool `attempt()`, and the reasons with which its call may end.
+Each name has the source of a tool `attempt()`, and the reasons with which its call may end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIMEOUT = e.ERROR_REASON_TOOL_TIMEOUT
 DENIED = e.ERROR_REASON_TOOL_ABILITY_DENIED
 HOST_CALLS = e.ERROR_REASON_TOOL_HOST_CALL_LIMIT
 
-SECRET = "SANDBOX_BATTERY_SECRET"  # In the environment of who runs the platform.
+SECRET = "SANDBOX_BATTERY_SECRET"  # In the platform's environment.
 
 _CONNECT = """
 import socket
@@ -43,7 +43,7 @@ def _function(*body: str, imports: str = "os") -> str:
 
 
 ATTEMPTS: Mapping[str, tuple[str, set[ErrorReason.ValueType]]] = {
-    # --- what is the host's
+    # --- the host's files and processes
     "read a file of the host": (_function("return open('/etc/passwd').read()"), {FAILED}),
     "read a key": (_function("return open('/root/.ssh/id_rsa').read()"), {FAILED}),
     "list the root": (_function("return str(os.listdir('/home') + os.listdir('/tmp'))"), {FAILED}),
@@ -87,7 +87,7 @@ ATTEMPTS: Mapping[str, tuple[str, set[ErrorReason.ValueType]]] = {
     ),
     "open a vsock": (_CONNECT.format(made="socket.socket(40, socket.SOCK_STREAM)"), {FAILED}),
     "look a host up": (_CONNECT.format(made="socket.getaddrinfo('localhost', 80)"), {FAILED}),
-    # --- what is around it
+    # --- its surroundings
     "write a file": (_function("open('/tmp/escape', 'w').write('x')", "return 'written'"), {FAILED}),
     "fill the disk": (
         _function("file = open('flood', 'wb')", "while True: file.write(bytes(1 << 20))"),
@@ -110,7 +110,7 @@ ATTEMPTS: Mapping[str, tuple[str, set[ErrorReason.ValueType]]] = {
     "kill its parent": (_function("os.kill(os.getppid(), 9)", "return 'killed'"), {FAILED}),
     "kill everybody": (_function("os.kill(-1, 9)", "return 'killed'"), {FAILED}),
     "become root": (_function("os.setuid(0)", "return 'root'"), {FAILED}),
-    # --- the kernel, by its own door
+    # --- the kernel, by system calls
     "call the kernel": (_SYSCALL.format(call="syscall(41, 2, 1, 0)"), {FAILED}),  # socket
     "trace its parent": (_SYSCALL.format(call="ptrace(16, 1, None, None)"), {FAILED}),
     "make a namespace": (_SYSCALL.format(call="unshare(0x10000000)"), {FAILED}),
@@ -118,7 +118,7 @@ ATTEMPTS: Mapping[str, tuple[str, set[ErrorReason.ValueType]]] = {
     "open a ring": (_SYSCALL.format(call="syscall(425, 8, bytes(120))"), {FAILED}),  # io_uring_setup
     "load a program into the kernel": (_SYSCALL.format(call="syscall(321, 0, bytes(72), 72)"), {FAILED}),  # bpf
     "read keys of the kernel": (_SYSCALL.format(call="syscall(250, 0, -3, 1)"), {FAILED}),  # keyctl
-    # --- more than it may use
+    # --- resources beyond its limits
     "never end": (_function("while True: pass"), {CPU}),
     "never end, whatever comes": (
         _function("while True:", "    try:", "        while True: pass", "    except BaseException: pass"),

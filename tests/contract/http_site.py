@@ -1,4 +1,4 @@
-"""A site on this machine, for what reaches outside."""
+"""A site on this machine, for tests of outgoing calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log in Iggy, over the server that AGENTSHELL_TEST_IGGY names; AGENTSHELL_TEST_IGGY_SERVER is a binary to kill."""
+"""The log in Iggy, on the server that AGENTSHELL_TEST_IGGY names; AGENTSHELL_TEST_IGGY_SERVER is a binary to kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _START_SECONDS = 20.0
 
 
 class IggyStore:
-    """A stream of this test's own, on the server named, or on one of its own from the first `start_broker` on."""
+    """This test's own stream, on the named server, or on its own server from the first `start_broker` on."""
 
     driver = "iggy"
     dedups = False
@@ -33,19 +33,19 @@ class IggyStore:
     def __init__(self, _database_url: str, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._stream = f"test-{uuid.uuid4().hex}"
-        self.url = f"{os.environ[URL]}#{self._stream}"  # Of the server, and the stream.
+        self.url = f"{os.environ[URL]}#{self._stream}"  # Names the server and the stream.
         self._series = iggy_wire.SERVER_SERIES
         self._server: asyncio.subprocess.Process | None = None
         self._opened: list[IggyLog] = []
 
     async def open(self, *, lease_seconds: float = 5.0) -> Log:
-        """A log as a process of its own has it."""
+        """Opens the log as a separate process would."""
         log = await self._open(lease_seconds)
         self._opened.append(log)
         return log
 
     async def expire(self, log: Log) -> None:
-        """Iggy deletes whole segments, none of less than a mebibyte."""
+        """Skips the test: Iggy deletes only whole segments, of at least a mebibyte."""
         pytest.skip("Iggy cannot be made to delete a record of a test: it deletes whole segments")
 
     async def cut(self) -> None:
@@ -55,17 +55,17 @@ class IggyStore:
                 connection.shutdown(socket.SHUT_RDWR)
 
     async def make_incompatible(self) -> None:
-        """Makes the driver one of a later release."""
+        """Makes the driver expect a later release of the server."""
         iggy_wire.SERVER_SERIES = "9999."
 
     async def kill_broker(self) -> None:
-        """Kills the server, which is owned from the first `start_broker` on."""
+        """Kills the server that `start_broker` started."""
         assert self._server is not None
         self._server.kill()
         await self._server.wait()
 
     async def start_broker(self) -> None:
-        """Starts a server of this store's own, on a port that stays the same."""
+        """Starts this store's own server, always on the same port."""
         if not (binary := os.environ.get(SERVER)):
             pytest.skip(f"{SERVER} names no Iggy server to kill")
         if self._server is None:
@@ -88,7 +88,7 @@ class IggyStore:
                 binary, cwd=self._data_dir, env=os.environ | settings, stdout=output, stderr=output
             )
         async with asyncio.timeout(_START_SECONDS):
-            while not await self._answers():  # noqa: ASYNC110 - the server tells nobody when it listens
+            while not await self._answers():  # noqa: ASYNC110 - the server does not signal that it listens
                 await asyncio.sleep(0.05)
 
     async def _open(self, lease_seconds: float) -> IggyLog:
@@ -104,7 +104,7 @@ class IggyStore:
         return True
 
     async def close(self) -> None:
-        """Closes all."""
+        """Closes all logs, and the server."""
         iggy_wire.SERVER_SERIES = self._series
         for log in self._opened:
             await log.close()

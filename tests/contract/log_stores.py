@@ -1,4 +1,4 @@
-"""The drivers that every test of the log runs over, and how the tests speak to them."""
+"""The drivers that every test of the log runs over, and helpers to use them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kfm.error.v1.error_pb2 import ErrorReason
 
 T = TypeVar("T")
 
-WAIT = 10.0  # Seconds: the most that a test waits for what is to come at once.
+WAIT = 10.0  # Seconds: the longest wait for what should come at once.
 PARTITIONS = 4
 
 
 class Store(Protocol):
-    """A driver with a store of this test's own. `dedups`: it drops a repeated id itself. `atomic`: over topics, too."""
+    """A driver with this test's own store. `dedups`: it drops repeated ids. `atomic`: so are appends over topics."""
 
     driver: str
     url: str
@@ -46,7 +46,7 @@ class Store(Protocol):
 
 
 class PostgresStore:
-    """A database, and the whole server where `data_dir` says that it is ours to kill."""
+    """A database, or from the first `start_broker` on its own server in `data_dir`."""
 
     driver = "postgres"
     dedups = True
@@ -59,14 +59,14 @@ class PostgresStore:
         self._opened: list[tuple[Database, PostgresLog]] = []
 
     async def open(self, *, lease_seconds: float = 5.0) -> Log:
-        """A log as a process of its own has it."""
+        """Opens the log as a separate process would."""
         database = await Database.open(self.url, 8)
         log = await PostgresLog.open(database, lease_seconds=lease_seconds)
         self._opened.append((database, log))
         return log
 
     async def expire(self, log: Log) -> None:
-        """Lets a day pass for the retention."""
+        """Applies the retention as of a day later."""
         assert isinstance(log, PostgresLog)
         await log.apply_retention(datetime.now(UTC) + timedelta(days=1))
 
@@ -79,25 +79,25 @@ class PostgresStore:
             )
 
     async def make_incompatible(self) -> None:
-        """Makes the store one of a later release."""
+        """Marks the store as one of a later release."""
         await self.open()
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
             await connection.execute("INSERT INTO log.migration (number, name, digest) VALUES (9999, 'later', '')")
 
     async def kill_broker(self) -> None:
-        """Kills the server, which is started and owned from the first `start_broker` on."""
+        """Kills the server that `start_broker` started."""
         pid = int((self._data_dir / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
         os.kill(pid, signal.SIGKILL)
         assert self._server is not None
         await self._server.stop()
 
     async def start_broker(self) -> None:
-        """Starts a server of this store's own."""
+        """Starts this store's own server."""
         self._server = await PostgresServer.start(self._data_dir)
         self.url = self._server.url
 
     async def close(self) -> None:
-        """Closes all."""
+        """Closes all logs, and the server."""
         for database, log in self._opened:
             await log.close()
             await database.close()
@@ -106,13 +106,13 @@ class PostgresStore:
 
 
 def _iggy_store(database_url: str, data_dir: Path) -> Store:
-    from tests.contract.iggy_store import IggyStore  # Its SDK is needed only where there is a server.
+    from tests.contract.iggy_store import IggyStore  # Its SDK is needed only with a server.
 
     return IggyStore(database_url, data_dir)
 
 
 STORES: dict[str, Callable[[str, Path], Store]] = {"postgres": PostgresStore, "iggy": _iggy_store}
-# A mark, so that nothing is made ready for what is skipped.
+# A mark, so that no fixtures are set up for skipped tests.
 NEEDS_IGGY = pytest.mark.skipif(
     not os.environ.get("AGENTSHELL_TEST_IGGY"),
     reason="AGENTSHELL_TEST_IGGY names no Iggy server, such as iggy://iggy:iggy@127.0.0.1:8090",
@@ -148,7 +148,7 @@ async def poll_all(log: Log, lease: Lease, count: int) -> list[StoredRecord]:
 
 
 async def until_fenced(log: Log, lease: Lease) -> list[StoredRecord]:
-    """Polls until the lease is over; returns what it was given until then. The log may fail meanwhile."""
+    """Polls until the lease is lost; returns the records received until then. The log may fail meanwhile."""
     records: list[StoredRecord] = []
     async with asyncio.timeout(WAIT):
         try:
@@ -161,7 +161,7 @@ async def until_fenced(log: Log, lease: Lease) -> list[StoredRecord]:
 
 
 async def reason_of(call: Coroutine[Any, Any, object]) -> ErrorReason.ValueType:
-    """Returns why a call fails, within a bound."""
+    """Returns the reason of a call's error, which must come in time."""
     async with asyncio.timeout(2 * WAIT):
         with pytest.raises(AgentShellError) as raised:
             await call
@@ -169,7 +169,7 @@ async def reason_of(call: Coroutine[Any, Any, object]) -> ErrorReason.ValueType:
 
 
 async def recovered(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Returns what a call answers once the log no longer fails it."""
+    """Retries a call until the log is available, and returns its result."""
     async with asyncio.timeout(3 * WAIT):
         while True:
             try:

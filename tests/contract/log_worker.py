@@ -1,4 +1,4 @@
-"""A process with a log, to be killed: `log_worker.py DRIVER URL append|consume TOPIC`. It says what it has done."""
+"""A process with a log, to be killed: `log_worker.py DRIVER URL append|consume TOPIC`. It prints what it has done."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ from agentshell.mesh import ids
 
 async def open_log(driver: str, url: str) -> Log:
     if driver == "iggy":
-        from agentshell.log.iggy import IggyLog  # Its SDK is needed only where there is a server.
+        from agentshell.log.iggy import IggyLog  # Its SDK is needed only with a server.
 
         server, _, stream = url.partition("#")
         return await IggyLog.open(server, stream=stream)
@@ -21,7 +21,7 @@ async def open_log(driver: str, url: str) -> Log:
 
 
 async def append(log: Log, topic: str) -> None:
-    """Appends for ever, eight at a time; a line for each record that is acknowledged."""
+    """Appends forever, eight at a time, and prints a line for each acknowledged record."""
 
     async def producer(key: str) -> None:
         for number in itertools.count():
@@ -33,7 +33,7 @@ async def append(log: Log, topic: str) -> None:
 
 
 async def consume(log: Log, topic: str) -> None:
-    """Joins, takes two records and commits them, takes two more and does not; a line for each; then hangs."""
+    """Polls two records and commits them, then two more without a commit; prints a line for each, then hangs."""
     lease = await log.join(topic, "group", "victim")
     for round_ in range(2):
         for stored in await log.poll(lease, 2, 10):

@@ -1,6 +1,6 @@
-"""A Model Context Protocol server on its standard streams, of the standard library alone, that also misbehaves.
+"""A Model Context Protocol server on its standard streams, with the standard library alone, that also misbehaves.
 
-It says which variables it has, and which requests were cancelled, so that tests can see that.
+It reports its environment variables and the cancelled requests, so that tests can see them.
 """
 
 import json
@@ -42,7 +42,7 @@ def text(said: str, *, is_error: bool = False) -> dict[str, Any]:
 
 
 def call(name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what a tool answers; None: nothing."""
+    """Returns a tool's answer; None: it never answers."""
     match name:
         case "add":
             return {**text(""), "structuredContent": {"sum": arguments["a"] + arguments["b"]}}

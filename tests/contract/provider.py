@@ -1,4 +1,4 @@
-"""What the suites of the adapters share: each adapter, before a real HTTP server that plays its vendor."""
+"""What the adapter suites share: each adapter, with a real HTTP server that plays its vendor."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ USER, SYSTEM, ASSISTANT, TOOL = (
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """A row of the suites: an adapter, who plays its vendor, and where in a base URL that is."""
+    """A row of the suites: an adapter, the server that plays its vendor, and the path of its base URL."""
 
     adapter: Callable[[Access], Adapter]
     server: Callable[[], VendorServer]
@@ -74,7 +74,7 @@ class Subject:
         return self.server
 
     async def stream(self, generation: pb.Generation) -> list[pb.GenerationDelta | pb.GenerateResponse]:
-        """Returns all that the answer is streamed as."""
+        """Returns every item of the streamed answer."""
         model = generation.model or self.adapter.default_model
         seen: list[pb.GenerationDelta | pb.GenerateResponse] = []
         async with aclosing(self.adapter.stream(generation, model)) as items:
@@ -90,13 +90,13 @@ class Subject:
         return answer
 
     async def count(self, generation: pb.Generation) -> pb.CountTokensResponse:
-        """Returns how many tokens it would read."""
+        """Returns how many input tokens the request has."""
         return await self.adapter.count_tokens(generation, self.adapter.default_model)
 
 
 @asynccontextmanager
 async def subject_of(name: str) -> AsyncGenerator[Subject]:
-    """An adapter and its vendor, until the block ends."""
+    """Yields an adapter and its vendor."""
     if name == "local":
         yield Subject(name, LocalAdapter(Access(name, Key(name))))
         return
@@ -110,7 +110,7 @@ async def subject_of(name: str) -> AsyncGenerator[Subject]:
 
 
 async def refusal(answer: Awaitable[object]) -> AgentShellError:
-    """Returns the error that a call must end with."""
+    """Returns the error of a call that must fail."""
     with pytest.raises(AgentShellError) as caught:
         await answer
     return caught.value
@@ -130,7 +130,7 @@ PASSAGE = content_pb2.Passage(
 
 
 def question(text: str = "How do I stop the mesh?", **fields: Any) -> pb.Generation:
-    """Returns a question, with a passage to answer it from."""
+    """Returns a question with a passage to answer it from."""
     return pb.Generation(messages=[said(USER, text, Part(passage=PASSAGE))], **fields)
 
 
@@ -142,7 +142,7 @@ def struct(value: Mapping[str, Any]) -> struct_pb2.Struct:
 
 
 def text_of(response: pb.GenerateResponse) -> str:
-    """Returns the words of an answer."""
+    """Returns the text of an answer."""
     return "".join(part.text.text for part in response.message.parts)
 
 
@@ -152,5 +152,5 @@ TOOL_CALL = Part(tool_call=content_pb2.ToolCall(call_id="c1", name="search", arg
 
 
 def asked() -> Request:
-    """A request to ask the vendor's server for its events with."""
+    """Returns a request for calling the vendor server's `events` directly."""
     return Request("/", {}, {"model": "m", "stream": True, "stream_options": {"include_usage": True}})

@@ -1,4 +1,4 @@
-"""A wire to Postgres that can be cut so that what was asked arrives and its answer does not."""
+"""A relay to Postgres that can be cut so that a request arrives but its answer does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 
 class Relay:
-    """Listens on loopback and passes on to a Postgres. `url` is that of the same database, by way of it."""
+    """Listens on loopback and relays to a Postgres. `url` is the database's URL through the relay."""
 
     def __init__(self, database_url: str) -> None:
         self._target = conninfo_to_dict(database_url)
@@ -37,11 +37,11 @@ class Relay:
         await self._server.wait_closed()
 
     def lose_answers(self) -> None:
-        """From now on, the first answer on a connection ends all of them instead, and no new one is made."""
+        """From now on, the first answer on any connection closes all of them instead, and new ones are refused."""
         self._is_cut = True
 
     def mend(self) -> None:
-        """Passes everything on again."""
+        """Relays everything again."""
         self._is_cut = False
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A member of a mesh, for the suites of the services: a real server, real credentials, and the means to call it."""
+"""A member of a mesh for the service suites: a real server, real credentials, and helpers to call it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class Member:
         self.server = Server(ServerConfig(address="127.0.0.1:0"), self.mesh_address, self.keyring)
 
     async def start(self) -> grpc.aio.Channel:
-        """Serves, and returns a client's way to it; the caller closes that."""
+        """Serves, and returns a client's channel, which the caller closes."""
         await self.server.start()
         await self.server.ready()
         return grpc.aio.insecure_channel(self.server.address)
 
     def key(self, tenant_id: str = "acme") -> tuple[tuple[str, str]]:
-        """Returns the metadata of a tenant's calls."""
+        """Returns the metadata for a tenant's calls."""
         return (("authorization", f"Bearer {self.keyring.create(tenant_id, 'ann')}"),)
 
     def operator(self) -> tuple[tuple[str, str]]:
-        """Returns the metadata of an operator's calls, good for half a minute."""
+        """Returns the metadata for an operator's calls, valid for half a minute."""
         return (("authorization", f"Bearer {self.keyring.mint(OPERATOR)}"),)
 
 
 @asynccontextmanager
 async def member() -> AsyncGenerator[Member]:
-    """A member with no service yet; it ends with the block."""
+    """Yields a member with no service yet, and stops it at the end."""
     with tempfile.TemporaryDirectory(prefix="as-") as directory:  # A socket's path must be short.
         made = Member(Path(directory))
         try:
@@ -54,7 +54,7 @@ async def member() -> AsyncGenerator[Member]:
 
 
 async def refusal(answer: Awaitable[object]) -> AgentShellError:
-    """Returns the error that a call must end with."""
+    """Returns the error of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await answer
     return errors.of(caught.value)

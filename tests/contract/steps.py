@@ -1,4 +1,4 @@
-"""What the suites of the steps share: the services that steps call, real, with a model vendor's HTTP server behind."""
+"""What the step suites share: the real services that steps call, with a model vendor's HTTP server behind them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ tools: {{enabled: {enabled}, exposed_tools: [{tools}]}}
 
 
 class Services:
-    """The services, by way of a channel of the mesh, and the model vendor behind them."""
+    """The services, through a channel of the mesh, and the model vendor behind them."""
 
     def __init__(self, inside: grpc.aio.Channel, vendor: OpenAIChatServer) -> None:
         self.inside = inside
@@ -60,7 +60,7 @@ class Services:
 async def serve(database: Database, packs: Path) -> AsyncGenerator[Services]:
     """Serves memory, personality, provider and tool.
 
-    The packs are `tooled`, `plain`, which knows about onions, and `local`, which asks the provider of that name.
+    The packs are `tooled`; `plain`, which knows about onions; and `local`, which uses the provider of that name.
     """
     _write(packs, "tooled", "openai", list(TOOLS))
     _write(packs, "plain", "openai", [])
@@ -97,7 +97,7 @@ async def serve(database: Database, packs: Path) -> AsyncGenerator[Services]:
 async def run(
     runner: StepRunner, request: StepRequest, said: list[str] | None = None, seconds: float = BOUND_SECONDS
 ) -> StepResult:
-    """Runs an attempt as a worker does; `said` gets what it publishes."""
+    """Runs an attempt as a worker does; the texts it publishes are added to `said`."""
 
     async def emit(texts: Sequence[str]) -> None:
         if said is not None:
@@ -108,12 +108,12 @@ async def run(
 
 
 def user(text: str) -> Message:
-    """What a user says."""
+    """Returns a user's message."""
     return Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
 
 
 def request_of(step: Step, personality_id: str = "", text: str = "What is 2 + 2?") -> StepRequest:
-    """What a worker is asked for a step of turn `T`."""
+    """Returns a worker's request for a step of turn `T`."""
     request = StepRequest(turn_id="T", step=step, attempt=1, input=user(text), personality_id=personality_id)
     request.header.session_id = "s"
     return request

@@ -1,4 +1,4 @@
-"""How calls come in: many at once, and while the server stops."""
+"""How calls are accepted: many at once, and while the server stops."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from agentshell.mesh import acceptor
 from agentshell.mesh.methods import Methods
 
 WAIT_SECONDS = 20.0
-CALLS = 200  # more than are asked for at once
+CALLS = 200  # more than are accepted at once
 
 
 class Service(health_pb2_grpc.HealthServicer):
-    """Answers when as many calls are there as it waits for."""
+    """Answers once the number of calls that it waits for have arrived."""
 
     def __init__(self, waits_for: int) -> None:
         self._waits_for = waits_for

@@ -1,4 +1,4 @@
-"""AdminService over a real server and each driver of the log: dead letters, and who may see them."""
+"""AdminService over a real server and each log driver: dead letters, and who may see them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _REQUESTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The service over a log of its own. `admin` has no credential but those that a call gives it."""
+    """The service over its own log. `admin` sends only the credentials given to a call."""
 
     log: Log
     admin: AdminServiceAsyncStub
@@ -48,7 +48,7 @@ class Served:
     key: tuple[tuple[str, str]]
 
     async def bury(self, name: str, **how: Any) -> tuple[StoredRecord, str]:
-        """Appends a record and has it buried, as an owner does. Returns it, and the dead letter's id."""
+        """Appends a record and buries it as an owner does. Returns it and the dead letter's id."""
         headers = {"type": "kfm.turn.v1.TurnRequested", "traceparent": "00-1-2-01"}
         stored = await self.append(Record(f"acme/{name}", ids.record_id(name), b"\xff" + name.encode(), headers))
         return stored, await self.rebury(stored, **how)
@@ -141,7 +141,7 @@ async def test_a_replayed_record_is_at_the_end_of_its_topic_once_and_its_letter_
     shown = await served.operator.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=dead_letter_id))
     assert shown.dead_letter.settlement == pb.SETTLEMENT_REPLAYED
 
-    again_id = await served.rebury(replayed)  # It fails again, which makes it another dead letter.
+    again_id = await served.rebury(replayed)  # It fails again, as a new dead letter.
     assert sorted(await served.listed()) == sorted([other_id, again_id])
 
 
@@ -152,7 +152,7 @@ async def test_a_dropped_letter_is_listed_no_more_and_can_no_longer_be_replayed(
         assert (await served.operator.DropDeadLetter(request)).settlement == pb.SETTLEMENT_DROPPED
     assert await served.listed() == []
     other_id = await served.rebury(await served.append(Record("acme/one", ids.record_id("other"), b"\xff")))
-    await served.rebury(stored)  # An owner that starts anew buries it once more.
+    await served.rebury(stored)  # A restarted owner buries it once more.
     assert await served.listed() == await served.listed(page_size=1) == [other_id]
     replay = await served.operator.ReplayDeadLetter(pb.ReplayDeadLetterRequest(dead_letter_id=dead_letter_id))
     assert replay.settlement == pb.SETTLEMENT_DROPPED

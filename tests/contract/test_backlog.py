@@ -1,4 +1,4 @@
-"""How many turns may be open, counted in a real database."""
+"""The limit of open turns, counted in a real database."""
 
 from __future__ import annotations
 

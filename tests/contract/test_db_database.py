@@ -26,7 +26,7 @@ _MIGRATIONS = {
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A package of two migrations; its name is its directory's."""
+    """A package with two migrations, named as its directory."""
     path = tmp_path / f"migrations_of_{abs(hash(request.node.nodeid))}"
     path.mkdir()
     for name, statements in _MIGRATIONS.items():
@@ -121,7 +121,7 @@ async def test_a_transaction_that_hangs_is_ended_with_an_error_of_ours(database:
                 continue
             await connection.execute("SELECT 1")
 
-    # What Postgres says of it is lost where it comes together with its answer to the statement before.
+    # Postgres's message is lost if it arrives together with the answer to the previous statement.
     said = "idle-in-transaction timeout|server closed the connection"
     with pytest.raises(AgentShellError, match=said) as caught:
         await hang()
@@ -136,7 +136,7 @@ async def test_who_waits_for_a_connection_gets_it_when_postgres_is_back(
     database = await Database.open(server.url, 1)
     await _rows(database, "SELECT 1")
     await server.stop()
-    with pytest.raises(AgentShellError):  # Of the connection that it had.
+    with pytest.raises(AgentShellError):  # From its old connection.
         await _rows(database, "SELECT 1")
     waiting = asyncio.create_task(_rows(database, "SELECT 1"))
     server = await PostgresServer.start(tmp_path)
@@ -146,7 +146,7 @@ async def test_who_waits_for_a_connection_gets_it_when_postgres_is_back(
 
 
 async def test_who_is_cancelled_as_a_connection_comes_is_cancelled(database_url: str) -> None:
-    """Python 3.11's wait_for forgets it in just some of these moments; whoever was cancelled then waits for ever."""
+    """Python 3.11's `wait_for` loses the cancellation at some of these moments; the task would then wait forever."""
     database = await Database.open(database_url, 1)
 
     async def use() -> None:
@@ -158,7 +158,7 @@ async def test_who_is_cancelled_as_a_connection_comes_is_cancelled(database_url:
             async with database.connection():
                 using = asyncio.create_task(use())
                 for _ in range(12):
-                    await asyncio.sleep(0)  # Until it waits for the connection that is in use here.
+                    await asyncio.sleep(0)  # Until it waits for the connection in use here.
             for _ in range(ticks):
                 await asyncio.sleep(0)
             using.cancel()
@@ -170,7 +170,7 @@ async def test_who_is_cancelled_as_a_connection_comes_is_cancelled(database_url:
 
 async def test_a_database_that_is_not_there_says_where_it_looked_and_what_to_do() -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # Bound and not listening: connections are refused.
+        bound.bind(("127.0.0.1", 0))  # Bound but not listening: connections are refused.
         port = bound.getsockname()[1]
         with pytest.raises(AgentShellError, match=r"127\.0\.0\.1, database turns: .*check that it runs") as caught:
             await Database.open(f"postgresql://ann:secret@127.0.0.1:{port}/turns", 2)

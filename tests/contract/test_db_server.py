@@ -1,4 +1,4 @@
-"""The bundled Postgres: who owns it, and that nothing acknowledged is lost however its processes end."""
+"""The bundled Postgres: who owns it, and that no acknowledged row is lost however its processes end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INNOCENT_SECONDS = "600"
 _NOBODY = 65534
 _ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories that its Postgres cannot enter")
 
-# An owner that writes rows until it is killed, and prints each one that was acknowledged.
+# An owner that writes rows until it is killed, and prints each acknowledged one.
 _OWNER = """
 import asyncio, sys
 from pathlib import Path
@@ -54,7 +54,7 @@ _FOR_EVER = "1000000000"
 
 @pytest.fixture
 def data_dir() -> Generator[Path]:
-    """A short path that every user can pass through, for directories of any owner."""
+    """A short path that every user can traverse, for directories of any owner."""
     path = Path(tempfile.mkdtemp(prefix="agentshell-test-"))
     path.chmod(0o755)
     yield path
@@ -63,7 +63,7 @@ def data_dir() -> Generator[Path]:
 
 @contextlib.contextmanager
 def _owner(data_dir: Path) -> Generator[tuple[subprocess.Popen[str], int]]:
-    """Another process that owns `data_dir` and has written a row, and a descriptor of its Postgres."""
+    """Yields another process that owns `data_dir` and has written a row, and a pidfd of its Postgres."""
     command = [sys.executable, "-c", _OWNER, str(data_dir), _FOR_EVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -82,7 +82,7 @@ def _owner(data_dir: Path) -> Generator[tuple[subprocess.Popen[str], int]]:
 
 @contextlib.contextmanager
 def _process(pid: int) -> Generator[int]:
-    """A descriptor of the process: unlike its id, it cannot come to mean another one."""
+    """Yields a pidfd of the process: unlike the pid, it cannot be reused."""
     descriptor = os.pidfd_open(pid)
     try:
         yield descriptor
@@ -96,7 +96,7 @@ def _ends(process: int, within_seconds: float = _WAIT_SECONDS) -> bool:
 
 @contextlib.contextmanager
 def _sleeping(account: os.stat_result) -> Generator[subprocess.Popen[bytes]]:
-    """A process of the user who owns what `account` describes."""
+    """Yields a process of the user that `account` gives as owner."""
     with subprocess.Popen(["/bin/sleep", _INNOCENT_SECONDS], user=account.st_uid, group=account.st_gid) as process:
         try:
             yield process
@@ -109,7 +109,7 @@ def _mode(path: Path) -> int:
 
 
 def _acknowledged(process: subprocess.Popen[str]) -> set[int]:
-    """What the killed owner printed after its first row; its last line may be cut off, or say that Postgres ended."""
+    """Returns the rows that the killed owner acknowledged; its last line may be cut off, or say that Postgres ended."""
     assert process.stdout is not None
     whole_lines = process.stdout.read().split("\n")[:-1]
     return {0} | {int(line) for line in whole_lines if line.isdigit()}
@@ -201,7 +201,7 @@ async def test_postgres_that_dies_alone_is_started_again_where_its_clients_look(
                 signal.pidfd_send_signal(postgres, signal.SIGKILL)
                 assert _ends(postgres)
             async with asyncio.timeout(_WAIT_SECONDS):
-                while not await _accepts(server):  # noqa: ASYNC110 - Postgres tells nobody that it is back
+                while not await _accepts(server):  # noqa: ASYNC110 - Postgres does not signal that it is back
                     await asyncio.sleep(0.02)
         assert await _stored(server) == {0, 1}
     finally:
@@ -288,7 +288,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(data_dir: Path) -
     making = data_dir / "postgres/data.new"
     starting = asyncio.ensure_future(PostgresServer.start(data_dir))
     async with asyncio.timeout(_WAIT_SECONDS):
-        while not making.exists():  # noqa: ASYNC110 - a directory tells nobody when it is there
+        while not making.exists():  # noqa: ASYNC110 - a directory sends no event
             await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -344,7 +344,7 @@ async def test_root_copies_binaries_that_are_closed_to_postgres(
 
 @_ROOT_ONLY
 def test_an_ordinary_user_owns_all_of_it(data_dir: Path) -> None:
-    """Root cannot become another user for good within this process; as an ordinary user every other test shows this."""
+    """For root only, in a subprocess that drops root for good; for an ordinary user every other test shows this."""
     os.chown(data_dir, _NOBODY, _NOBODY)
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         with contextlib.suppress(PermissionError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What a log does with records: it keeps them, once and in order, and reads them out again."""
+"""A log keeps records, once and in order, and reads them back."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_log_replays_from_the_start_and_from_the_middle(store: Store, lo
     acks = [(await log.append("topic", [record(f"{index}")]))[0] for index in range(10)]
     partition = acks[0].partition
 
-    for reader in (log, await store.open()):  # From memory, and from the store.
+    for reader in (log, await store.open()):  # From memory and from the store.
         assert names(await reader.read("topic", partition, 0, 100, 0)) == [f"{index}" for index in range(10)]
         assert names(await reader.read("topic", partition, acks[4].offset, 3, 0)) == ["4", "5", "6"]
         assert await reader.read("topic", partition, acks[-1].offset + 1, 100, 0) == []
@@ -180,7 +180,7 @@ async def test_an_append_over_the_limits_is_refused(log: Log) -> None:
     large = [Record("key", ids.record_id(f"{n}"), b"p" * MAX_PAYLOAD_BYTES) for n in range(17)]
     assert len(large) * MAX_PAYLOAD_BYTES > MAX_APPEND_BYTES
     assert await reason_of(log.append("topic", large)) == error_pb2.ERROR_REASON_TOO_LARGE
-    acks = await log.append("topic", large[:-1])  # More than one batch of a driver, and still one append.
+    acks = await log.append("topic", large[:-1])  # Several batches of a driver, yet one append.
     assert len(acks) == len(large) - 1
 
 
@@ -211,5 +211,5 @@ async def test_a_read_below_what_is_retained_fails_and_a_group_goes_on_above_it(
         assert names(await reader.read("short", 0, 1, 10, 0)) == ["new"]
     assert names(await poll_all(other, lease, 1)) == ["new"]
     assert names(await read_all(log)) == ["kept"]
-    if store.dedups:  # The id of a record that is gone is free again.
+    if store.dedups:  # The id of a deleted record is free again.
         assert await log.append("short", [record("old")]) == [Ack(0, 2)]

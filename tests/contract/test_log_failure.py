@@ -1,4 +1,4 @@
-"""What a log does when things end: processes, connections, the broker, the log itself."""
+"""What a log does when processes, connections, the broker or the log itself end."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from agentshell.mesh.errors import AgentShellError
 from kfm.error.v1 import error_pb2
 
 WORKER = Path(__file__).with_name("log_worker.py")
-# Calls of Python functions in a second and a half; a log that asks without pause makes 100,000.
+# Python function calls in 1.5 seconds; a log that polls without pause makes 100,000.
 MOST_IDLE_CALLS = 20_000
 
 
 @contextlib.asynccontextmanager
 async def worker(store: Store, command: str, topic: str = "topic") -> AsyncGenerator[asyncio.subprocess.Process]:
-    """Another process; it is killed at the end at the latest."""
+    """Runs another process; it is killed at the end if not before."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(WORKER), store.driver, store.url, command, topic, stdout=asyncio.subprocess.PIPE
     )
@@ -48,7 +48,7 @@ async def worker(store: Store, command: str, topic: str = "topic") -> AsyncGener
 
 
 async def lines(process: asyncio.subprocess.Process, last: str = "", count: int = -1) -> list[str]:
-    """Reads what a worker says: so many lines, or until it says `last`."""
+    """Reads `count` lines of a worker, or up to the line `last`."""
     assert process.stdout is not None
     said: list[str] = []
     async with asyncio.timeout(3 * WAIT):
@@ -118,7 +118,7 @@ async def test_a_process_that_was_cut_off_hears_again_and_its_leases_are_over(st
     lease = await log.join("topic", "group", "m")
     reading = asyncio.create_task(log.read("topic", partition, 0, 10, WAIT))
     await store.cut()
-    with contextlib.suppress(AgentShellError):  # Its wait may end with the connection.
+    with contextlib.suppress(AgentShellError):  # The read may end with the connection.
         assert await reading == []
     await until_fenced(log, lease)
     await recovered(lambda: log.health())
@@ -147,7 +147,7 @@ async def awaited(task: asyncio.Task[T]) -> T:
 async def test_an_idle_log_sleeps(store: Store, log: Log) -> None:
     lease = await log.join("topic", "group", "m")
     await log.poll(lease, 1, 0)
-    calls = Counter[str]()  # Not processor time, of which a busy machine takes what it likes.
+    calls = Counter[str]()  # Not CPU time, which varies on a busy machine.
     sys.setprofile(lambda frame, event, _: calls.update([event]))
     try:
         await asyncio.gather(log.poll(lease, 1, 1.5), *(log.read("topic", p, 0, 1, 1.5) for p in range(PARTITIONS)))

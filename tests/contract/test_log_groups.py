@@ -1,4 +1,4 @@
-"""What a log does with groups: each record of a topic is given to one member, and none is left out."""
+"""A log gives each record of a topic to one member of a group, and leaves none out."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_a_stale_lease_cannot_commit_or_poll(store: Store, log: Log) -> No
     assert await reason_of(log.poll(stale, 1, 0)) == error_pb2.ERROR_REASON_FENCED
     assert await log.committed("topic", "group") == {}
     await log.leave(stale)
-    assert (await log.join("topic", "group", "old")).partitions  # Leaving by a stale lease has taken nothing away.
+    assert (await log.join("topic", "group", "old")).partitions  # Leaving with a stale lease took nothing away.
 
 
 async def test_a_silent_member_loses_its_partitions_and_its_work_is_given_again(store: Store) -> None:
@@ -124,8 +124,8 @@ async def test_a_silent_member_loses_its_partitions_and_its_work_is_given_again(
     await log.commit(silent, {0: records[0].offset + 1})
 
     lease = await other.join("single", "group", "eager")
-    if not lease.partitions:  # As is to be expected, unless this process has itself been kept waiting for so long.
-        assert await until_fenced(other, lease) == []  # It polls, so its own lease stays alive meanwhile.
+    if not lease.partitions:  # As expected, unless this process itself was delayed for as long.
+        assert await until_fenced(other, lease) == []  # Polling keeps its own lease alive meanwhile.
         lease = await other.join("single", "group", "eager")
     assert names(await poll_all(other, lease, 1)) == ["b"]
     assert await reason_of(log.commit(silent, {0: 2})) == error_pb2.ERROR_REASON_FENCED
@@ -136,7 +136,7 @@ async def test_a_member_that_only_waits_keeps_its_lease(store: Store) -> None:
     await log.ensure_topic(Topic("single", 1))
     lease = await log.join("single", "group", "patient")
     assert await log.poll(lease, 1, 1.5 * _LEASE_SECONDS) == []
-    assert await other.read("single", 0, 1_000_000, 1, 0.2 * _LEASE_SECONDS) == []  # It may be silent for a while.
+    assert await other.read("single", 0, 1_000_000, 1, 0.2 * _LEASE_SECONDS) == []  # Some silence is allowed.
     await other.append("single", [record("a")])
     assert names(await log.poll(lease, 1, WAIT)) == ["a"]
 

@@ -1,4 +1,4 @@
-"""The log in Iggy over TLS: AGENTSHELL_TEST_IGGY_TLS names a server whose authority nobody knows but `tls_ca_file`."""
+"""The log in Iggy over TLS: AGENTSHELL_TEST_IGGY_TLS names a server whose authority is known only by `tls_ca_file`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a group is behind can be seen from outside."""
+"""A group's lag can be seen from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loopback does beyond the suite of the mesh (test_mesh.py): its bounds, and its end."""
+"""What a loopback does beyond the mesh suite (test_mesh.py): its bounds, and its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ whose: ContextVar[str] = ContextVar("whose", default="nobody's")
 
 @dataclass
 class Probe(PersonalityServiceServicer):
-    """Streams names of 1 KiB, or one of the size that is asked for."""
+    """Streams names of 1 KiB, or returns one of the requested size."""
 
     said: int = 0
     calls: list[str] = field(default_factory=list[str])

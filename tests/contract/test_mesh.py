@@ -1,4 +1,4 @@
-"""What makes a process a member of the mesh: over a real server, with services that do what the test needs."""
+"""What makes a process a member of the mesh, over a real server, with services that do what each test needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SERVICE = "kfm.personality.v1.PersonalityService"
 
 @dataclass
 class Probe(PersonalityServiceServicer):
-    """Does what its test sets up, and notes how it was called."""
+    """Does what its test sets up, and records how it was called."""
 
     peer: grpc.aio.Channel | None = None
     calls: list[Call] = field(default_factory=list[Call])
@@ -89,7 +89,7 @@ class Mesh:
     served: Member
     probe: Probe
     stub: Any
-    peer: Any  # What one service has of another.
+    peer: Any  # A service's channel to another one.
 
 
 @pytest.fixture(params=["over the socket", "within the process"])
@@ -142,7 +142,7 @@ async def test_a_deadline_and_a_cancellation_reach_the_next_service(mesh: Mesh, 
     mesh.probe.begun.clear()
     error = await refusal(stub.Get(pb.GetRequest(personality_id="slow-chain"), metadata=key, timeout=1.0))
     assert error.name == "DEADLINE_EXCEEDED"
-    if mesh.probe.begun.is_set():  # Else the time was up before it came to that.
+    if mesh.probe.begun.is_set():  # Otherwise time ran out before it got that far.
         await asyncio.wait_for(mesh.probe.ended.wait(), WAIT_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""ToolService with tools that packs bring: listed, checked, once, and in a sandbox."""
+"""ToolService with tools from packs: listed, checked, run once, and in a sandbox."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def wait() -> None:
 
 @pytest.fixture
 async def mesh(database: Database, tmp_path: Path) -> AsyncGenerator[Mesh]:
-    """The services, with one pack."""
+    """The services with one pack."""
     tools = tmp_path / "games" / "tools"
     tools.mkdir(parents=True)
     (tools / "games.py").write_text(TOOLS)

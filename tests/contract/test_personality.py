@@ -1,4 +1,4 @@
-"""PersonalityService over a real server, with real files; the Memory service here records what it is given."""
+"""PersonalityService over a real server, with real files; its Memory service records what it gets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ limits: {max_turn_seconds: 1.5, max_steps: 5, max_attempts: 2, max_tokens: 5000,
 
 
 def write(folder: Path, manifest: str, prompt: str = "Be {{ tone }}.", **documents: str) -> Path:
-    """Writes a pack as an operator would: all at once, by a rename into place where it is new."""
+    """Writes a pack as an operator would: a new one is renamed into place whole."""
     new = folder if folder.exists() else folder.with_name(f".{folder.name}")
     (new / "knowledge").mkdir(parents=True, exist_ok=True)
     for name, text in documents.items():
@@ -65,7 +65,7 @@ def write(folder: Path, manifest: str, prompt: str = "Be {{ tone }}.", **documen
 
 @dataclass
 class Memory:
-    """The Ingest of a Memory service that keeps what it is given, and fails while `failure` is set."""
+    """Serves Ingest of a Memory service: records what it gets, and fails while `failure` is set."""
 
     failure: AgentShellError | None = None
     ingested: list[tuple[str, str, bool, dict[str, tuple[str, bytes]]]] = field(default_factory=list[Any])
@@ -74,7 +74,7 @@ class Memory:
 
     def register(self, server: grpc.aio.Server) -> None:
         handler = grpc.stream_unary_rpc_method_handler(
-            self._ingest,  # pyright: ignore[reportArgumentType] - the stubs know blocking handlers alone
+            self._ingest,  # pyright: ignore[reportArgumentType] - the stubs know only blocking handlers
             memory_service_pb2.IngestRequest.FromString,
             memory_service_pb2.IngestResponse.SerializeToString,
         )
@@ -101,7 +101,7 @@ class Memory:
 
 
 class Mesh:
-    """The PersonalityService and its peer, and the means to call it."""
+    """The PersonalityService and its peer, with helpers to call it."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Mesh:
         self.tenant = served.key("acme")
 
     def options(self, directory: Path) -> tuple[str, ...]:
-        """What a command is told to reach it, as a tenant and an operator."""
+        """Returns the options for a command to reach it, as a tenant and as an operator."""
         key = directory / "api-key"
         shutil.copy(self._served.mesh_key_file, directory)
         key.write_text(self.tenant[0][1].removeprefix("Bearer "))
@@ -137,12 +137,12 @@ class Mesh:
         return await self._stub.List(request, metadata=self.tenant, timeout=BOUND_SECONDS)
 
     async def failures(self) -> Sequence[Failure]:
-        """What an operator is told is wrong with packs."""
+        """Returns the packs' faults as an operator sees them."""
         listed = self._stub.List(pb.ListRequest(), metadata=self._served.operator(), timeout=BOUND_SECONDS)
         return (await listed).failures
 
     async def reload(self, metadata: tuple[tuple[str, str]] | None = None) -> pb.ReloadResponse:
-        """Reloads as an operator, or as whom the metadata says."""
+        """Reloads as an operator, or as the caller in the metadata."""
         metadata = metadata or self._served.operator()
         return await self._stub.Reload(pb.ReloadRequest(), metadata=metadata, timeout=BOUND_SECONDS)
 
@@ -150,7 +150,7 @@ class Mesh:
     async def watch(
         self, metadata: tuple[tuple[str, str]] | None = None
     ) -> AsyncGenerator[Callable[[], Awaitable[pb.WatchResponse]]]:
-        """Gives a function that returns the next change that an operator sees, or whom the metadata says."""
+        """Yields a function that returns the next change, as seen by an operator or the caller in the metadata."""
         metadata = metadata or self._served.operator()
         watching = self._stub.Watch(pb.WatchRequest(), metadata=metadata, timeout=BOUND_SECONDS)
         changes = aiter(watching)
@@ -162,7 +162,7 @@ class Mesh:
 
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    """A mesh that serves; its packs directory is there, and empty. `start` of the service is the test's."""
+    """A serving mesh with an empty packs directory. The test calls the service's `start`."""
     async with serving(tmp_path) as mesh:
         yield mesh
 
@@ -186,8 +186,8 @@ async def serving(tmp_path: Path, **config: Any) -> AsyncGenerator[Mesh]:
 
 @asynccontextmanager
 async def unread(service: PersonalityService) -> AsyncGenerator[None]:
-    """While packs that are there are written, file by file: the service, which watches them, reads no half of that."""
-    async with service._reloading:  # pyright: ignore[reportPrivateUsage] - when it reads is nobody else's
+    """Holds off the service's watcher while packs are written file by file, so that it reads none half written."""
+    async with service._reloading:  # pyright: ignore[reportPrivateUsage] - no other way to hold it off
         yield
 
 
@@ -326,7 +326,7 @@ async def test_a_watcher_sees_what_is_there_and_then_each_change_on_disk(mesh: M
         assert REGISTRY.get_sample_value("agentshell_packs", {"state": "rejected"}) == 1
         assert (await mesh.get("a")).system_prompt == "Second."
         shutil.rmtree(mesh.packs / "b")
-        while (removed := await change()).HasField("rejected"):  # A folder half gone is a broken pack.
+        while (removed := await change()).HasField("rejected"):  # A half-deleted folder is a broken pack.
             continue
         assert removed == pb.WatchResponse(removed_personality_id="b")
         assert (await refusal(mesh.get("b"))).reason == error_pb2.ERROR_REASON_PERSONALITY_NOT_FOUND
@@ -342,7 +342,7 @@ async def test_a_change_right_after_the_start_is_seen(mesh: Mesh) -> None:
 async def test_a_watcher_that_falls_behind_is_told_to_watch_again(mesh: Mesh) -> None:
     write(mesh.packs / "a", PLAIN.format(id="a"), "P")
     await mesh.service.start()
-    context: Any = None  # The handler, driven by hand: a socket's buffers would read ahead.
+    context: Any = None  # Calls the handler directly: a socket's buffers would read ahead.
     changes = mesh.service.Watch(pb.WatchRequest(), context)
     assert (await anext(changes)).loaded.personality_id == "a"
     for number in range(PENDING_CHANGES + 1):

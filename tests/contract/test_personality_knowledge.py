@@ -1,4 +1,4 @@
-"""A pack's knowledge in real memory: what has not changed is left as it is, by a restart, too."""
+"""A pack's knowledge in real memory: what has not changed is left alone, even after a restart."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kfm.memory.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_s
 
 
 class Memory(MemoryService):
-    """The Memory service, and what its ingestions came to."""
+    """The Memory service, with the results of its ingestions."""
 
     ingested: list[memory_pb.IngestResponse]
 
-    async def Ingest(  # noqa: N802 - as the RPC
+    async def Ingest(  # noqa: N802 - the RPC's name
         self,
         request_iterator: AsyncIterator[memory_pb.IngestRequest],
         context: grpc.aio.ServicerContext[memory_pb.IngestRequest, memory_pb.IngestResponse],
@@ -38,7 +38,7 @@ class Memory(MemoryService):
 
 @asynccontextmanager
 async def loaded(packs: Path, memory: Memory) -> AsyncGenerator[PersonalityService]:
-    """A new service over the packs, with its knowledge in memory."""
+    """Runs a new service over the packs, and yields it once its knowledge is in memory."""
     async with member() as served, channel.connect(served.mesh_address, served.keyring) as to_memory:
         served.server.add(
             "kfm.memory.v1.MemoryService", lambda server: add_MemoryServiceServicer_to_server(memory, server)

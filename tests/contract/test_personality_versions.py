@@ -1,4 +1,4 @@
-"""Which version of which personality answers: several live at once, chosen by the caller, the tenant, the operator."""
+"""Which version of a personality answers: several live at once, chosen by caller, tenant and operator."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_personalities_are_found_by_what_they_say_of_themselves(
 
 
 async def everything(mesh: Mesh, asked: pb.ListRequest) -> list[pb.Personality]:
-    """Reads a list in pages of one."""
+    """Reads the whole list in pages of one."""
     found: list[pb.Personality] = []
     asked.page_size = 1
     while True:

@@ -1,4 +1,4 @@
-"""What the service does with every provider: gRPC in front, behind it an HTTP server that plays the vendor."""
+"""What the service does with every provider: gRPC in front, and an HTTP server that plays the vendor behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 20.0
 
 @dataclass
 class Served:
-    """A provider under test: the service that has it as its default, and the vendor behind it (None: it needs none)."""
+    """A provider under test: a service with it as the default, and the vendor behind it (None: it needs none)."""
 
     name: str
     stub: Any
@@ -112,7 +112,7 @@ async def provider(request: pytest.FixtureRequest, database: Database) -> AsyncI
 
 @pytest.fixture(params=list(VENDORS))
 async def remote(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Served]:
-    """Every provider that has a vendor behind it."""
+    """Every provider with a vendor behind it."""
     async with served_of(request.param, database) as found:
         yield found
 
@@ -134,7 +134,7 @@ async def test_a_streamed_answer_grows_to_the_one_that_generate_returns(provider
     assert (whole.provider, whole.finish_reason) == (provider.name, pb.FINISH_REASON_STOP)
     assert whole.usage.input_tokens > 0
     assert whole.usage.output_tokens > 0
-    assert whole.usage.HasField("cost") == (provider.name != "openai_compatible")  # Whose models nobody has priced.
+    assert whole.usage.HasField("cost") == (provider.name != "openai_compatible")  # Its models have no prices.
 
 
 async def test_words_that_follow_on_each_other_come_together_and_in_order(
@@ -294,7 +294,7 @@ async def test_what_a_provider_cannot_do_is_refused_by_name(
 
 @pytest.mark.parametrize("name", ["openai", "openai_chat", "anthropic"])
 async def test_cached_and_reasoning_tokens_cost_what_the_table_says(name: str, database: Database) -> None:
-    # These defaults cost 2 dollars a million tokens read, 0.1 cached, 2.5 written to the cache, 10 a million answered.
+    # In dollars a million tokens, these defaults cost 2 for input, 0.1 cached, 2.5 written to the cache, 10 for output.
     async with served_of(name, database) as provider:
         provider.vendor.reply = Reply(
             input_tokens=1000, cached_tokens=300, cache_write_tokens=100, output_tokens=50, reasoning_tokens=20
@@ -346,7 +346,7 @@ async def test_a_vendor_that_stalls_is_left_at_the_callers_deadline(database: Da
         error = await refusal(openai.call("Generate", pb.GenerateRequest(generation=question()), timeout=1.5))
 
         assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
-        if openai.asked:  # Else the time was up before it came to that.
+        if openai.asked:  # Otherwise time ran out before it got that far.
             await openai.vendor.wait_hung_up()
 
 
@@ -356,7 +356,7 @@ async def test_deltas_come_at_once_and_cancelling_closes_the_vendors_connection(
     responses = remote.open(question())
 
     text = ""
-    async for response in responses:  # The vendor sends no end: what comes, comes before it.
+    async for response in responses:  # The vendor sends no end, so all that comes is streamed before it.
         text += "".join(delta.text for delta in response.deltas)
         if text == "Ready to serve.":
             responses.cancel()

@@ -1,4 +1,4 @@
-"""What adapters make of what vendors answer."""
+"""What adapters make of vendors' answers."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ async def test_usage_tells_cached_written_and_reasoning_tokens_apart(vendor: Sub
         input_tokens=1000,
         output_tokens=50,
         cached_input_tokens=300,
-        cache_write_tokens=0 if vendor.name == "gemini" else 100,  # Google tells of no writing.
+        cache_write_tokens=0 if vendor.name == "gemini" else 100,  # Google does not report writes.
         reasoning_tokens=20,
     )
     said = [delta.usage for delta in deltas if isinstance(delta, pb.GenerationDelta) and delta.HasField("usage")]
-    assert said[-1:] == [answer.usage]  # Before the end, so that it counts even if the end is lost.
+    assert said[-1:] == [answer.usage]  # Sent before the end, so that it counts even if the end is lost.
 
 
 async def test_tokens_are_counted_and_an_estimate_says_so(subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""What only Anthropic has, or has in its own way."""
+"""What only Anthropic has, or does in its own way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How vendors fail, and what callers are told of it."""
+"""How vendors fail, and what callers are told."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_each_failure_of_a_vendor_has_its_reason_and_shows_no_key(vendor: 
         assert error.retry_delay == (timedelta(seconds=2.5) if fault.retry_after else None)
         assert (error.metadata["provider"], error.metadata["model"]) == (vendor.name, vendor.adapter.default_model)
         assert KEY not in repr((error.message, error.metadata))
-        assert len(vendor.vendor.requests) == 1  # Trying again is decided elsewhere.
+        assert len(vendor.vendor.requests) == 1  # Retries are decided elsewhere.
         if fault.message == f"Bad key {KEY}":
             assert error.metadata["vendor_message"] == "Bad key [key]"
     vendor.vendor.fault = Fault()
@@ -99,7 +99,7 @@ async def test_calls_that_are_not_streamed_fail_for_the_same_reasons(vendor: Sub
 @pytest.mark.parametrize("is_cut_clean", [False, True])
 async def test_an_answer_cut_at_any_event_is_an_error_and_never_an_answer(vendor: Subject, is_cut_clean: bool) -> None:
     events = vendor.vendor.events(asked())
-    # Chat Completions are whole once they say why they ended; what they used may be missing then.
+    # Chat Completions are complete once they have a finish reason, even if usage is missing.
     ends = [at for at, event in enumerate(events) if b'"finish_reason": "stop"' in event]
     needed = ends[0] + 1 if ends and is_cut_clean else len(events)
     for at in range(needed):
@@ -144,7 +144,7 @@ async def test_deltas_come_at_once_and_closing_closes_the_vendors_connection(ven
 
     stream = vendor.adapter.stream(question(), vendor.adapter.default_model)
     async with asyncio.timeout(WAIT_SECONDS), aclosing(stream) as items:
-        async for item in items:  # The vendor sends no end: what comes, comes before it.
+        async for item in items:  # The vendor sends no end, so all that comes is streamed before it.
             text += "".join(delta.text for delta in item) if isinstance(item, list) else ""
             if text == "Ready to serve.":
                 break
@@ -207,7 +207,7 @@ async def test_a_vendor_that_says_nothing_for_too_long_has_failed(vendor: Subjec
             vendor.vendor.requests.clear()
             error = await refusal(Subject(vendor.name, impatient).generate(question()))
             assert error.reason == error_pb2.ERROR_REASON_PROVIDER_TIMEOUT
-            if vendor.vendor.requests:  # Else the time was up before it came to that.
+            if vendor.vendor.requests:  # Otherwise time ran out before it got that far.
                 await vendor.vendor.wait_hung_up()
             vendor.vendor.forget_hang_ups()
     finally:

@@ -1,4 +1,4 @@
-"""What the service promises, whoever the vendor is: once, within budget, at what cost. Over two real HTTP vendors."""
+"""What the service promises with any vendor: once, within budget, at what cost. Over two real HTTP vendors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kfm.provider.v1.provider_service_pb2_grpc import ProviderServiceStub, add_P
 
 WAIT_SECONDS = 20.0
 MODEL = "gpt-6.1-sol"
-# 1,000 fresh tokens at 2, 200 cached at 0.1, 300 written at 10 millionths.
+# 1,000 fresh input tokens at 2 micro-USD, 200 cached at 0.1, 300 output tokens at 10.
 ANSWER_MICROS = 2000 + 20 + 3000
 Vendor: TypeAlias = OpenAIChatServer | AnthropicServer
 COUNT = struct({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
@@ -36,7 +36,7 @@ COUNT = struct({"type": "object", "properties": {"n": {"type": "integer"}}, "req
 
 @dataclass
 class Served:
-    """A service whose default vendor is `first`; `second` is there to fall back to."""
+    """A service whose default vendor is `first`; `second` is the fallback."""
 
     stub: Any
     member: Member
@@ -55,7 +55,7 @@ class Served:
         return await heard(self.open(generation, **fields))
 
     async def usage(self, calls: int, **fields: Any) -> list[pb.UsageRow]:
-        """Returns the rows once so many calls are written down, which takes up to a second."""
+        """Returns the rows once `calls` calls are recorded, which takes up to a second."""
         request = pb.GetUsageRequest(**fields)
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
@@ -66,7 +66,7 @@ class Served:
 
 
 async def heard(responses: Any) -> tuple[str, pb.GenerateResponse]:
-    """Returns the text that was streamed, and the answer."""
+    """Returns the streamed text and the answer."""
     text = ""
     async for response in responses:
         text += "".join(delta.text for delta in response.deltas)
@@ -77,7 +77,7 @@ async def heard(responses: Any) -> tuple[str, pb.GenerateResponse]:
 
 @asynccontextmanager
 async def serve(database: Database, **config: Any) -> AsyncGenerator[Served]:
-    """Serves a configuration, until the block's end."""
+    """Serves a configuration until the block ends."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(OpenAIChatServer())
         second = await stack.enter_async_context(AnthropicServer())
@@ -202,7 +202,7 @@ async def test_another_model_answers_where_the_first_fails_before_its_first_word
         assert (text, answer.provider) == ("Ready to serve.", "second")
         assert len(served.first.requests) == len(served.second.requests) == 1
 
-        served.first.fault = Fault(cut_after=1)  # Its head alone.
+        served.first.fault = Fault(cut_after=1)  # Only its head.
         assert await served.stream(question(model="smart")) == (text, answer)
 
 
@@ -247,7 +247,7 @@ CASES: dict[str, tuple[Reply, Fault, bool]] = {
 
 
 async def ask(served: Served, vendor: Vendor, kind: str, session_id: str, asks: pb.Generation, stop: bool) -> None:
-    """Has a call end as its case says. One that is to be stopped is, when the service has heard all that there is."""
+    """Ends a call as its case says. With `stop`, cancels it once the service has received all there is."""
     fields: dict[str, Any] = {"purpose": pb.Purpose(session_id=session_id), "request_id": session_id}
     call = served.generate(asks, **fields) if kind == "unary" else served.stream(asks, **fields)
     task = asyncio.ensure_future(call)
@@ -315,7 +315,7 @@ async def test_usage_is_told_by_what_is_asked_for_and_to_its_tenant_alone(served
 
 
 async def test_calls_at_once_never_spend_more_than_the_budget(database: Database) -> None:
-    """Each call may cost 64 tokens written at 10 millionths and no less than its question; twelve such fit, or so."""
+    """Each call reserves 300 output tokens at 10 micro-USD, and its input: at most 33 of the 60 calls fit."""
     limited = question("Hi?", parameters=pb.GenerationParameters(max_output_tokens=300))
     async with serve(database, budgets=[{"cost_usd": 0.1}]) as served:
         served.first.reply = Reply(input_tokens=100, cached_tokens=0, output_tokens=300)
@@ -356,7 +356,7 @@ async def test_a_budget_bounds_what_a_model_may_write(database: Database) -> Non
 
 async def test_a_turns_limit_of_tokens_bounds_each_answer_and_refuses_the_first_that_cannot_fit(served: Served) -> None:
     purpose = pb.Purpose(turn_id="t", max_turn_tokens=3200)
-    for _ in range(3):  # The vendor's 1,500 each; it does not care what it is allowed.
+    for _ in range(3):  # The vendor uses 1,500 each, whatever the limit.
         await served.generate(question(), purpose=purpose)
     error = await refusal(served.generate(question(), purpose=purpose))
     assert (error.reason, error.metadata["left_tokens"]) == (error_pb2.ERROR_REASON_TOKEN_LIMIT, "0")

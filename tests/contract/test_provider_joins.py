@@ -1,4 +1,4 @@
-"""Repeats of a request, over two processes and their deaths: over real Postgres, two of `Answers` as two processes."""
+"""Repeats of a request, over two processes and their deaths: two `Answers` over real Postgres, as two processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_what_is_kept_while_its_caller_goes_on_is_the_answer_of_a_repeat(f
 
     await first.keep_meanwhile(REQUEST, ANSWER)
 
-    assert await first.claim(REQUEST) == ANSWER  # And not its own to make again, though the claim is its own.
+    assert await first.claim(REQUEST) == ANSWER  # Its own claim does not let it answer again.
     assert await asyncio.wait_for(waiting, 10) == ANSWER
 
 
@@ -89,7 +89,7 @@ async def test_the_claim_of_a_process_that_is_gone_is_the_next_ones(first: Answe
     waiting = asyncio.create_task(second.claim(REQUEST))
     await asyncio.wait([waiting], timeout=0.3)
     assert not waiting.done()
-    await first.close()  # As the end of the process ends its connection.
+    await first.close()  # As the end of the process closes its connection.
     assert await asyncio.wait_for(waiting, 10) is None
 
 
@@ -107,7 +107,7 @@ async def test_a_process_whose_connection_was_cut_claims_again(
     assert await first.claim(other) is None
     waiting = asyncio.create_task(second.claim(other))
     await asyncio.wait([waiting], timeout=0.3)
-    assert not waiting.done()  # The first holds its lock anew.
+    assert not waiting.done()  # The first holds its lock again.
     await first.release(other)
     assert await asyncio.wait_for(waiting, 10) is None
 

@@ -1,4 +1,4 @@
-"""What the local provider does beyond what all do."""
+"""What the local provider does beyond what all providers do."""
 
 from __future__ import annotations
 

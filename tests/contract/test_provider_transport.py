@@ -27,7 +27,7 @@ async def _anthropic(url: str) -> AsyncGenerator[Subject]:
 
 @asynccontextmanager
 async def _bytes(answer: bytes) -> AsyncGenerator[str]:
-    """The URL of a server that sends these bytes to whoever has asked, and closes."""
+    """Yields the URL of a server that answers any request with these bytes, and closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The ledger of usage: added up by day and by what is asked for, exactly once, and nobody else's."""
+"""The usage ledger: summed by day and by the requested groups, each call exactly once, and only the tenant's own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAILURE = AgentShellError(error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE, "down")
 
 
 class Clock:
-    """A day that passes when it is told to."""
+    """A clock that moves on only when told to."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 21, 23, 59, tzinfo=UTC)
@@ -69,7 +69,7 @@ def purpose(session: str = "s1", personality: str = "guide") -> pb.Purpose:
 
 
 async def rows_of(usages: Usages, **request: Any) -> Sequence[pb.UsageRow]:
-    """Returns what acme sees."""
+    """Returns the rows that acme sees."""
     with call.scope(ANN, 10):
         return (await usages.rows("acme", pb.GetUsageRequest(**request))).rows
 
@@ -207,7 +207,7 @@ async def test_usage_is_written_soon_without_anybody_asking(usages: Usages, data
 
     async with database.connection() as connection:
         count = 0
-        while not count:  # The test's own time is the bound.
+        while not count:  # Bounded by the test's own timeout.
             row = await (await connection.execute("SELECT count(*) FROM provider.usage, pg_sleep(0.05)")).fetchone()
             assert row is not None
             (count,) = row
@@ -233,7 +233,7 @@ async def test_a_batch_whose_answer_was_lost_counts_once(usages: Usages, databas
         with pytest.raises(AgentShellError) as caught:
             await cut.flush()
         relay.mend()
-        while True:  # The pool may have another connection that was cut.
+        while True:  # The pool may have another cut connection.
             with contextlib.suppress(AgentShellError):
                 await cut.flush()
                 break

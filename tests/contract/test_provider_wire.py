@@ -1,4 +1,4 @@
-"""What each vendor is asked: requests in its own form, word for word."""
+"""The requests that each vendor gets, in its own form, word for word."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ Abilities = Collection[pb.Ability.ValueType]
 
 
 def conversation(abilities: Abilities) -> pb.Generation:
-    """One of everything that an adapter can do."""
+    """Returns a generation with everything that an adapter can do."""
     return pb.Generation(
         messages=messages(abilities),
         tools=[SEARCH, OPEN],
@@ -109,7 +109,7 @@ def parameters(abilities: Abilities) -> pb.GenerationParameters:
 
 async def test_a_conversation_is_sent_in_the_vendors_own_form(vendor: Subject) -> None:
     generation = conversation(vendor.adapter.abilities)
-    generation.tool_choice.one_at_a_time &= vendor.name != "gemini"  # Which has no such choice.
+    generation.tool_choice.one_at_a_time &= vendor.name != "gemini"  # Gemini has no such choice.
 
     await vendor.generate(generation)
 

@@ -1,4 +1,4 @@
-"""What an explorer such as grpcurl learns of the contract from a server, having no .proto files."""
+"""What a tool such as grpcurl learns of the contract from a server, without .proto files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONTRACT: list[Any] = [
 
 @pytest.fixture(params=["v1", "v1alpha"])
 async def ask(request: pytest.FixtureRequest) -> AsyncGenerator[Any]:
-    """Asks a server one thing by reflection."""
+    """The reflection call of a server."""
     async with member() as served, await served.start() as channel:
         yield channel.stream_stream(
             f"/grpc.reflection.{request.param}.ServerReflection/ServerReflectionInfo",
@@ -86,7 +86,7 @@ _Path = tuple[int, ...]
 
 
 def _named(file: _File) -> Iterator[tuple[_Path, str]]:
-    """Yields all that has a name in a file, each with its path as comments have it."""
+    """Yields the path, as used for comments, and the name of everything named in a file."""
     yield from _messages(file.message_type, (_File.MESSAGE_TYPE_FIELD_NUMBER,))
     yield from _enums(file.enum_type, (_File.ENUM_TYPE_FIELD_NUMBER,))
     for index, service in enumerate(file.service):

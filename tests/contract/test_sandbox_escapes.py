@@ -1,4 +1,4 @@
-"""The escape battery: what strangers' code tries, on every tier, with the platform run by root and by a user.
+"""The escape battery: escapes that strangers' code tries, on every tier, with the platform run by root and by a user.
 
 Zero escapes: each attempt ends in a typed error, and the next call works.
 """
@@ -36,14 +36,14 @@ _AS_NOBODY = ("/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-gro
 
 
 class Jail(NamedTuple):
-    """A tier, run by somebody."""
+    """A sandbox and its tier."""
 
     sandbox: Sandbox
     tier: pb.SandboxTier.ValueType
 
 
 async def run(jail: Jail, source: str, **arguments: Any) -> Any:
-    """Calls `attempt` of a tool with this source."""
+    """Calls `attempt` in a tool with this source."""
     code = pb.ToolCode(files={"tools/attempt.py": source}, tier=jail.tier)
     function = pb.ToolFunction(module="tools.attempt")
     function.tool.name = "attempt"
@@ -52,7 +52,7 @@ async def run(jail: Jail, source: str, **arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def images() -> Generator[Path]:
-    """The image where everybody can read it."""
+    """A directory with the image that everybody can read."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -68,7 +68,7 @@ def _are_there(*programs: str) -> bool:
 
 @pytest.fixture(scope="module", params=["wasm, run by root", "wasm, run by a user", "native"])
 async def jail(request: pytest.FixtureRequest, images: Path) -> AsyncGenerator[Jail]:
-    """Each tier. The native one is never root's: it gives that up first."""
+    """Each tier. The native tier never runs as root: it drops root first."""
     which, is_root = request.param, os.getuid() == 0
     if which == "wasm, run by root" and not is_root:
         pytest.skip("only root can run it as root")

@@ -30,7 +30,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Server:
-    """Answers what it is told to, and keeps what it was asked: (first line, headers, body)."""
+    """Answers as told, and keeps the requests: (first line, headers, body)."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -197,7 +197,7 @@ async def test_a_host_is_allowed_at_its_schemes_own_port_or_the_one_that_is_list
     async with runner(host, *LOOPBACK) as made:
         with pytest.raises(AgentShellError) as caught:
             await run(made, to(uri))
-    assert caught.value.name == ("HTTP_UNAVAILABLE" if is_allowed else "HOST_NOT_ALLOWED")  # Nobody listens there.
+    assert caught.value.name == ("HTTP_UNAVAILABLE" if is_allowed else "HOST_NOT_ALLOWED")  # Nothing listens there.
 
 
 async def test_a_name_is_gone_to_at_addresses_that_are_public_or_listed(server: Server) -> None:
@@ -260,7 +260,7 @@ async def test_an_encoding_that_was_not_asked_for_is_refused(server: Server) -> 
 
 
 async def test_a_service_that_cannot_be_reached_may_be_there_later(server: Server) -> None:
-    server.headers, server.body = {"Transfer-Encoding": "chunked"}, b"5\r\nab"  # It breaks off.
+    server.headers, server.body = {"Transfer-Encoding": "chunked"}, b"5\r\nab"  # Cut off.
     broken = await refused(server)
     async with Server().listen() as gone:
         pass
@@ -271,7 +271,7 @@ async def test_the_step_ends_at_its_deadline_and_so_does_the_request(server: Ser
     server.is_silent = True
     with pytest.raises(TimeoutError):
         await fetch(server, seconds=0.2)
-    if server.asked:  # Else the time was up before it came to that.
+    if server.asked:  # Otherwise time ran out before it got that far.
         await asyncio.wait_for(server.hung_up.wait(), 10)
 
 
@@ -280,7 +280,7 @@ async def test_as_many_steps_call_at_once_as_there_are(server: Server) -> None:
     async with runner(server.host) as made, asyncio.TaskGroup() as calls:
         called = [calls.create_task(run(made, to(f"http://{server.host}/"))) for _ in range(_AT_ONCE)]
         async with asyncio.timeout(BOUND_SECONDS):
-            while len(server.asked) < _AT_ONCE:  # noqa: ASYNC110 - the server's
+            while len(server.asked) < _AT_ONCE:  # noqa: ASYNC110 - the server has no event for it
                 await asyncio.sleep(0.01)
         for each in called:
             each.cancel()

@@ -1,4 +1,4 @@
-"""Steps that ask a model or run a tool, over the real services and a model vendor's HTTP server."""
+"""Steps that call a model or run a tool, over the real services and a model vendor's HTTP server."""
 
 from __future__ import annotations
 

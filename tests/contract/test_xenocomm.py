@@ -1,4 +1,4 @@
-"""The client against a real server that goes away: nothing is missed, nothing is repeated, and it ends."""
+"""The client against a real server that goes away: it misses nothing, repeats nothing, and ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _UPDATES = [update for batch in _BATCHES for update in batch]
 
 
 class BreakingTurnService:
-    """Serves one turn in batches. Each call breaks with UNAVAILABLE after as many responses as the next cut says."""
+    """Serves one turn in batches. Each call breaks with UNAVAILABLE after the number of responses in the next cut."""
 
     def __init__(self, *cuts: int) -> None:
         self._cuts = list(cuts)
@@ -157,7 +157,7 @@ async def serving(service: BreakingTurnService, address: str = "127.0.0.1:0") ->
 
 @contextlib.asynccontextmanager
 async def from_far_away(address: str, seconds: float) -> AsyncGenerator[str]:
-    """A way to a server by which the first bytes take so long."""
+    """Yields the address of a relay to a server that delays the first bytes."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -212,7 +212,7 @@ async def test_a_server_that_stops_and_starts_again_loses_and_repeats_nothing() 
                 await stopping.aclose()
                 await stack.enter_async_context(serving(after, address))
     assert updates == _UPDATES
-    # What was on its way when the server stopped may be lost on the wire: then it is asked for again.
+    # A response in flight when the server stopped may be lost on the wire; then it is requested again.
     assert after.calls in ([f"watch {cursor}"] for cursor in range(1, len(_BATCHES) + 1))
 
 

@@ -1,4 +1,4 @@
-"""What must hold after the kills, as far as the outside can see. Each check returns what it finds wrong."""
+"""Checks what must hold after the kills, as seen from outside. Each check returns the faults it finds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SESSIONS = ("s0", "s1", "s2")
 
 
 async def lost(client: Client, run: Run) -> list[str]:
-    """Looks for what was acknowledged, before anybody asks for it again."""
+    """Checks that no acknowledged turn is lost, before any is requested again."""
     return [fault for fault in await asyncio.gather(*(_lost(client, asked) for asked in run.asked)) if fault]
 
 
@@ -36,7 +36,7 @@ async def _lost(client: Client, asked: Asked) -> str:
 
 
 async def all_of(client: Client, run: Run, ledger: Ledger) -> list[str]:
-    """Waits until the run's turns have ended, and checks them, their effects, and what is remembered of them."""
+    """Waits until the run's turns have ended, then checks the turns, their effects and their history."""
     checked = await asyncio.gather(*(_turn(client, asked, ledger) for asked in run.asked))
     turns = [turn for turn, _ in checked]
     faults = [fault for _, found in checked for fault in found]
@@ -67,7 +67,7 @@ async def _turn(client: Client, asked: Asked, ledger: Ledger) -> tuple[Turn, lis
 
 
 async def _watched(client: Client, turn_id: str) -> tuple[Turn, list[str]]:
-    """Returns the turn as its events say, and what is wrong with them."""
+    """Returns the turn folded from its events, and the faults found in them."""
     turn, succeeded, faults = Turn(), Counter[str](), list[str]()
     async for update in client.watch(turn_id):
         if update.HasField("event"):
@@ -81,7 +81,7 @@ async def _watched(client: Client, turn_id: str) -> tuple[Turn, list[str]]:
 
 
 async def _listed(client: Client, run: Run) -> list[str]:
-    """Checks that there are the turns that were asked for, those that they asked for, and no others, all over."""
+    """Checks that exactly the requested turns and their sub-turns are listed."""
     there = [turn async for turn in client.list(page_size=500)]
     owed = sum(1 + asked.children for asked in run.asked)
     if len(there) != owed:
@@ -91,11 +91,11 @@ async def _listed(client: Client, run: Run) -> list[str]:
 
 
 async def _history(client: Client, session_id: str, answered: list[Turn]) -> list[str]:
-    """Checks that each answered turn is remembered, once, its question before its answer."""
+    """Checks that each answered turn is in the history once, its question before its answer."""
     messages = await _messages(client, session_id)
     try:
         async with asyncio.timeout(_SOON_SECONDS):
-            while len(messages) < 2 * len(answered):  # The last ones are remembered just after they are answered.
+            while len(messages) < 2 * len(answered):  # The last ones are stored just after they are answered.
                 await asyncio.sleep(_LOOK_SECONDS)
                 messages = await _messages(client, session_id)
     except TimeoutError:

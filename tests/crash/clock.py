@@ -1,4 +1,4 @@
-"""A wall clock that jumps, for the modules of the shell alone: gRPC's deadlines are the machine's to keep."""
+"""A wall clock that jumps, for the shell's modules only: gRPC's deadlines keep to the machine's clock."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MODULES = ("agentshell.", "google.protobuf.internal.well_known_types", "jwt.")
 
 
 def install(offset_seconds: Callable[[], int]) -> None:
-    """Has `time.time`, `time.time_ns` and `datetime.now` be off by what `offset_seconds` returns at the moment."""
+    """Shifts `time.time`, `time.time_ns` and `datetime.now` by what `offset_seconds` returns on each call."""
 
     class Datetime(real_datetime.datetime):
-        """Tells the time of the clock that jumps; all else is as ever."""
+        """`now` returns the shifted time; everything else is unchanged."""
 
         @classmethod
         def now(cls, tz: real_datetime.tzinfo | None = None) -> Any:
@@ -25,7 +25,7 @@ def install(offset_seconds: Callable[[], int]) -> None:
     clock = SimpleNamespace(**vars(real_time))
     clock.time = lambda: real_time.time() + offset_seconds()
     clock.time_ns = lambda: real_time.time_ns() + offset_seconds() * 1_000_000_000
-    # A call within a module that names the whole `datetime` module.
+    # For modules that import the whole `datetime` module.
     calendar = SimpleNamespace(**vars(real_datetime))
     calendar.datetime = Datetime
     stand_ins: list[tuple[Any, Any]] = [

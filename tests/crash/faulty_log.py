@@ -1,4 +1,4 @@
-"""A log that does what it is asked, with the faults of a network below it and boundaries to be killed at."""
+"""Wraps a log with network faults and with boundaries at which the process can be killed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Batches = Sequence[tuple[str, Sequence[Record]]]
 
 
 class FaultyLog:
-    """A `Log` over another; `page` says what goes wrong, `seed` when."""
+    """A `Log` over another one: `page` sets how often calls go wrong, `seed` decides which."""
 
     def __init__(self, log: Log, page: Page, seed: int) -> None:
         self._log = log
         self._page = page
-        self._random = random.Random(seed)  # noqa: S311 - to be repeatable
-        self._passed = asyncio.Event()  # Some append has gone ahead.
+        self._random = random.Random(seed)  # noqa: S311 - repeatable
+        self._passed = asyncio.Event()  # Another append has gone ahead.
 
     async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
         return (await self.append_all([(topic, records)], lease))[0]
@@ -33,7 +33,7 @@ class FaultyLog:
     async def append_all(self, batches: Batches, lease: Lease | None = None) -> list[list[Ack]]:
         names = [topic for topic, records in batches if records]
         send = self._append_apart if self._page.is_split and len(names) > 1 else self._log.append_all
-        if names[:1] in ([envelope.TURNS], [envelope.OUTPUTS]):  # Not what is buried in a dead letter topic.
+        if names[:1] in ([envelope.TURNS], [envelope.OUTPUTS]):  # Not appends to a dead-letter topic.
             send = self._page.around(f"append to {' and '.join(names)}", send)
         if not self._strikes():
             acks = await send(batches, lease)
@@ -89,7 +89,7 @@ class FaultyLog:
         await self._log.close()
 
     async def _append_apart(self, batches: Batches, lease: Lease | None = None) -> list[list[Ack]]:
-        """Appends as a log without transactions does: topic by topic, in the order given."""
+        """Appends as a log without transactions does: topic by topic, in the given order."""
         acks: list[list[Ack]] = []
         for index, (topic, records) in enumerate(batches):
             if index:
@@ -115,7 +115,7 @@ class FaultyLog:
         await asyncio.sleep(self._random.uniform(0, _LONGEST_DELAY_SECONDS))
 
     async def _be_overtaken(self) -> None:
-        """Waits until an append that came later has gone first, if one comes."""
+        """Waits for a later append to go first, if one comes."""
         self._passed.clear()
         try:
             await asyncio.wait_for(self._passed.wait(), _LONGEST_DELAY_SECONDS)

@@ -1,4 +1,4 @@
-"""A mesh under fire: processes over one data directory that are killed at their boundaries, or at any instant."""
+"""A mesh under fire: processes over one data directory, killed at their boundaries or at any instant."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from xenocomm import Client
 _OTHERS = ("memory", "provider", "personality", "tool", "gateway")
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
-_CALL_SECONDS = 90.0  # On a machine that has much to do; nobody waits so long elsewhere.
+_CALL_SECONDS = 90.0  # For a loaded machine; elsewhere no call takes this long.
 _ERRORS_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which processes there are, and the services of each; none named: all of them, with a Postgres of its own.
+    """The processes and the services of each; a process with none named runs them all, with its own Postgres.
 
     `is_split`: the log appends to one topic after the other, as Iggy does.
     """
@@ -46,7 +46,7 @@ LAYOUTS = (EMBEDDED, TOGETHER, APART)
 
 @dataclass(slots=True, eq=False)
 class _Life:
-    """A process, as long as it runs: `told` ends with it."""
+    """A running process; the task `told` ends when the process does."""
 
     pid: int
     ready: asyncio.Event
@@ -64,7 +64,7 @@ class _Life:
             await self.told
 
     async def begun(self) -> bool:
-        """Returns when it is ready, or has ended before."""
+        """Waits until the process is ready or has ended; returns whether it is ready."""
         waiting = asyncio.create_task(self.ready.wait())
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -75,7 +75,7 @@ class _Life:
 
 
 class FaultyMesh:
-    """The processes of a layout; make it with `open`. `pages` has the page of each."""
+    """The processes of a layout. Create with `open`. `pages` has the page of each process."""
 
     def __init__(
         self, layout: Layout, data_dir: Path, environment: Mapping[str, str], seed: int, launcher: Process
@@ -107,7 +107,7 @@ class FaultyMesh:
     async def open(
         cls, layout: Layout, data_dir: Path, environment: Mapping[str, str], seed: int
     ) -> AsyncGenerator[FaultyMesh]:
-        """A mesh that does not run yet; in the end nothing of it does."""
+        """Opens a mesh that is not started yet; on exit all its processes are killed."""
         command = (sys.executable, "-m", "tests.crash.process")
         with (data_dir / "errors.log").open("ab") as errors:
             launcher = await asyncio.create_subprocess_exec(
@@ -126,7 +126,7 @@ class FaultyMesh:
 
     @property
     def errors(self) -> str:
-        """The end of what its processes said went wrong."""
+        """The tail of its processes' standard error."""
         return (self.data_dir / "errors.log").read_text()[-_ERRORS_CHARACTERS:]
 
     def key(self, tenant_id: str) -> str:
@@ -135,22 +135,22 @@ class FaultyMesh:
 
     @asynccontextmanager
     async def client(self, api_key: str) -> AsyncGenerator[Client]:
-        """A client of the gateway that runs now."""
+        """Connects a client to the gateway that is running now."""
         address = Endpoints.model_validate_json(endpoints_file(self.data_dir).read_text()).address
         async with Client.connect(address, api_key, timeout_seconds=_CALL_SECONDS) as client:
             yield client
 
     async def start(self) -> bool:
-        """Starts what does not run; False: something ended before it was ready."""
+        """Starts the processes that are not running; False: one ended before it was ready."""
         return all(await asyncio.gather(*(self._start(name) for name in self.layout.processes)))
 
     async def killed(self) -> None:
-        """Returns when some process ends."""
+        """Returns when any process ends."""
         self._death.clear()
         await self._death.wait()
 
     async def kill(self, name: str = "") -> bool:
-        """Kills a process, or all of them, with no warning; False: it had ended before."""
+        """Kills one process, or all, with SIGKILL; False: it had already ended."""
         if unborn := [birth for birth in self._births.values() if not birth.done()]:
             await asyncio.wait(unborn, timeout=_START_SECONDS)
         lives = [self._lives.pop(name) for name in ((name,) if name else tuple(self._lives)) if name in self._lives]
@@ -159,7 +159,7 @@ class FaultyMesh:
         return was_alive
 
     async def stop(self) -> None:
-        """Stops it all as an operator would."""
+        """Stops all processes as an operator would."""
         lives = list(self._lives.values())
         self._lives.clear()
         await asyncio.gather(*(life.end(signal.SIGTERM) for life in lives))
@@ -173,7 +173,7 @@ class FaultyMesh:
         return await self._lives[name].begun()
 
     def _order(self, name: str) -> asyncio.Future[None]:
-        """Has the launcher start a process; returns what is done when it lives."""
+        """Tells the launcher to start a process; returns a future that is done once the process runs."""
         self.starts += 1
         order = {
             "name": name,
@@ -190,7 +190,7 @@ class FaultyMesh:
         return self._births[name]
 
     async def _born(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hears what a process says, until it ends; first it says who it is."""
+        """Reads a process's output until it ends; the first line says who it is."""
         told, ready = asyncio.current_task(), asyncio.Event()
         assert told is not None
         name, _, pid = (await reader.readline()).decode().partition(" ")

@@ -1,6 +1,6 @@
-"""What the explorer and a process under fire tell each other: a file of numbers that both map.
+"""Shares numbers between the explorer and a process under fire, in a file that both map.
 
-It is there whatever happens to the process, and it can be read and written at any moment of its life.
+The file survives the process, and can be read and written at any time in between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
-# What is done at a boundary; a process may be killed before it, and after it but before its caller hears of it.
+# Operations with a boundary on either side: before the operation, and after it but before its caller sees the result.
 POINTS = (
     "append to agent.turns",
     "append to agent.outputs",
@@ -49,7 +49,7 @@ R = TypeVar("R")
 
 
 class Page:
-    """The numbers of one process. `counts` is how often each boundary was met, and each fault had, since `arm`."""
+    """The numbers of one process. `counts` has how often each boundary was met, and each fault made, since `arm`."""
 
     def __init__(self, path: Path) -> None:
         size = _SLOT.size * (_COUNTS + len(_NAMES))
@@ -60,7 +60,7 @@ class Page:
 
     @property
     def clock_seconds(self) -> int:
-        """How far the process's clock is off."""
+        """How far off the process's clock is."""
         return self._get(_CLOCK)
 
     @clock_seconds.setter
@@ -69,7 +69,7 @@ class Page:
 
     @property
     def faults_per_mille(self) -> int:
-        """How many of the calls of the log go wrong."""
+        """How many of 1000 log calls go wrong."""
         return self._get(_FAULTS)
 
     @faults_per_mille.setter
@@ -78,7 +78,7 @@ class Page:
 
     @property
     def is_split(self) -> bool:
-        """Whether an append to several topics is one after the other, as by a log without transactions."""
+        """Whether an append to several topics goes topic by topic, as in a log without transactions."""
         return bool(self._get(_SPLIT))
 
     @is_split.setter
@@ -86,7 +86,7 @@ class Page:
         self._set(_SPLIT, is_split)
 
     def arm(self, boundary: str = "", nth: int = 0) -> Self:
-        """Has the process killed when it meets a boundary for the nth time from now on; without one: never."""
+        """Clears the counts; the process dies when it meets the boundary for the nth time from now. None: never."""
         self._set(_LEFT, 0)
         for index in range(len(_NAMES)):
             self._set(_COUNTS + index, 0)
@@ -96,11 +96,11 @@ class Page:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What was met."""
+        """The boundaries met and faults made, with how often."""
         return {name: count for index, name in enumerate(_NAMES) if (count := self._get(_COUNTS + index))}
 
     def met(self, name: str) -> None:
-        """Counts a boundary, or a fault, and ends this process where that was asked for."""
+        """Counts a boundary or a fault, and kills this process if it is the one armed for."""
         index = _NAMES.index(name)
         self._set(_COUNTS + index, self._get(_COUNTS + index) + 1)
         if index == self._get(_KILL) and (left := self._get(_LEFT)):

@@ -1,7 +1,7 @@
-"""Starts processes of the mesh that can be killed at any of their boundaries: the real ones, with a log that is faulty.
+"""Starts real processes of the mesh, with a faulty log, that can be killed at any of their boundaries.
 
-It has loaded everything and forks, which is what makes a thousand restarts a matter of minutes. It reads an order a
-line, as JSON, from its standard input; when that ends, so do the processes that it started.
+It loads everything once and forks, so that a thousand restarts take minutes. It reads orders from its standard input,
+one JSON object a line; when the input ends, it kills the processes that it started.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx2  # Loaded here once, and not by each process when it needs it.
+import httpx2 as httpx2  # Loaded once here rather than by each process.
 import uvloop as uvloop
 from tests.crash import clock
 from tests.crash.faulty_log import FaultyLog
@@ -55,7 +55,7 @@ _WATCHED: tuple[tuple[type[Any], str, str], ...] = (
 
 
 def main() -> None:
-    """Forks a process for each order, until there are no more."""
+    """Forks a process for each order until there are no more."""
     for name in SERVICES:
         importlib.import_module(f"agentshell.topology.{name}")
     children: set[int] = set()
@@ -67,18 +67,18 @@ def main() -> None:
             children.add(pid)
         else:
             _run(json.loads(line))
-    # No other one's: the number of a child that nobody has waited for is given to no other process or thread.
+    # Safe to kill: the pid of a child that has not been waited for is never reused.
     for pid in children - _ended(children):
         os.kill(pid, signal.SIGKILL)
 
 
 def _ended(children: set[int]) -> set[int]:
-    """Returns those that have ended, whose numbers may be others' from now on."""
+    """Reaps and returns the children that have ended; their pids may be reused from now on."""
     return {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
 
 
 def _run(order: dict[str, Any]) -> None:
-    """Is the process that was ordered, to its end."""
+    """Runs as the ordered process, and never returns."""
     status = 1
     try:
         os.environ.clear()

@@ -1,4 +1,4 @@
-"""Where a mesh is killed: what is decided before a run, from the seed alone and what was counted."""
+"""Decides before a run where the mesh is killed, from the seed and the counted boundaries alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from random import Random
 
 from tests.crash.page import BOUNDARIES
 
-_LONGEST_SECONDS = 0.6  # A run of the script takes about as long.
+_LONGEST_SECONDS = 0.6  # About as long as a run of the script.
 _FAULTS_PER_MILLE = 40
 _HOUR_SECONDS = 3600
 _HOURS_OFF = (-5, -1, 0, 2, 6)
-_JUMPS = 5  # in a run
+_JUMPS = 5  # a run
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """Kills `process` (empty: all) when it meets a boundary for the nth time, or after some seconds."""
+    """Kills `process` (empty: all) when it meets a boundary for the nth time, or after `seconds`."""
 
     process: str
     boundary: str = ""
@@ -26,15 +26,15 @@ class Shot:
 
     @property
     def kind(self) -> str:
-        """What it is counted as."""
+        """The name it is counted under."""
         return self.boundary or "at any instant"
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """What else goes wrong in a run: calls of the log, and the clock.
+    """What else goes wrong in a run: log calls, and the clock.
 
-    `jumps`: after how many seconds more it is off by how many seconds.
+    `jumps`: pairs of a delay since the last jump and the clock's new offset, both in seconds.
     """
 
     faults_per_mille: int = 0
@@ -42,7 +42,7 @@ class Weather:
 
 
 def sweep(counts: Mapping[str, Mapping[str, int]], random: Random) -> list[Shot]:
-    """Returns a shot for every boundary that each process met: first one of each kind, then the others, mixed."""
+    """Returns a shot for every boundary that each process met: one of each kind first, then the others, shuffled."""
     firsts, others = list[Shot](), list[Shot]()
     for process, met in counts.items():
         for boundary in BOUNDARIES:
@@ -56,7 +56,7 @@ def sweep(counts: Mapping[str, Mapping[str, int]], random: Random) -> list[Shot]
 
 
 def instant(processes: Mapping[str, object], random: Random) -> Shot:
-    """Returns a shot at any instant, at one of the processes or at all of them."""
+    """Returns a shot at a random instant, at one process or at all of them."""
     return Shot(random.choice(["", *processes]), seconds=random.uniform(0.01, _LONGEST_SECONDS))
 
 

@@ -1,4 +1,4 @@
-"""A full disk: turns are refused and say why, and nothing that was acknowledged before is lost when there is room."""
+"""A full disk: turns are refused with a reason, and no acknowledged turn is lost once there is room again."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from xenocomm import Client, XenocommError
 _DISK = "size=224m,mode=755"
 _BLOCK_BYTES = 1024 * 1024
 _MOST_TURNS = 400
-_TEXT = "What is a turn? " * 8000  # Of 128 KB, so that what Postgres has set aside is soon used up.
+_TEXT = "What is a turn? " * 8000  # 128 KB, to use up what Postgres has preallocated quickly.
 _CALL_SECONDS = 30.0
 _RECOVERY_SECONDS = 60.0
 
 
 @pytest.fixture
 def disk() -> Generator[Path]:
-    """A small disk of its own."""
+    """The mount point of a small disk."""
     with tempfile.TemporaryDirectory(prefix="as-") as name:
         if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", _DISK, "none", name], check=False).returncode:  # noqa: S607
             pytest.skip("only root can mount a small disk; run this test as root where mounting is allowed")
@@ -69,7 +69,7 @@ async def test_a_full_disk_refuses_turns_and_loses_none_that_it_acknowledged(dis
 
 
 def fill(ballast: Path) -> None:
-    """Leaves no room at all."""
+    """Fills the disk completely."""
     with ballast.open("wb", buffering=0) as file:
         for size in (_BLOCK_BYTES, 4096):
             try:

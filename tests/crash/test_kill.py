@@ -1,4 +1,4 @@
-"""kill -9 within a turn: what was acknowledged happens, once."""
+"""kill -9 in the middle of a turn: what was acknowledged happens, exactly once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def vendor() -> AsyncGenerator[OpenAIChatServer]:
 
 @pytest.fixture
 async def alone(vendor: OpenAIChatServer) -> AsyncGenerator[Mesh]:
-    """A mesh of one process, with a Postgres of its own that dies with it."""
+    """A mesh of one process, with its own Postgres that dies with it."""
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         mesh = Mesh(Path(directory), "", environment_for(vendor), separate=False)
         try:
@@ -40,7 +40,7 @@ async def alone(vendor: OpenAIChatServer) -> AsyncGenerator[Mesh]:
 
 @pytest.fixture
 async def apart(vendor: OpenAIChatServer, postgres_url: str, tmp_path: Path) -> AsyncGenerator[Mesh]:
-    """A mesh of a process a service."""
+    """A mesh with one process for each service."""
     mesh = Mesh(tmp_path, await create_database(postgres_url), environment_for(vendor), separate=True)
     try:
         await mesh.start()
@@ -85,7 +85,7 @@ async def test_a_turn_survives_the_death_of_any_service(apart: Mesh, vendor: Ope
     vendor.fault = Fault()
     await apart.start()
     async with apart.client("acme") as client:
-        if service in ("gateway", "memory", "personality"):  # The call to the vendor was not theirs: it still stalls.
+        if service in ("gateway", "memory", "personality"):  # They did not make the vendor call: it still stalls.
             await client.cancel(turn_id)
             assert kinds([update async for update in client.watch(turn_id)])[-1] == "turn_cancelled"
         else:

@@ -1,4 +1,4 @@
-"""What a turn asks for, or comes to, and must not end its owner: the next one would end by it too, and so for ever."""
+"""Requests and outcomes that must not end a turn's owner: the next owner would end on them too, and so on forever."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def log(database: Database) -> AsyncGenerator[PostgresLog]:
 
 @asynccontextmanager
 async def managed(log: PostgresLog, database: Database, dispatch: Dispatch) -> AsyncGenerator[None]:
-    """A manager of the log's turns."""
+    """Runs a manager of the log's turns."""
     parking = Parking(database)
     await parking.open()
     async with grpc.aio.insecure_channel("unix:nobody") as nobody:
@@ -77,12 +77,12 @@ async def managed(log: PostgresLog, database: Database, dispatch: Dispatch) -> A
 
 
 def told(**payload: Any) -> TurnEvent:
-    """An event of turn T."""
+    """Returns an event of turn T."""
     return stamp(TurnEvent(**payload), "T", EventHeader(tenant_id="acme", session_id="s", correlation_id="T"))
 
 
 async def ended(log: PostgresLog, *steps: Step, text: str = "hello") -> Turn:
-    """Asks for a turn, and returns it when it is over."""
+    """Requests a turn, and returns it when it is over."""
     asked = Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
     requested = TurnRequested(input=asked, principal_id="ann", plan=Plan(steps=steps), limits=LIMITS)
     [ack] = await log.append(envelope.TURNS, [record_of(told(turn_requested=requested))])
@@ -90,7 +90,7 @@ async def ended(log: PostgresLog, *steps: Step, text: str = "hello") -> Turn:
 
 
 async def over(log: PostgresLog, partition: int, offset: int) -> Turn:
-    """Returns the turn that begins there when it is over."""
+    """Returns the turn that begins at the offset, once it is over."""
     turn = Turn()
     async with asyncio.timeout(BOUND_SECONDS):
         while not is_over(turn):
@@ -102,7 +102,7 @@ async def over(log: PostgresLog, partition: int, offset: int) -> Turn:
 
 
 class Fails:
-    """A runner whose steps fail, and say much about it."""
+    """A runner whose steps fail with very long messages."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         raise AgentShellError(error_pb2.ERROR_REASON_INVALID_REQUEST, LARGE, metadata={"what": LARGE})
@@ -126,7 +126,7 @@ async def test_a_step_whose_input_has_no_value_any_more_when_it_begins_fails(
 
 
 async def test_a_step_that_is_more_than_the_workers_topic_takes_fails(log: PostgresLog, database: Database) -> None:
-    """Its input says the turn's own over and over."""
+    """The step's input repeats the turn's input 100 times."""
     often = noop("a", value=" + ".join(["input"] * 100))
     async with managed(log, database, LogDispatch()):
         turn = await ended(log, often, text="y" * 20_000)
@@ -143,7 +143,7 @@ async def test_a_step_that_fails_with_many_words_is_told_of_in_fewer(log: Postgr
 
 
 class Overtaking(PostgresLog):
-    """A log in which a cancellation is written just before what the owner of turn T first decides."""
+    """A log that writes a cancellation just before the first decision of turn T's owner."""
 
     has_overtaken = False
 

@@ -1,4 +1,4 @@
-"""Managers, workers and gateways in processes of their own share the work, and each may be killed."""
+"""Several managers, workers and gateways, each its own process, share the work, and any of them may be killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def wide(
 
 
 def booking(ledger: Ledger) -> Plan:
-    """Effects one after another, and steps beside them."""
+    """Returns a plan with effects in sequence, and steps in parallel with them."""
     steps = [post("e0", ledger, "book/0")]
     for at in range(1, _STEPS):
         steps.append(post(f"e{at}", ledger, f"book/{at}", f"e{at - 1}"))
@@ -82,7 +82,7 @@ async def test_turns_go_on_whichever_process_is_killed(wide: Mesh, ledger: Ledge
 
 
 async def follow(gateways: list[str], at: int, key: str, request_id: str, asked: pb.TurnSpec) -> Turn:
-    """Runs a turn at one gateway, and goes on at the other where that one is gone; nothing is shown twice."""
+    """Runs a turn at one gateway and moves to the other when that one dies; nothing is shown twice."""
     turn, turn_id, cursor = Turn(), "", ""
     while True:
         address = gateways[at % len(gateways)]
@@ -107,7 +107,7 @@ async def follow(gateways: list[str], at: int, key: str, request_id: str, asked:
 
 
 async def until(holds: object) -> None:
-    """Waits for something outside of this process."""
+    """Waits for something outside this process."""
     assert callable(holds)
     async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - another thread's

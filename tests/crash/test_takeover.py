@@ -1,4 +1,4 @@
-"""What an owner makes of what the one before it did, left undone, or still does without knowing that it is none."""
+"""What an owner makes of its predecessor's work: done, left undone, or still going on after the lease was lost."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from kfm.turn.v1.turn_pb2 import TURN_STATE_COMPLETED, Plan, Step, StepResult
 
 
 class Log(PostgresLog):
-    """A log in which an owner of turn T is `overtaken`, or `cut_off`, in the middle of what it does, once."""
+    """A log in which an owner of turn T is once `overtaken`, or `cut_off`, in the middle of its work."""
 
     overtaken = cut_off = False
 
     async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
         if self.overtaken and lease and any(event_of(record).HasField("step_failed") for record in records):
-            self.overtaken = False  # The next owner begins what is under way again, before this one hears of it.
+            self.overtaken = False  # The next owner restarts the attempt before this one learns of it.
             again = told(step_scheduled=StepScheduled(step_id="T/a", attempt=2))
             await super().append(topic, [record_of(again)])
         return await super().append(topic, records, lease)
@@ -52,7 +52,7 @@ class Log(PostgresLog):
         is_aimed_at = self.cut_off and topic == envelope.TURNS
         if is_aimed_at and any(event_of(record).HasField("turn_cancelled") for record in records):
             assert lease
-            self.cut_off = False  # As where there is no transaction over topics: the first is written, the second not.
+            self.cut_off = False  # As without transactions over topics: the first is written, the second not.
             await super().append_all(batches[:1], lease)
             raise fenced(lease)
         return await super().append_all(batches, lease)
@@ -69,7 +69,7 @@ async def log(database: Database) -> AsyncGenerator[Log]:
 
 
 class Work:
-    """A runner that counts the attempts at each step. They last until `gate` is set; `failures` of them fail first."""
+    """A runner that counts the attempts at each step. They last until `gate` is set; the first `failures` fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.made = Counter[str]()
@@ -93,7 +93,7 @@ class Work:
 
 
 def asking(*steps: Step) -> TurnEvent:
-    """Asks for turn T."""
+    """Returns the event that requests turn T."""
     return told(turn_requested=TurnRequested(principal_id="ann", plan=Plan(steps=steps), limits=LIMITS))
 
 
@@ -159,7 +159,7 @@ async def test_a_turn_that_is_asked_for_once_more_by_a_log_that_drops_no_duplica
             await over(log, PARTITION, 0)
         else:
             parking = Parking(database)
-            while not await parking.list([PARTITION]):  # noqa: ASYNC110 - the database tells nobody
+            while not await parking.list([PARTITION]):  # noqa: ASYNC110 - the database sends no notification
                 await asyncio.sleep(0.01)
         await log.append(envelope.TURNS, [asked._replace(record_id=ids.record_id("once more"))])
         if is_parked:

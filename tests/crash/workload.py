@@ -1,4 +1,4 @@
-"""The script that is run under fire: turns of every sort, and callers that ask again until they are answered."""
+"""The script that runs under fire: turns of every sort, and callers that retry until they get an answer."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from xenocomm import Client, XenocommError
 _CALL_SECONDS = 10.0
 _AGAIN_SECONDS = 0.05
 _QUESTION = "What is a turn?"
-# A caller asks again where the mesh is being killed, or its log says that it does not know.
+# A caller retries when the mesh is being killed, or when the log cannot say whether an append succeeded.
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 
 
 class Vendor(OpenAIChatServer):
-    """A model that asks for a tool, and answers once it has what that gave: whatever was asked before."""
+    """A model that calls a tool, and answers once it has the result, whatever the requests before."""
 
     def events(self, request: Request) -> Sequence[bytes]:
         self.requests.clear()
@@ -50,7 +50,7 @@ class Vendor(OpenAIChatServer):
 
 
 class World(Ledger):
-    """The outside world, used to callers that die in the middle of a call."""
+    """The outside world; ignores callers that die in the middle of a call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class World(Ledger):
 
 @dataclass(slots=True)
 class Asked:
-    """A turn that is asked for, and what is owed once it is acknowledged: how it ends, and its effects in order."""
+    """A requested turn, and what is owed once it is acknowledged: how it ends, and its effects in order."""
 
     spec: pb.TurnSpec
     ends: frozenset[TurnState.ValueType] = frozenset({TURN_STATE_COMPLETED})
-    effects: Mapping[str, str] | None = field(default_factory=dict[str, str])  # step -> path; None: some, or none
+    effects: Mapping[str, str] | None = field(default_factory=dict[str, str])  # step -> path; None: each at most once
     children: int = 0
     name: str = ""
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -110,7 +110,7 @@ def _undoing(ledger: Ledger) -> Asked:
 
 
 def _cancelled(ledger: Ledger) -> Asked:
-    """Is cancelled while effects are under way: it may be done before."""
+    """Cancelled while effects are under way; it may complete first."""
     steps = [post(f"e{at}", ledger, f"book/{at}", *([f"e{at - 1}"] if at else [])) for at in range(3)]
     ends = frozenset({TURN_STATE_CANCELLED, TURN_STATE_COMPLETED})
     return Asked(spec(plan=Plan(steps=steps)), ends, effects=None)
@@ -122,7 +122,7 @@ def _sub_turn() -> Plan:
 
 
 def approval() -> Plan:
-    """Asks somebody, and hands on what was answered."""
+    """Returns a plan that asks for approval, and passes the answer on."""
     ask = Step(step_id="ask", approval=ApprovalStep(question="Shall I?", choices=["yes", "no"]))
     return Plan(steps=[ask, Step(step_id="do", depends_on=["ask"], noop=NoopStep(), input="outputs.ask.text")])
 
@@ -154,14 +154,14 @@ def script(ledger: Ledger, sorts: Iterable[str] = SORTS) -> list[Asked]:
 
 @dataclass(slots=True)
 class Run:
-    """One run of the script, by a tenant of its own. `faults` is what was answered that must not be."""
+    """One run of the script, by its own tenant. `faults` has the answers that should never be given."""
 
     tenant_id: str
     asked: list[Asked]
     faults: list[str] = field(default_factory=list[str])
 
     async def drive(self, client: Client) -> None:
-        """Asks for what is not acknowledged yet, and does what each turn needs to end. May be done again."""
+        """Requests each turn that is not acknowledged yet, and does what each needs to end. May be called again."""
         await asyncio.gather(*(self._drive(client, asked) for asked in self.asked))
 
     async def _drive(self, client: Client, asked: Asked) -> None:
@@ -173,7 +173,7 @@ class Run:
         async def create() -> str:
             return (await stub.CreateTurn(request, timeout=_CALL_SECONDS)).turn.turn_id
 
-        for turn_id in await asyncio.gather(self._persist(create), self._persist(create)):  # Whoever asks twice.
+        for turn_id in await asyncio.gather(self._persist(create), self._persist(create)):  # As if asked twice.
             if asked.turn_id not in ("", turn_id):
                 self.faults.append(f"{asked.turn_id} ({asked.name}): its request made another turn, {turn_id}")
             asked.turn_id = turn_id
@@ -189,7 +189,7 @@ class Run:
         await client.provide_input(turn_id, f"{turn_id}/ask", "yes")
 
     async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Calls until it is answered. What is over already cannot be cancelled, and need not be."""
+        """Retries a call until it is answered. A turn that is already over cannot be cancelled, and need not be."""
         while True:
             try:
                 return await call()

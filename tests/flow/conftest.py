@@ -1,4 +1,4 @@
-"""Meshes for the flow tests: each behaviour over one process, and over a process a service."""
+"""Fixtures for the flow tests: each test runs over one process, and over one process for each service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xenocomm import Client
 
 @pytest.fixture(scope="session")
 async def vendor_process() -> AsyncGenerator[OpenAIChatServer]:
-    """A model vendor's HTTP server, for turns that must take a while, or fail."""
+    """A model vendor's HTTP server, for turns that must take a while or fail."""
     async with OpenAIChatServer() as server:
         yield server
 
@@ -33,7 +33,7 @@ def ledger() -> Generator[Ledger]:
 
 @pytest.fixture
 def vendor(vendor_process: OpenAIChatServer) -> OpenAIChatServer:
-    """The vendor, well again."""
+    """The vendor, reset to working order."""
     vendor_process.reply, vendor_process.fault = Reply(), Fault()
     vendor_process.requests.clear()
     vendor_process.script.clear()
@@ -65,7 +65,7 @@ async def mesh(
 
 
 def environment_for(vendor: VendorServer, ledger: Ledger | None = None) -> dict[str, str]:
-    """The variables that make a mesh call the vendor, have the packs of the tests, and call what is on this machine."""
+    """Returns the variables that point a mesh at the vendor, the tests' packs and the ledger."""
     directories = [str(Path(__file__).parents[2] / "personalities"), str(Path(__file__).parent / "packs")]
     return {
         "AGENTSHELL_PROVIDER__VENDORS__OPENAI__ADAPTER": "openai_chat",
@@ -78,6 +78,6 @@ def environment_for(vendor: VendorServer, ledger: Ledger | None = None) -> dict[
 
 @pytest.fixture
 async def client(mesh: Mesh) -> AsyncGenerator[Client]:
-    """A client of a tenant of this test's own."""
+    """A client of this test's own tenant."""
     async with mesh.client(f"t-{uuid.uuid4().hex[:12]}") as client:
         yield client

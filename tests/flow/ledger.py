@@ -1,4 +1,4 @@
-"""A real HTTP server that keeps a ledger of the effects that the outside world saw, by their idempotency keys."""
+"""A real HTTP server that records the effects that the outside world sees, by idempotency key."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Self
 
 
 class Ledger:
-    """Listens on loopback within `with`.
+    """Listens on loopback as a context manager.
 
-    `/slow/...` waits until `release` is set, `/refuse/...` answers 400, `/flaky/...` 503 at the first call of each key;
-    all else has an effect, once a key, and answers with what was sent.
+    `/slow/...` waits until `release` is set, `/refuse/...` answers 400, `/flaky/...` 503 to the first call of each key;
+    everything else has an effect, once for each key, and echoes the request.
     """
 
     def __init__(self) -> None:
-        self.calls = Counter[str]()  # key -> how often it was called
-        self.effects: list[tuple[str, str]] = []  # (key, path), in the order of their first call
+        self.calls = Counter[str]()  # key -> number of calls
+        self.effects: list[tuple[str, str]] = []  # (key, path), in order of first call
         self.release = threading.Event()
         self._lock = threading.Lock()
         ledger = self
@@ -47,7 +47,7 @@ class Ledger:
 
     @property
     def host(self) -> str:
-        """Where it listens, host and port."""
+        """The host and port it listens on."""
         return f"127.0.0.1:{self._server.server_port}"
 
     def take(self, key: str, path: str, body: bytes) -> tuple[int, Any]:

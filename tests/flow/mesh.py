@@ -1,4 +1,4 @@
-"""A mesh of real processes, started by the command that users start it with."""
+"""A mesh of real processes, started with the command that users run."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from xenocomm import Client
 
 SERVICES = ("memory", "provider", "personality", "tool", "runtime", "gateway")
 _AGENTSHELL = str(Path(sys.executable).with_name("agentshell"))
-_START_SECONDS = 120.0  # On a machine that has much to do, a dozen processes take their time.
+_START_SECONDS = 120.0  # On a loaded machine a dozen processes take their time.
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 
 
 class Mesh:
-    """Processes over one data directory: one with all services, one for each, or those that `services` names.
+    """Processes over one data directory: one for all services, or one for each in `services`.
 
-    `database_url` may be empty for the one: then it has a Postgres of its own. A service named more than once runs in
-    several processes: `manager`, `manager-1`, ...
+    `database_url` may be empty for a single process, which then has its own Postgres. A service named more than once
+    runs in several processes: `manager`, `manager-1`, ...
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Mesh:
 
     @property
     def endpoints(self) -> Endpoints:
-        """Where the gateway's process is."""
+        """The endpoints of the gateway's process."""
         return Endpoints.model_validate_json(endpoints_file(self.data_dir).read_text())
 
     def address_of(self, service: str) -> str:
-        """Where a service answers: at the gateway's address, or on the socket of its own process."""
+        """Returns a service's address: the gateway's, or the socket of the service's own process."""
         separate = service != "gateway" and "" not in self._names
         return f"unix:{self.data_dir}/run/{service}.sock" if separate else self.endpoints.address
 
@@ -75,28 +75,28 @@ class Mesh:
 
     @asynccontextmanager
     async def client(self, tenant_id: str, service: str = "gateway") -> AsyncGenerator[Client]:
-        """A client of a tenant, connected to the process of a service."""
+        """Connects a client of a tenant to the process of a service."""
         address = self.address_of(service)
         async with Client.connect(address, self.key(tenant_id), timeout_seconds=60) as client:
             yield client
 
     async def start(self) -> None:
-        """Starts what does not run, and returns when it all is ready."""
+        """Starts the processes that are not running, and returns when all are ready."""
         await asyncio.gather(*(self._start(name) for name in self._names if name not in self._processes))
 
     async def wait_for_knowledge(self) -> None:
-        """Returns when the sample pack's knowledge is in memory."""
+        """Waits until the sample pack's knowledge is in memory."""
         async with asyncio.timeout(_START_SECONDS), self.client("tester", "personality") as client:
             stub = PersonalityServiceStub(client.channel)
-            while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:  # noqa: ASYNC110 - another process's
+            while (await stub.Get(GetRequest())).personality.knowledge_state != KNOWLEDGE_STATE_READY:  # noqa: ASYNC110 - state of another process
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
-        """Stops it all as an operator would."""
+        """Stops all processes as an operator would."""
         await asyncio.gather(*(self._end(name, signal.SIGTERM) for name in list(self._processes)))
 
     async def kill(self, service: str) -> None:
-        """Kills the process that runs a service, with no warning."""
+        """Kills the process that runs a service, with SIGKILL."""
         await self._end(service if service in self._processes else "", signal.SIGKILL)
 
     async def _start(self, name: str) -> None:

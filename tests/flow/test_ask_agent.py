@@ -1,4 +1,4 @@
-"""A model that has other personalities answer, by a tool: in turns below its own."""
+"""A model that asks other personalities through a tool, in sub-turns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKS = asks_for(Call("c1", "ask_agent", ('{"personality": "social", ', '"questio
 
 
 def said(vendor: OpenAIChatServer, request: int) -> str:
-    """What the tool answered, as the last message of a request has it."""
+    """Returns the tool's answer, from the last message of a request."""
     last = vendor.requests[request].body["messages"][-1]
     assert last["role"] == "tool"
     return last["content"]

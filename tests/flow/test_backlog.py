@@ -1,4 +1,4 @@
-"""A mesh that has enough to do."""
+"""A mesh at its limit of open turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xenocomm import Client, XenocommError
 
 
 async def admitted(client: Client, request_id: str) -> None:
-    """Creates a turn as a client would: the limit is met about, and who comes too early is told when to come again."""
+    """Creates a turn as a client would: the open turns are counted with a delay, so it waits as told and retries."""
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What the client says for its caller, over one process and over many."""
+"""What the client sends on its caller's behalf, over one process and over many."""
 
 from __future__ import annotations
 

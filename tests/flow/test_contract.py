@@ -1,4 +1,4 @@
-"""What every caller may rely on at every RPC: credentials, rich errors, isolation, discovery."""
+"""What every caller may rely on in every RPC: credentials, rich errors, isolation, discovery."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PACKAGES = {
 
 
 def methods() -> list[tuple[str, Any]]:
-    """Every RPC of the contract, with the service that answers it."""
+    """Returns every RPC of the contract, with the service that answers it."""
     found: list[tuple[str, Any]] = []
     for package, service in PACKAGES.items():
         importlib.import_module(f"kfm.{package}.v1.{package}_service_pb2")
@@ -143,7 +143,7 @@ def test_no_enum_in_a_request_takes_a_number_that_the_contract_does_not_know() -
             rules = field.GetOptions().Extensions[validate_pb2.field]
             if field.enum_type and not (rules.enum.defined_only or rules.repeated.items.enum.defined_only):
                 lax.add(field.full_name)
-    assert lax == {"kfm.turn.v1.Step.state"}  # Output only: a plan that has it is refused.
+    assert lax == {"kfm.turn.v1.Step.state"}  # Output only: a plan that sets it is refused.
 
 
 def _silent() -> turns.TurnSpec:

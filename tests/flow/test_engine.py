@@ -1,4 +1,4 @@
-"""What plans can say, through the client, over one process and over many."""
+"""What plans can express, through the client, over one process and over many."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def post(name: str, ledger: Ledger, path: str, *needs: str, **changes: Any) -> S
 
 
 def over(updates: list[TurnUpdate]) -> Turn:
-    """The turn as its events say, when it is over."""
+    """Folds the events of a turn that is over."""
     turn = Turn()
     for update in updates:
         if update.HasField("event"):

@@ -1,4 +1,4 @@
-"""Turns that share the past of another, through the client."""
+"""Turns that share another turn's past, through the client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xenocomm import Client, XenocommError
 
 
 def named(turn: Turn) -> dict[str, str]:
-    """What the turn's steps came to, by their names without the turn."""
+    """Returns the outputs of the turn's steps, by step name without the turn id."""
     return {step.step_id.partition("/")[2]: text_of(step.result.output) for step in turn.plan.steps}
 
 

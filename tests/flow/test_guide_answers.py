@@ -1,4 +1,4 @@
-"""What a newcomer asks the guide without a model: real documents, real search, the local provider."""
+"""Questions from newcomers to the guide without a model: real documents, real search, the local provider."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST_SHARE_RIGHT = 0.85
 
 
 class Case(NamedTuple):
-    """A question, the document that must be cited and what the answer must say."""
+    """A question, the document that must be cited and the phrase that must be quoted."""
 
     question: str
     document: str
@@ -57,7 +57,7 @@ async def ask(client: Client, question: str, session: str = "") -> Message:
 
 
 def fault(case: Case, output: Message) -> str:
-    """What is wrong with an answer; empty: nothing."""
+    """Returns what is wrong with an answer; empty: nothing."""
     text = output.parts[0].text
     cited = [citation.source_uri.removeprefix("knowledge/") for citation in text.citations]
     quoted = " ".join(" ".join(text.text[c.start_index : c.end_index] for c in text.citations).split())
@@ -92,7 +92,7 @@ async def test_what_the_documents_do_not_say_is_not_answered(client: Client, que
         ("How do I add a personality?", Case("And how is it validated?", "personalities.md", "PACK_INVALID")),
         ("How do I start Agent Shell?", Case("And how do I stop it?", "quickstart.md", "press ctrl-C")),
         ("How do I back up the data?", Case("And where is it?", "durability.md", "in the data directory")),
-        # The search must look for what was asked before, too.
+        # The search must also use the previous question.
         ("What is a namespace?", Case("And who can read it?", "memory.md", "all tenants can read it")),
         ("How does memory search?", Case("And how do I write to it?", "memory.md", "Call `Write`")),
     ],

@@ -1,4 +1,4 @@
-"""Turns over models: OpenAI's Responses, which `openai` speaks, aliases with fallbacks, and what it all cost."""
+"""Turns with models: OpenAI's Responses (the API that `openai` uses), aliases with fallbacks, and costs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def vendor() -> AsyncGenerator[OpenAIServer]:
 
 @pytest.fixture
 async def client(vendor: OpenAIServer, tmp_path: Path, postgres_url: str) -> AsyncGenerator[Client]:
-    """A client of a mesh whose `openai` is the vendor, and the first of the alias `smart`."""
+    """A client of a mesh whose `openai` is the vendor, and comes first in the alias `smart`."""
     environment = {
         **environment_for(vendor),
         "AGENTSHELL_PROVIDER__VENDORS__OPENAI__ADAPTER": "openai",
@@ -60,7 +60,7 @@ async def test_a_turn_over_responses_has_its_tools_its_reasoning_back_and_its_co
 
     stub = ProviderServiceStub(client.channel)
     usage = await stub.GetUsage(pb.GetUsageRequest(session_id="sums", personality_id="handy"), timeout=WAIT_SECONDS)
-    # The ledger is a second late, and the turn's end is not.
+    # The ledger may lag a second behind the turn's end.
     while sum(row.call_count for row in usage.rows) < 2:
         usage = await stub.GetUsage(pb.GetUsageRequest(session_id="sums", personality_id="handy"), timeout=WAIT_SECONDS)
     [row] = usage.rows

@@ -1,7 +1,7 @@
-"""A tenant with a valid key that asks every RPC for what is another's, by the names that the other really has.
+"""A tenant with a valid key asks every RPC for another tenant's things, by their real names.
 
-Each RPC is called twice, by two tenants that have nothing: with another tenant's names, and with names that nobody has.
-Neither may be told anything that the other is not told, so that not even the existence of something is to be learnt.
+Two tenants that own nothing call each RPC: one with another tenant's names, one with names that do not exist. Both must
+get the same answer, so that not even the existence of something is revealed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 MARK = "zanzibar"
 SECRET = f"The launch code is {MARK}."
 QUERY = "launch code"
-_TELLING = ("count", "position", "state", "version")  # Fields of which the value tells something, too.
+_TELLING = ("count", "position", "state", "version")  # Fields whose values are compared, too.
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the owner's things are called; or nothing, in the same form."""
+    """The names of the owner's things, or names of nothing in the same form."""
 
     turn_id: str
     session_id: str
@@ -70,7 +70,7 @@ class Names:
 
     @classmethod
     def of_nothing(cls) -> Names:
-        """Names of the form that the owner's have."""
+        """Returns names in the form of the owner's that belong to nothing."""
         return cls(ids.ulid(), *(f"{kind}-{uuid.uuid4().hex}" for kind in "surqdpt"))
 
     @property
@@ -86,7 +86,7 @@ class Names:
         return [f"knowledge/{self.user_id}", f"user/{self.user_id}", f"session/{self.session_id}"]
 
     def hidden(self, said: str) -> str:
-        """What is said, without the names that whoever asks has said first, and without new ones."""
+        """Returns the text with these names, which the caller sent itself, masked."""
         for name in sorted((getattr(self, field) for field in self.__slots__), key=len, reverse=True):
             said = said.replace(name, "_")
         return said
@@ -101,7 +101,7 @@ def generation(names: Names) -> provider.Generation:
 
 
 def _turn(names: Names) -> turn.TurnSpec:
-    """A turn in the session of that name, below the turn of that name, that looks into the places of those names."""
+    """Returns a turn in the named session, below the named turn, that searches the named namespaces."""
     look = Step(step_id="look", memory=MemoryStep(namespaces=names.namespaces[:2], query=QUERY))
     return spec(
         session_id=names.session_id,
@@ -175,7 +175,7 @@ def _documents(names: Names) -> list[Any]:
     ]
 
 
-# What a neighbour asks of each RPC; of one that takes a stream of requests each is a stream of its own, or a list is.
+# The requests a neighbour makes of each RPC. For one that takes a stream, each request or list is its own stream.
 ASKED: dict[str, Callable[[Names], list[Any]]] = {
     "kfm.turn.v1.TurnService.RunTurn": lambda n: [turn.RunTurnRequest(request_id=n.request_id, turn=_turn(n))],
     "kfm.turn.v1.TurnService.CreateTurn": lambda n: [turn.CreateTurnRequest(request_id=n.request_id, turn=_turn(n))],
@@ -292,7 +292,7 @@ FOR_OPERATORS = ("kfm.admin.v1.AdminService.", "kfm.personality.v1.PersonalitySe
 
 
 class Owner:
-    """A tenant that has something of everything."""
+    """A tenant that owns some of everything."""
 
     def __init__(self, mesh: Mesh, channels: dict[str, grpc.aio.Channel], names: Names, tenant_id: str) -> None:
         self.mesh = mesh
@@ -302,7 +302,7 @@ class Owner:
         self.before = b""
 
     async def look(self) -> bytes:
-        """Returns all that the owner has, as the owner sees it."""
+        """Returns everything the owner has, as the owner sees it."""
         names = self.names
         options: dict[str, Any] = {"metadata": self.metadata, "timeout": WAIT_SECONDS}
         turns, kept = TurnServiceStub(self.channels["gateway"]), MemoryServiceStub(self.channels["memory"])
@@ -339,7 +339,7 @@ async def _settled(owner: Owner) -> Owner:
         for record_id in (names.record_id, "another"):
             record = memory.Record(record_id=record_id, text=SECRET, user_id=names.user_id)
             await kept.Write(memory.WriteRequest(namespace=namespace, record=record), **options)
-    async with asyncio.timeout(WAIT_SECONDS):  # The turn's own messages come as it ends.
+    async with asyncio.timeout(WAIT_SECONDS):  # The turn's own messages arrive as it ends.
         while not (
             await kept.ListMessages(memory.ListMessagesRequest(session_id=names.session_id), **options)
         ).messages:
@@ -355,7 +355,7 @@ async def _settled(owner: Owner) -> Owner:
     page = await kept.List(memory.ListRequest(namespace=names.namespaces[0], page_size=1), **options)
     turns = TurnServiceStub(owner.channels["gateway"])
     ended = [TURN_STATE_WAITING, TURN_STATE_COMPLETED]
-    async with asyncio.timeout(WAIT_SECONDS):  # The list is a moment behind what happens.
+    async with asyncio.timeout(WAIT_SECONDS):  # The list lags a moment behind.
         while [each.state for each in (await turns.ListTurns(turn.ListTurnsRequest(), **options)).turns] != ended:
             pass
     listed = await turns.ListTurns(turn.ListTurnsRequest(page_size=1), **options)
@@ -388,7 +388,7 @@ async def test_no_rpc_tells_a_neighbour_even_whether_there_is_something(
 
 
 def _invented(tenant_id: str) -> list[tuple[str, str, Any]]:
-    """Page tokens as only who reads our source can make them, of places that there are nowhere."""
+    """Returns requests with forged page tokens, valid in form, for positions that cannot exist."""
     places: list[tuple[str, str, Any, tuple[int | str, ...]]] = [
         ("gateway", "turn.v1.TurnService.ListTurns", turn.ListTurnsRequest(), (2**62, "t")),
         ("gateway", "turn.v1.TurnService.ListTurns", turn.ListTurnsRequest(), (10**40, "t")),
@@ -402,7 +402,7 @@ def _invented(tenant_id: str) -> list[tuple[str, str, Any]]:
 
 
 def _unspeakable() -> list[tuple[str, str, Any]]:
-    """Names with what no database keeps."""
+    """Returns requests with names that contain NUL, which Postgres cannot store."""
     nul, call = "a\0b", ToolCall(call_id="c", name="memory_write")
     return [
         ("gateway", "kfm.turn.v1.TurnService.GetTurn", turn.GetTurnRequest(turn_id=nul)),
@@ -430,7 +430,7 @@ async def test_what_no_client_says_by_mistake_is_refused_by_name_and_is_no_defec
 
 
 def _neighbour(mesh: Mesh, principal_id: str, inside: bool) -> tuple[tuple[str, str]]:
-    """Returns the credential of a new tenant, whose principal is called as somebody else is elsewhere."""
+    """Returns the credential of a new tenant whose principal has the same name as another tenant's."""
     tenant_id = f"neighbour-{uuid.uuid4().hex[:8]}"
     if inside:
         keyring = Keyring(mesh.data_dir / "api-keys.json", mesh.data_dir / "mesh.key")
@@ -443,7 +443,7 @@ def _neighbour(mesh: Mesh, principal_id: str, inside: bool) -> tuple[tuple[str, 
 async def _ask(
     owner: Owner, service: str, method: Any, asked: Any, names: Names, metadata: tuple[tuple[str, str]]
 ) -> tuple[Any, ...]:
-    """Returns what is told to who asks this: how it ends, and which fields were filled."""
+    """Returns what the caller of the RPC learns: how it ends, and which fields are filled."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     requests = cast("list[Any]", asked if isinstance(asked, list) else [asked])
@@ -456,7 +456,7 @@ async def _ask(
     try:
         if not method.server_streaming:
             filled = _seen(await made)
-        elif method.name == "Watch":  # It has no end.
+        elif method.name == "Watch":  # It never ends.
             filled = _seen(await made.read())
         else:
             async for response in made:

@@ -1,4 +1,4 @@
-"""Tools that a pack brings: strangers' code, in a sandbox, as part of a turn."""
+"""Tools from a pack: strangers' code, in a sandbox, as part of a turn."""
 
 from __future__ import annotations
 

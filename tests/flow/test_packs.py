@@ -1,4 +1,4 @@
-"""What a pack says of its turns, and its own cases, over a whole mesh."""
+"""A pack's settings for its turns, and its own cases, over a whole mesh."""
 
 from __future__ import annotations
 

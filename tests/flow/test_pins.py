@@ -1,4 +1,4 @@
-"""A turn that waits, while its pack is changed and the mesh is started anew."""
+"""A turn that waits while its pack is changed and the mesh is restarted."""
 
 from __future__ import annotations
 

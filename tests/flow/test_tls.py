@@ -1,4 +1,4 @@
-"""A mesh on two machines, as far as it can tell: each has a data directory of its own, and between them is only TLS."""
+"""A mesh on what it takes for two machines: each has its own data directory, and they share only TLS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BUF = str(Path(sys.executable).with_name("buf"))
 
 
 async def _run(*command: str, environment: Mapping[str, str]) -> tuple[int | None, str]:
-    """Runs a command to its end and returns its code and all that it says."""
+    """Runs a command to its end and returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=environment
     )
@@ -33,7 +33,7 @@ async def _run(*command: str, environment: Mapping[str, str]) -> tuple[int | Non
 
 @asynccontextmanager
 async def _up(*services: str, environment: Mapping[str, str]) -> AsyncGenerator[str]:
-    """Runs services, and gives the address at which they serve clients."""
+    """Runs services and yields the address at which they serve clients."""
     process = await asyncio.create_subprocess_exec(_AGENTSHELL, "up", *services, stdout=PIPE, env=environment)
     try:
         async with asyncio.timeout(_SECONDS):
@@ -121,7 +121,7 @@ async def test_two_machines_and_their_clients_meet_over_tls_alone(tmp_path: Path
 async def _until_it_knows(
     believing: tuple[str, ...], reach: tuple[str, ...], mesh_address: str, environment: Mapping[str, str]
 ) -> None:
-    """Returns when the documents are in memory. The service of that is at the address of the mesh on its machine."""
+    """Waits until the documents are in memory, as told by the personality service at its machine's mesh address."""
     there = ("--address", mesh_address, *reach[2:])
     async with asyncio.timeout(_SECONDS):
         while "READY" not in (await _run(*believing, "packs", "list", "--json", *there, environment=environment))[1]:

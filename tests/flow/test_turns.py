@@ -54,7 +54,7 @@ def chain(length: int) -> Plan:
 
 
 def kinds(updates: list[TurnUpdate]) -> list[str]:
-    """What happened, a run of text as one."""
+    """Returns the kinds of the updates, with each run of text as one."""
     told: list[str] = []
     for update in updates:
         kind = update.event.WhichOneof("event") or "text"
@@ -89,7 +89,7 @@ async def wait_for_text(client: Client, turn_id: str) -> None:
 
 
 async def fail_once(client: Client, vendor: OpenAIChatServer, fault: Fault) -> str:
-    """Starts a turn whose first attempt meets the fault, and heals the vendor once it hears that the attempt failed."""
+    """Starts a turn whose first attempt meets the fault, and heals the vendor once that attempt has failed."""
     vendor.fault = fault
     retry = RetryPolicy(first_delay=Duration(seconds=2))
     turn_id = await create(
@@ -177,7 +177,7 @@ async def test_a_cancelled_turn_ends_the_call_to_the_vendor(client: Client, vend
     await client.cancel(turn_id, "enough")
     await vendor.wait_hung_up()
     updates = [update async for update in client.watch(turn_id)]
-    # What the vendor said just before may have come in between.
+    # The vendor's last text may come in between.
     assert [kind for kind in kinds(updates) if kind != "text"][-2:] == ["turn_cancel_requested", "turn_cancelled"]
     assert (await client.get(turn_id)).state == TURN_STATE_CANCELLED
     with pytest.raises(XenocommError) as caught:
@@ -205,7 +205,7 @@ async def test_a_turn_that_takes_too_long_fails_by_name(client: Client, vendor: 
     failure = updates[-1].event.turn_failed.failure
     assert failure.message
     assert failure.reason in (ERROR_REASON_TURN_TIMEOUT, ERROR_REASON_STEP_TIMEOUT), "whoever saw it first"
-    if vendor.requests:  # On a machine that has much to do the time may be up before the vendor is called.
+    if vendor.requests:  # On a loaded machine time may run out before the vendor is called.
         await vendor.wait_hung_up()
 
 
@@ -296,7 +296,7 @@ async def test_a_turn_larger_than_a_message_is_read_in_pieces(client: Client) ->
 
 async def test_a_client_that_does_not_read_slows_nobody_and_misses_nothing(client: Client) -> None:
     stub = TurnServiceStub(client.channel)
-    large = spec("x" * 250_000, plan=chain(20))  # More than the network holds between a server and a client.
+    large = spec("x" * 250_000, plan=chain(20))  # More than the network buffers between server and client.
     idle = stub.RunTurn(pb.RunTurnRequest(turn=large), timeout=60)
     first = await anext(aiter(idle))
     assert isinstance(first, pb.RunTurnResponse)
@@ -314,7 +314,7 @@ async def test_a_deadline_ends_the_call_and_not_the_turn(client: Client, vendor:
         async for _ in TurnServiceStub(client.channel).RunTurn(request, timeout=2.0):
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    turn_id = await create(client, turn, request_id)  # As a caller that lost it finds it.
+    turn_id = await create(client, turn, request_id)  # A caller that lost its turn finds it this way.
     await wait_for_text(client, turn_id)
     assert (await client.get(turn_id)).state == TURN_STATE_RUNNING
     await client.cancel(turn_id)

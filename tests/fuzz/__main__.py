@@ -1,6 +1,6 @@
-"""Feeds bytes to what reads strangers' data, by coverage: `python -m tests.fuzz -max_total_time=60`.
+"""Fuzzes the readers of strangers' data, guided by coverage: `python -m tests.fuzz -max_total_time=60`.
 
-It needs `pip install atheris`, and takes libFuzzer's options. Whatever is read is understood or refused, by one error.
+It needs `pip install atheris`, and takes libFuzzer's options. Any input is read, or refused with one kind of error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-fuzzer: Any = importlib.import_module("atheris")  # In no extra: it is large, and for who looks for faults.
+fuzzer: Any = importlib.import_module("atheris")  # In no extra: it is large, and only for fuzzing.
 
 with fuzzer.instrument_imports(include=["agentshell"]):
     from agentshell.mesh.config import ToolConfig
@@ -29,7 +29,7 @@ _HEAD = b"id: a\nversion: 1.0.0\nname: N\ndescription: D\nsystem_prompt: {templa
 
 
 def manifest(data: bytes) -> None:
-    """A pack is read, or refused."""
+    """A pack is read or refused."""
     for content in (data, _HEAD + data):
         try:
             pack.parse({"manifest.yaml": content, "p.md": b"Help."})
@@ -38,7 +38,7 @@ def manifest(data: bytes) -> None:
 
 
 def answer(data: bytes) -> None:
-    """What a worker says is an output, or a typed error."""
+    """A worker's answer is an output or a typed error."""
     try:
         outcome.read("tool", frame.decode(data))
     except (FrameError, AgentShellError):
@@ -46,20 +46,20 @@ def answer(data: bytes) -> None:
 
 
 def host_call(data: bytes) -> None:
-    """What a tool asks of the host leads nowhere, as its pack declares another host."""
+    """A tool's host call reaches no site, because its pack declares a host that the operator does not allow."""
     name, _, arguments = data.decode("utf-8", "replace").partition("\n")
     egress = Egress(ToolConfig(http_hosts=("example.org",)), {})
     grant = Grant(egress.config, "acme", "p", "tool", ("example.com",))
     with suppress(AgentShellError):
         asyncio.run(Abilities(grant, Budget("tool", 1, 1000), egress, lambda _said: None).answer(name, arguments))
-    assert egress.web._client is None, "it went somewhere"  # pyright: ignore[reportPrivateUsage] - what else would tell
+    assert egress.web._client is None, "it went somewhere"  # pyright: ignore[reportPrivateUsage] - the only sign
 
 
 _TARGETS = (manifest, answer, host_call)
 
 
 def one(data: bytes) -> None:
-    """Feeds one of them: the first byte says which."""
+    """Feeds one target: the first byte selects it."""
     if data:
         _TARGETS[data[0] % len(_TARGETS)](data[1:])
 

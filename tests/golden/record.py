@@ -1,4 +1,4 @@
-"""Records the golden histories anew: `python -m tests.golden.record`. What changes in them is a change of behaviour."""
+"""Rerecords the golden histories: `python -m tests.golden.record`. A change in them is a change of behaviour."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def planned() -> Driver:
 
 
 def fan_out() -> Driver:
-    """A list, a step for each of its items, one that takes them together, and a branch that is not taken."""
+    """A list, a step for each of its items, one that joins them, and a branch that is not taken."""
     each = noop("each", "list", fan_out="outputs.list.json", on_failure=t.ON_FAILURE_CONTINUE)
     together = noop("together", "each", join=t.Join(quorum=t.JoinQuorum(count=2)))
     never = noop("never", "list", condition="size(outputs.list.json) > 3")
@@ -62,14 +62,14 @@ def fan_out() -> Driver:
 
 
 def failure_and_retry() -> Driver:
-    """It fails twice, then answers."""
+    """A step fails twice, then answers."""
     driver = Driver(request(), lambda step: fails(UNAVAILABLE) if step.attempt < 3 else says("at last"))
     driver.run()
     return driver
 
 
 def compensation() -> Driver:
-    """Two steps are undone, the last first, because a third fails."""
+    """A third step fails, so two are undone, the last one first."""
     driver = Driver(
         request(
             noop("book"),
@@ -85,7 +85,7 @@ def compensation() -> Driver:
 
 
 def approval() -> Driver:
-    """Somebody is asked, and answers after a day."""
+    """Somebody is asked and answers after a day."""
     driver = Driver(request(question("may-i"), noop("go", "may-i", condition="outputs['may-i'].text == 'yes'")))
     driver.run()
     driver.wait(86_400)
@@ -95,7 +95,7 @@ def approval() -> Driver:
 
 
 def approval_expired() -> Driver:
-    """Somebody is asked, and never answers."""
+    """Somebody is asked and never answers."""
     driver = Driver(request(question("may-i"), noop("go", "may-i")))
     driver.run()
     driver.wait(8 * 86_400)
@@ -104,7 +104,7 @@ def approval_expired() -> Driver:
 
 
 def cancel() -> Driver:
-    """It is cancelled while a step is under way, whose owner does not know that yet when it decides."""
+    """The turn is cancelled during a step, which its owner does not know yet when it decides."""
     driver = Driver(request(knowledge_namespaces=_KNOWLEDGE), lambda _: None)
     driver.run()
     driver.cancel()
@@ -114,7 +114,7 @@ def cancel() -> Driver:
 
 
 def takeover() -> Driver:
-    """Another owner goes on while two steps are under way; the result of a first attempt comes after all."""
+    """Another owner takes over while two steps are under way; the result of a first attempt still arrives."""
     driver = Driver(request(noop("a"), noop("b"), noop("c", "a", "b")), lambda _: None)
     driver.run()
     driver.take_over()
@@ -130,7 +130,7 @@ def takeover() -> Driver:
 
 
 def timeout() -> Driver:
-    """Its time is up."""
+    """The turn reaches its time limit."""
     driver = Driver(request(), lambda _: None)
     driver.run()
     driver.wait(120)
@@ -139,7 +139,7 @@ def timeout() -> Driver:
 
 
 def too_many_steps() -> Driver:
-    """A model asks for tools without end."""
+    """A model keeps asking for tools."""
     driver = Driver(
         request(limits=t.TurnLimits(max_steps=5)),
         lambda step: asks("clock") if step.HasField("model") else says("12:00"),
@@ -149,7 +149,7 @@ def too_many_steps() -> Driver:
 
 
 def question(step_id: str, *needs: str, days: int = 7) -> t.Step:
-    """Returns a step that asks somebody."""
+    """Returns a step that asks for approval."""
     step = t.Step(step_id=step_id, depends_on=needs, approval=t.ApprovalStep(question="Go on?", choices=["yes", "no"]))
     step.approval.wait.FromSeconds(days * 86_400)
     return step

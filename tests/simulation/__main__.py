@@ -25,7 +25,7 @@ def run(seed: int) -> World:
 
 
 def run_all(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
-    """Returns what happened, counted, and which schedules broke an invariant."""
+    """Returns counts of what happened, and the schedules that broke an invariant."""
     counts, broken = Counter[str](), list[str]()
     for seed in seeds:
         try:

@@ -1,4 +1,4 @@
-"""What must hold of a log when all its turns are over."""
+"""Checks what must hold of a log when all its turns are over."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ENDED = (t.STEP_STATE_SUCCEEDED, t.STEP_STATE_FAILED, t.STEP_STATE_SKIPPED, t.S
 
 
 def check(log: Log, sessions: Mapping[str, str], *, one_owner: bool) -> None:
-    """Raises AssertionError where a turn is not as it should be, or has begun before the one ahead of it was done.
+    """Raises AssertionError if a turn is wrong, or began before the one ahead of it in its session was done.
 
-    What holds for one owner after another need not where an owner goes on that lost its lease: what it decides may rest
-    on what does not count.
+    Some checks hold only for one owner at a time: an owner that goes on after losing its lease may decide on events
+    that do not count.
     """
     turns: dict[str, _Turn] = {}
     for event, has_changed in zip(log.events, log.has_changed, strict=True):
@@ -35,13 +35,13 @@ def check(log: Log, sessions: Mapping[str, str], *, one_owner: bool) -> None:
 
 
 class _Turn:
-    """Folds a turn once more, and looks at each step of the way."""
+    """Folds a turn again and checks every event on the way."""
 
     def __init__(self, turn_id: str, *, one_owner: bool) -> None:
         self._fold = Fold(t.Turn())
         self._merge = Merge(turn_id)
         self._one_owner = one_owner
-        self._states: dict[str, int] = {}  # of the steps, before the next event
+        self._states: dict[str, int] = {}  # of the steps, before the next event; by step id
         self._ended: t.Turn | None = None
         self._has_waited = False
         self._settled = Counter[str]()
@@ -49,11 +49,11 @@ class _Turn:
 
     @property
     def is_done(self) -> bool:
-        """Whether the next one of its session may have begun: it is over, or has waited for somebody."""
+        """Whether the next turn of its session may have begun: this one is over, or has waited for somebody."""
         return self._has_waited or state.is_over(self._fold.turn)
 
     def see(self, event: e.TurnEvent, *, has_changed: bool) -> None:
-        """Takes the next event of the turn."""
+        """Checks the next event of the turn."""
         was = self._fold.turn.state
         assert self._fold.apply(event) == has_changed, "two folds of one log agree"
         assert not self._fold.apply(event), "an event written twice counts once"
@@ -75,7 +75,7 @@ class _Turn:
                 self._check_order(event.step_scheduled.step_id)
 
     def end(self, turn: t.Turn) -> None:
-        """Checks the whole, against what the log says."""
+        """Checks the whole turn against the log's."""
         assert self._merge.is_over
         assert self._fold.turn == turn == self._ended
         assert all(count == 1 for count in self._settled.values()), "no step succeeds twice"

@@ -1,4 +1,4 @@
-"""A model of a partition of `agent.turns`: appends are whole, in order, and what is there is there for good."""
+"""A model of a partition of `agent.turns`: appends are atomic, ordered and permanent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kfm.turn.v1.turn_pb2 import Turn
 
 
 class Log:
-    """Events by offset. `folds` is what they make of each turn, `has_changed` says of each event whether it counted.
+    """Events by offset. `folds` has the fold of each turn; `has_changed` tells of each event whether it counted.
 
-    `drops_duplicates` is how Postgres does it; Iggy writes a repeated id again.
+    `drops_duplicates` models Postgres; Iggy writes a repeated id again.
     """
 
     def __init__(self, *, drops_duplicates: bool) -> None:
@@ -24,7 +24,7 @@ class Log:
         self._offsets: dict[str, int] = {}
 
     def append(self, events: Sequence[TurnEvent]) -> list[tuple[int, bool]]:
-        """Appends all, and returns where each is and whether it was there before."""
+        """Appends all events; returns each one's offset, and whether it was there before."""
         return [self._append(event) for event in events]
 
     def _append(self, event: TurnEvent) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""A manager's owner, with all its I/O taken away: it folds, decides and writes in the order of `runtime/owner.py`."""
+"""A manager's owner without its I/O: it folds, decides and writes in the order of `runtime/owner.py`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _MAX_ROUNDS = 200
-_BEGIN = datetime(1970, 1, 1)  # noqa: DTZ001 - as Protobuf's timestamps become: UTC without saying so
+_BEGIN = datetime(1970, 1, 1)  # noqa: DTZ001 - as in Protobuf's timestamps: naive UTC
 
 
 @dataclass(slots=True, eq=False)
 class _OpenTurn:
-    """A turn as its owner knows it."""
+    """A turn as its owner sees it."""
 
     fold: Fold = field(default_factory=lambda: Fold(t.Turn()))
-    own: set[int] = field(default_factory=set[int])  # offsets of own records that are yet to be read
+    own: set[int] = field(default_factory=set[int])  # offsets of own records not read yet
     newest_own: int = -1
     newest_id: str = ""  # of the newest event that counted
     is_interrupted: bool = True
     awaits_own: bool = False
     is_scheduled: bool = False
-    is_touched: bool = True  # to be decided about
+    is_touched: bool = True  # needs a decision
 
     @property
     def turn(self) -> t.Turn:
@@ -39,20 +39,20 @@ class _OpenTurn:
 
     @property
     def attempts(self) -> set[tuple[str, int]]:
-        """What is to be under way."""
+        """The attempts that should be under way."""
         steps = self.turn.plan.steps
         return {(step.step_id, step.attempt) for step in steps if step.state == t.STEP_STATE_SCHEDULED}
 
     @property
     def rests(self) -> bool:
-        """Whether it is over, or waits for somebody."""
+        """Whether the turn is over or waits for somebody."""
         return is_over(self.turn) or self.turn.state == t.TURN_STATE_WAITING
 
 
 class Owner:
-    """Owns the turns there are. It may be stale and not know it; `is_alive` ends with a crash or a lost lease.
+    """Owns all turns. It may be stale without knowing; `is_alive` becomes False on a crash or a lost lease.
 
-    `end` is where what was there when it began ends: it decides nothing before it has read that.
+    `end` is the log's end when it began: it decides nothing before it has read up to there.
     """
 
     def __init__(self, world: World, end: int, skew_micros: int, process: int) -> None:
@@ -65,10 +65,10 @@ class Owner:
         self._skew_micros = skew_micros
         self._turns: dict[str, _OpenTurn] = {}
         self._schedule = Schedule(world.max_active)
-        self._leaps = 0  # of the clock, that it has seen
+        self._leaps = 0  # leaps of the clock seen so far
 
     def turn(self, turn_id: str) -> t.Turn:
-        """Returns a turn as it is folded here."""
+        """Returns a turn as folded here."""
         return self._turns[turn_id].turn
 
     def read(self, count: int) -> None:
@@ -88,30 +88,30 @@ class Owner:
             open_turn.is_touched |= not open_turn.own
             open_turn.awaits_own &= bool(open_turn.own)
             return
-        # What another owner has begun, which is gone by now, nobody will finish.
+        # Attempts begun by another owner, which is gone by now, will not be finished.
         if offset < open_turn.newest_own:
             known = open_turn.attempts
-            self._fold_anew(event.turn_id, open_turn)  # Decided without knowing this: the log's order counts.
+            self._fold_anew(event.turn_id, open_turn)  # The decision missed this event: the log's order counts.
             open_turn.is_interrupted |= not open_turn.attempts <= known
         elif self._apply(open_turn, event):
             open_turn.is_interrupted |= event.HasField("step_scheduled")
             self._go_on(event.turn_id, open_turn)
 
     def handle(self) -> None:
-        """Takes in results, decides what follows, begins attempts, and writes."""
+        """Applies results, decides what follows, begins attempts, and writes."""
         news: list[TurnEvent] = []
         results, self.inbox = self.inbox, []
         for result in results:
             open_turn = self._turns[result.turn_id]
             if self._add(open_turn, result, news) and result.HasField("step_failed"):
-                open_turn.awaits_own = True  # Another owner may have begun the next attempt: then that counts.
+                open_turn.awaits_own = True  # Another owner's next attempt may come first: then that counts.
         if self.position >= self._end:
             self._decide_all(news)
         if news:
             self._write(news)
 
     def has_caught_up(self) -> bool:
-        """Returns whether it has read all there is."""
+        """Returns whether it has read the whole log."""
         return self.position == len(self._world.log.events)
 
     def _plan_in(self, turn_id: str, open_turn: _OpenTurn) -> None:
@@ -119,7 +119,7 @@ class Owner:
         self._schedule.add(turn_id, "acme", self._world.sessions[turn_id])
 
     def _go_on(self, turn_id: str, open_turn: _OpenTurn) -> None:
-        """Takes a turn up again that waited for somebody."""
+        """Resumes a turn that waited for somebody."""
         if not open_turn.is_scheduled and not open_turn.rests:
             self._plan_in(turn_id, open_turn)
             self._schedule.resume(turn_id)
@@ -143,7 +143,7 @@ class Owner:
             self._take_over(turn_id, open_turn, news)
         now = self._world.nanoseconds(self._skew_micros)
         if self._add_all(open_turn, expire_inputs(turn, _BEGIN + timedelta(microseconds=now // 1000)), news):
-            open_turn.awaits_own = True  # Somebody may have answered before that is written: then that counts.
+            open_turn.awaits_own = True  # An answer may be written first: then that counts.
             self._go_on(turn_id, open_turn)
         if open_turn.awaits_own:
             return
@@ -169,7 +169,7 @@ class Owner:
             self._schedule.resume(turn_id)
         for event in [] if is_over(turn) else restart(turn):
             scheduled = event.step_scheduled
-            if self._world.attempts_outlive_owners:  # Asked for again as they were.
+            if self._world.attempts_outlive_owners:  # Repeats the same requests.
                 self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt - 1)
             elif not self._world.goes_on(self, scheduled.step_id, scheduled.attempt - 1):
                 self._add_all(open_turn, [event], news)
@@ -177,7 +177,7 @@ class Owner:
     def _write(self, news: list[TurnEvent]) -> None:
         acks = self._world.append(self, news)
         if acks is None or any(duplicate for _, duplicate in acks):
-            self._world.end(self)  # FENCED, or the log is not there: the next owner folds anew.
+            self._world.end(self)  # FENCED, or the log is unavailable: the next owner refolds.
             return
         for event, (offset, _) in zip(news, acks, strict=True):
             open_turn = self._turns[event.turn_id]
@@ -185,7 +185,7 @@ class Owner:
             open_turn.newest_own = offset
 
     def begin(self, news: Iterable[TurnEvent]) -> None:
-        """Has attempts begin that are, or are being, written down."""
+        """Begins the attempts whose events are written, or being written."""
         for event in news:
             open_turn = self._turns[event.turn_id]
             if event.HasField("step_scheduled") and not is_over(open_turn.turn):
@@ -193,7 +193,7 @@ class Owner:
                 self._world.begin(self, open_turn.fold, scheduled.step_id, scheduled.attempt, event.header.event_id)
 
     def _fold_anew(self, turn_id: str, open_turn: _OpenTurn) -> None:
-        """Folds the turn by the log up to the newest own record; what is between is known then."""
+        """Refolds the turn from the log up to its newest own record, with the events missed in between."""
         open_turn.fold = Fold(t.Turn())
         for event in self._world.log.events[: open_turn.newest_own + 1]:
             if event.turn_id == turn_id:

@@ -1,4 +1,4 @@
-"""Random plans of all kinds of steps, joins and policies."""
+"""Random plans with all kinds of steps, joins and policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WAIT_SECONDS = 60
 
 
 def a_request(random: Random) -> TurnRequested:
-    """Returns what a turn is asked: mostly with a plan of its own."""
+    """Returns a turn's request, mostly with its own plan."""
     limits = t.TurnLimits(max_steps=random.choice((4, 25, 25, 25)), max_attempts=random.choice((1, 2, 3)))
     limits.max_duration.FromSeconds(120)
     if random.random() < 0.1:
@@ -34,7 +34,7 @@ def a_request(random: Random) -> TurnRequested:
 
 
 def a_plan(random: Random) -> t.Plan:
-    """Returns a plan that passes the checks of a caller's."""
+    """Returns a plan that passes the checks for callers' plans."""
     made = t.Plan()
     for index in range(1 + random.randrange(_MAX_STEPS)):
         _add_step(random, made, f"s{index}")

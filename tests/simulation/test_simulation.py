@@ -1,4 +1,4 @@
-"""Whatever goes wrong, in whatever order: every turn ends, and all who read its log agree on what happened.
+"""Whatever goes wrong, in whatever order: every turn ends, and all readers of its log agree on what happened.
 
 The long form is `python -m tests.simulation --examples 1000000`.
 """
@@ -22,7 +22,7 @@ def test_thousands_of_schedules_keep_what_the_engine_promises() -> None:
 
 
 class Schedules(RuleBasedStateMachine):
-    """The same world, driven by hypothesis, which finds the shortest way to what is broken."""
+    """The same world, driven by hypothesis, which finds the shortest schedule that fails."""
 
     @initialize(random=st.randoms(use_true_random=False), one_owner=st.booleans())
     def begin(self, random: Random, one_owner: bool) -> None:

@@ -1,6 +1,6 @@
-"""One schedule: some turns, their log, owners, workers, people, a clock, and all that may go wrong between them.
+"""One schedule: a few turns, their log, owners, workers, people, a clock, and all that may go wrong between them.
 
-Chance comes from one `Random`, so that a schedule is a seed, and hypothesis can shrink it.
+All chance comes from one `Random`, so that a seed reproduces a schedule and hypothesis can shrink it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _INVALID_ARGUMENT, _UNAVAILABLE = 3, 14
 
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    owner: Owner  # who hears of it, if anybody
+    owner: Owner  # who gets the result, if alive
     turn_id: str
     step: t.Step
     attempt: int
-    asked_by: str  # the event that its results follow
+    asked_by: str  # the event that its results refer to
 
     @property
     def key(self) -> str:
-        """What its effect is done under."""
+        """The idempotency key of its effect."""
         return f"{self.turn_id}/{self.step.step_id}"
 
 
 class World:
-    """Runs one schedule; `run` raises AssertionError where an invariant does not hold."""
+    """Runs one schedule; `run` raises AssertionError if an invariant is broken."""
 
     def __init__(self, random: Random, *, one_owner: bool = False) -> None:
         self._random = random
@@ -68,21 +68,21 @@ class World:
         self._ask()
 
     def run(self) -> None:
-        """Lets things happen and go wrong for a while, then lets them go right until all turns are over."""
+        """Lets things happen and go wrong for a while, then lets all go right until every turn is over."""
         for _ in range(self._random.randrange(_MAX_ACTIONS)):
             self.act()
             if self._is_at_end():
                 break
         self.conclude()
 
-    # What the owners see of the world.
+    # What owners see of the world.
 
     def nanoseconds(self, skew_micros: int) -> int:
-        """Returns what time an owner thinks it is, since 1970."""
+        """Returns the time since 1970 by an owner's clock."""
         return (_BEGIN_MICROS + self._micros + skew_micros) * 1000
 
     def stamp(self, event: e.TurnEvent, turn_id: str, skew_micros: int, before: str = "") -> e.TurnEvent:
-        """Names an event of a turn that follows another and says when it was."""
+        """Sets the turn, the time and the id of an event that follows the event `before`."""
         event.turn_id = turn_id
         event.header.event_id = ids.digest(before, *envelope.event_key(event))
         envelope.set_time(event.header.time, self.nanoseconds(skew_micros))
@@ -90,21 +90,21 @@ class World:
         return event
 
     def begin(self, owner: Owner, fold: Fold, step_id: str, attempt: int, event_id: str = "") -> None:
-        """Begins an attempt that an event asks for, which may never be made."""
+        """Begins an attempt that an event requests; it may never run."""
         step = fold.steps[step_id]
         if not step.HasField("approval"):
             asked = t.Step()
             asked.CopyFrom(step)
             if step.tool.asked_by:
                 self._check_call(fold, step)
-            # By the log the same may be asked for again: then it is the same request, whoever asks.
+            # Requests through the log may be repeated: they are the same request, whichever owner makes them.
             asked_by = "" if self.attempts_outlive_owners else event_id
             self._attempts.append(_Attempt(owner, fold.turn.turn_id, asked, attempt, asked_by))
 
     def append(self, owner: Owner, events: list[e.TurnEvent]) -> list[tuple[int, bool]] | None:
-        """Appends for an owner, who may crash before or after, or not hear of it; None: it does not get an answer.
+        """Appends for an owner, which may crash before or after, or miss the reply. None: it gets no reply.
 
-        Attempts begin meanwhile, or by the same append where they outlive their owner.
+        Attempts begin in parallel, or only with the append if they outlive their owner.
         """
         fate = 9 if self._is_calm else self._random.randrange(40)
         if fate != 0 or not self.attempts_outlive_owners:
@@ -112,14 +112,14 @@ class World:
         if fate == 0:  # Nothing was written.
             return None
         acks = self.log.append(events)
-        if fate == 1:  # It was written, and the owner is gone.
+        if fate == 1:  # It was written, but the owner is gone.
             return None
-        if fate == 2:  # The answer is lost; it asks again.
+        if fate == 2:  # The reply is lost, so the owner retries.
             acks = self.log.append(events)
         return acks
 
     def goes_on(self, owner: Owner, step_id: str, attempt: int) -> bool:
-        """Returns whether an attempt is under way that an owner before this one has begun in the same process."""
+        """Returns whether an earlier owner in the same process began the attempt and it goes on; adopts it."""
         for each in self._attempts:
             if (each.step.step_id, each.attempt) == (step_id, attempt) and each.owner.process == owner.process:
                 each.owner = owner
@@ -127,7 +127,7 @@ class World:
         return False
 
     def end(self, owner: Owner) -> None:
-        """Ends an owner; its attempts go on for a while, where nobody hears of them."""
+        """Ends an owner; its attempts go on unobserved for a while."""
         owner.is_alive = False
         self._owners = [other for other in self._owners if other is not owner]
 
@@ -137,7 +137,7 @@ class World:
             for attempt in [each for each in self._attempts if each.owner is owner]:
                 self._attempts.remove(attempt)
                 if self._random.random() < 0.3:
-                    self._do(attempt)  # The effect is there, and nobody hears of it.
+                    self._do(attempt)  # The effect happens, but nobody hears of it.
 
     # What may happen.
 
@@ -147,7 +147,7 @@ class World:
         action(self)
 
     def take_over(self) -> None:
-        """Makes a new owner; the one before may live on without knowing, for a while."""
+        """Adds a new owner; an older one may live on unaware for a while."""
         random = self._random
         for owner in list(self._owners):
             if self._one_owner or self._is_calm or len(self._owners) > 1 or random.random() < 0.5:
@@ -166,7 +166,7 @@ class World:
             self.hand_over(owner)
 
     def own(self) -> None:
-        """Has an owner read what it may see of the log by now, and do what follows."""
+        """Has an owner read some of the log and act on it."""
         if not self._owners:
             self.take_over()
         owner = self._random.choice(self._owners)
@@ -174,7 +174,7 @@ class World:
         owner.handle()
 
     def work(self) -> None:
-        """Makes an attempt."""
+        """Runs an attempt."""
         if self._attempts:
             attempt = self._random.choice(self._attempts)
             if not attempt.owner.is_alive and self._random.random() < 0.5:
@@ -183,22 +183,22 @@ class World:
                 self._finish(attempt)
 
     def pass_time(self) -> None:
-        """Moves the clock: by a moment, or so far that somebody's time is up."""
+        """Moves the clock: a little, or past a time limit."""
         self._leap(self._random.choice((1_000, 300_000, 5_000_000, 61_000_000)))
 
     def ask(self) -> None:
-        """Somebody asks for another turn."""
+        """Requests another turn."""
         if self._turns_left:
             self._turns_left -= 1
             self._ask()
 
     def cancel(self) -> None:
-        """Somebody wants a turn to end."""
+        """Requests the cancellation of a turn."""
         cancel = e.TurnCancelRequested(message="enough")
         self._say(self._random.choice(list(self.requested)), e.TurnEvent(turn_cancel_requested=cancel))
 
     def provide(self) -> None:
-        """Somebody answers a question that the log says is open."""
+        """Answers a question that is open by the log."""
         waiting = [
             (turn_id, step.step_id)
             for turn_id, fold in self.log.folds.items()
@@ -216,16 +216,16 @@ class World:
         self.leaps += 1
 
     def conclude(self) -> None:
-        """Lets things go right until all turns are over, and checks all that must hold."""
+        """Lets all go right until every turn is over, then checks the invariants."""
         self._calm_down()
         checks.check(self.log, self.sessions, one_owner=self._one_owner)
         assert all(count == 1 for count in self.effects.values()), "no effect is doubled"
 
     def _finish(self, attempt: _Attempt) -> None:
-        """Makes an attempt; what came of it is told at once, later, twice or never."""
+        """Runs an attempt; it may be reported twice, run again, or never be heard of."""
         event = self._result_of(attempt)
         fate = 9 if self._is_calm else self._random.randrange(10)
-        if fate != 0:  # Else it will be made once more.
+        if fate != 0:  # Otherwise it runs once more.
             self._attempts.remove(attempt)
         for _ in range(2 if fate == 1 else 1):
             if self.attempts_outlive_owners:
@@ -242,14 +242,14 @@ class World:
             skew_micros = random.choice((0, -5_000))
             return self.stamp(e.TurnEvent(step_succeeded=succeeded), attempt.turn_id, skew_micros, attempt.asked_by)
         if chance == 0 and not is_refused:
-            self._do(attempt)  # Done, and yet it failed.
+            self._do(attempt)  # The effect happens, yet the attempt fails.
         code = _INVALID_ARGUMENT if chance == 1 else _UNAVAILABLE
         failure = Failure(code=code, reason=ERROR_REASON_PROVIDER_UNAVAILABLE, message="down")
         failed = e.StepFailed(step_id=step_id, attempt=attempt.attempt, failure=failure)
         return self.stamp(e.TurnEvent(step_failed=failed), attempt.turn_id, 0, attempt.asked_by)
 
     def _do(self, attempt: _Attempt) -> t.StepResult:
-        """Does what an attempt is for, once for each key; a lower attempt than one that was seen is refused."""
+        """Produces an attempt's effect once for each key, and fences lower attempts off."""
         key = attempt.key
         self._fences[key] = max(self._fences.get(key, 0), attempt.attempt)
         if key not in self._results:
@@ -279,7 +279,7 @@ class World:
     def _say(self, turn_id: str, event: e.TurnEvent) -> None:
         self.log.append([self.stamp(event, turn_id, 0)])
 
-    # How it ends, and what must hold.
+    # How it ends, and what must hold then.
 
     def _is_over(self) -> bool:
         return all(is_over(fold.turn) for fold in self.log.folds.values())
@@ -307,7 +307,7 @@ class World:
                 self._finish(attempt)
             if self._random.random() < 0.5:
                 self.provide()
-            elif all(fold.turn.state in _RESTING for fold in self.log.folds.values()):  # Else they end without that.
+            elif all(fold.turn.state in _RESTING for fold in self.log.folds.values()):  # Otherwise they end without it.
                 self._leap(30_000_000)
         raise AssertionError(f"a turn has no end: {[_standing(fold.turn) for fold in self.log.folds.values()]}")
 
@@ -320,7 +320,7 @@ def _standing(turn: t.Turn) -> tuple[object, ...]:
     return (turn.state, *((step.step_id, step.state, step.attempt) for step in turn.plan.steps))
 
 
-# What may happen next, each as likely as it is listed often.
+# What may happen next, weighted by repetition.
 _CHANCES = (
     *[World.own] * 8,
     *[World.work] * 6,

@@ -1,4 +1,4 @@
-"""The estimate of tokens: additive, never nothing for something, and near the vendors' own."""
+"""The token estimate: additive, never zero for a non-empty text, and near the vendors' own counts."""
 
 from __future__ import annotations
 

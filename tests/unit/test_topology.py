@@ -1,4 +1,4 @@
-"""What is wired from the configuration."""
+"""What the configuration wires together."""
 
 from __future__ import annotations
 

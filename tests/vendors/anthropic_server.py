@@ -1,4 +1,4 @@
-"""Speaks Anthropic's wire format: Messages (streamed), the count of tokens."""
+"""Speaks Anthropic's wire format: Messages (streamed), token counts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AnthropicServer(VendorServer):
         return [*frames, _frame({"type": "message_stop"})]
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """Returns the count of tokens."""
+        """Returns the token count."""
         return {"input_tokens": self.reply.input_tokens}
 
     def error(self, code: str, message: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class AnthropicServer(VendorServer):
         return {"type": "error", "error": {"type": code or "some_error", "message": message}}
 
     def error_event(self, code: str, message: str) -> bytes:
-        """Returns the same, as a frame."""
+        """Returns Anthropic's form of an error, as a frame."""
         return _frame(self.error(code, message))
 
     def _start(self, model: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Speaks the wire format of the Gemini API: generateContent (streamed), vectors, the count of tokens."""
+"""Speaks the wire format of the Gemini API: generateContent (streamed), embeddings, token counts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _STATUSES: Mapping[int, str] = {
 
 
 class GeminiServer(VendorServer):
-    """Answers as the model that the path names, with a snapshot's number."""
+    """Answers as the model in the path, with a snapshot's number."""
 
     has_retry_after = False
 
     def is_streamed(self, request: Request) -> bool:
-        """Returns whether the path asks for a stream: here, the body does not say."""
+        """Returns whether the path asks for a stream; in this API the body does not."""
         return request.path.endswith(":streamGenerateContent")
 
     def events(self, request: Request) -> Sequence[bytes]:
@@ -40,9 +40,9 @@ class GeminiServer(VendorServer):
         finish = _FINISH[self.reply.finish]
         try:
             calls = [_call(call.call_id, call.name, "".join(call.arguments) or "{}") for call in self.reply.calls]
-        except ValueError:  # Google reads what its model writes, and sends no call that it cannot read.
+        except ValueError:  # Google parses its model's calls and sends none that it cannot parse.
             calls, finish = [], "MALFORMED_FUNCTION_CALL"
-        if self.reply.reasoning:  # The proof is of the first call, or comes alone at the end.
+        if self.reply.reasoning:  # The signature is on the first call, or comes alone at the end.
             first: dict[str, Any] = calls[0] if calls else {"text": ""}
             first["thoughtSignature"] = SIGNATURE
             calls = calls or [first]
@@ -52,7 +52,7 @@ class GeminiServer(VendorServer):
         return [*frames, self._frame(request, {"candidates": [end], "usageMetadata": self._usage(1, 1)})]
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """Returns vectors or the count of tokens."""
+        """Returns embeddings or the token count."""
         if request.path.endswith(":countTokens"):
             return {"totalTokens": self.reply.input_tokens}
         return {"embeddings": [{"values": [at, 0.5]} for at in range(len(request.body["requests"]))]}
@@ -67,7 +67,7 @@ class GeminiServer(VendorServer):
         return {"error": error}
 
     def error_event(self, code: str, message: str) -> bytes:
-        """Returns the same, as a frame."""
+        """Returns Google's form of an error, as a frame."""
         return sse(self.error(code, message))
 
     def _chunk(self, request: Request, parts: Sequence[dict[str, Any]], sent: int, of: int) -> bytes:

@@ -14,7 +14,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 
 
 class OpenAIServer(VendorServer):
-    """Generates by Responses. Answers as `model` with a snapshot's date."""
+    """Serves Responses. Answers as `model` with a snapshot's date."""
 
     def events(self, request: Request) -> Sequence[bytes]:
         """Returns the events of a response: reasoning first, then words, then tool calls, each an item."""
@@ -33,7 +33,7 @@ class OpenAIServer(VendorServer):
         return [sse({**frame, "sequence_number": at}, frame["type"]) for at, frame in enumerate(frames)]
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """Returns a count, vectors, last first, or verdicts."""
+        """Returns a token count, embeddings (last one first) or moderation results."""
         if request.path.endswith("/input_tokens"):
             return {"object": "response.input_tokens", "input_tokens": self.reply.input_tokens}
         texts = request.body["input"]
@@ -56,11 +56,11 @@ class OpenAIServer(VendorServer):
         return {"error": {"message": message, "type": "some_error", "code": code or None, "param": None}}
 
     def error_event(self, code: str, message: str) -> bytes:
-        """Returns an event of it."""
+        """Returns OpenAI's form of an error, as an event."""
         return sse({"type": "error", "code": code, "message": message, "param": None, "sequence_number": 9}, "error")
 
     def _items(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """Yields each item of the output as it is when done, with the events that it grows by."""
+        """Yields each finished output item, with the events that build it up."""
         reply = self.reply
         if reply.reasoning:
             summary = [{"type": "summary_text", "text": "".join(reply.reasoning)}]
@@ -104,10 +104,10 @@ class OpenAIServer(VendorServer):
 
 
 class OpenAIChatServer(OpenAIServer):
-    """Generates by Chat Completions."""
+    """Serves Chat Completions."""
 
     def events(self, request: Request) -> Sequence[bytes]:
-        """Returns the chunks, the usage in one of its own after the last choice, and the end mark."""
+        """Returns the chunks, then one with the usage, and the end mark."""
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         deltas += [{"content": text} for text in pieces(self.reply.texts)]
         deltas += [{"refusal": text} for text in pieces(self.reply.refusal)]
@@ -129,7 +129,7 @@ class OpenAIChatServer(OpenAIServer):
         return sse({"id": "c1", "object": "chat.completion.chunk", "model": model, **fields})
 
     def error_event(self, code: str, message: str) -> bytes:
-        """Returns the form of an error, as a frame."""
+        """Returns OpenAI's form of an error, as a frame."""
         return sse(self.error(code, message))
 
     def _usage(self) -> dict[str, Any]:
@@ -148,9 +148,9 @@ class OpenAIChatServer(OpenAIServer):
 class OpenAICompatibleServer(OpenAIChatServer):
     """Imitates Chat Completions.
 
-    `is_terse`: without what it can do without, as some do: ids and indices of tool calls, which come in one piece;
-    details of usage; names of models; and in streams an end mark. `has_usage`: tells what it used, asked or not.
-    `refuses_stream_options`: takes them for an unknown field, as Mistral does.
+    `is_terse`: omits what some servers omit: ids and indices of tool calls, which come in one piece; details of usage;
+    names of models; the end mark of streams. `has_usage`: reports usage, asked or not.
+    `refuses_stream_options`: rejects them as an unknown field, as Mistral does.
     """
 
     is_terse: bool = False

@@ -1,7 +1,7 @@
-"""A real HTTP/1.1 server that plays a model vendor: what each vendor's server shares.
+"""A real HTTP/1.1 server that plays a model vendor: the base of each vendor's server.
 
-It answers `reply` in the vendor's wire format, or does what `fault` says; it keeps every request it got, and notices
-when a client closes the connection within an answer.
+It answers `reply` in the vendor's wire format, or does what `fault` says; it keeps every request, and notices when a
+client closes the connection during an answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call, its arguments' JSON in the pieces that are streamed."""
+    """A tool call, with the JSON of its arguments in the pieces that are streamed."""
 
     call_id: str
     name: str
@@ -29,7 +29,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the vendor's model says. `input_tokens` are all that were read, those cached and written included."""
+    """What the vendor's model says. `input_tokens` includes the tokens read from and written to the cache."""
 
     texts: tuple[str, ...] = ("Ready ", "to ", "serve.")
     reasoning: tuple[str, ...] = ()
@@ -47,10 +47,10 @@ class Reply:
 class Fault:
     """What goes wrong.
 
-    `cut_after`: so many events are sent, and then the connection is closed; `is_cut_clean`: as if the answer ended
-    there. `stall_after`: so many, and then nothing more. `error_after`: so many, and then an error within the stream.
-    `status`: an error instead of an answer. `body`: these bytes instead of any answer. `content_type`: what an answer
-    is said to be, whatever it is. `is_dripped`: each byte of a stream comes alone. Errors have the vendor's `code`.
+    `cut_after`: after this many events the connection is closed; `is_cut_clean`: as if the answer ended there.
+    `stall_after`: after this many, nothing more. `error_after`: after this many, an error within the stream.
+    `status`: an error instead of an answer. `body`: these bytes instead of any answer. `content_type`: the answer's
+    declared type, whatever it is. `is_dripped`: a stream is sent byte by byte. Errors have the vendor's `code`.
     """
 
     cut_after: int | None = None
@@ -68,7 +68,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asked."""
+    """A client's request."""
 
     path: str
     headers: Mapping[str, str]
@@ -83,12 +83,12 @@ class _Connection:
 
 @dataclass
 class VendorServer(ABC):
-    """Listens on loopback within `async with`."""
+    """Listens on loopback as an async context manager."""
 
     reply: Reply = field(default_factory=Reply)
-    # Whether an error says by its head how long to wait.
+    # Whether an error has a `Retry-After` header.
     has_retry_after: ClassVar[bool] = True
-    # Replies to the next requests, one each; then `reply` again.
+    # Replies to the next requests, one each; after them, `reply`.
     script: list[Reply] = field(default_factory=list[Reply])
     fault: Fault = field(default_factory=Fault)
     requests: list[Request] = field(default_factory=list[Request])
@@ -117,7 +117,7 @@ class VendorServer(ABC):
         """Returns the frame of an error within a stream."""
 
     def refused(self, request: Request) -> bytes | None:
-        """Returns why a request cannot be processed; None: it can."""
+        """Returns the error for a request that cannot be processed; None: it can."""
         return None
 
     def is_streamed(self, request: Request) -> bool:
@@ -125,15 +125,15 @@ class VendorServer(ABC):
         return bool(request.body.get("stream"))
 
     async def wait_asked(self) -> None:
-        """Returns once a client has asked for something."""
+        """Waits until a client has made a request."""
         await asyncio.wait_for(self._asked.wait(), _WAIT_SECONDS)
 
     async def wait_hung_up(self) -> None:
-        """Returns once a client has closed its connection within an answer."""
+        """Waits until a client has closed its connection during an answer."""
         await asyncio.wait_for(self._hung_up.wait(), _WAIT_SECONDS)
 
     def forget_hang_ups(self) -> None:
-        """Waits anew from here on, for requests too."""
+        """Forgets earlier hang-ups and requests, so that waits start afresh."""
         self._hung_up.clear()
         self._asked.clear()
 

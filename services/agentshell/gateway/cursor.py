@@ -28,7 +28,9 @@ def decode(text: str, turn_id: str) -> Cursor:
         named, turns_offset, outputs_offset = plain.split(" ")
         cursor = Cursor(named, int(turns_offset), int(outputs_offset))
     except (binascii.Error, UnicodeError, ValueError):
-        raise ValueError("the cursor was not made by this service; leave it empty to start from the beginning") from None
+        raise ValueError(
+            "the cursor was not made by this service; leave it empty to start from the beginning"
+        ) from None
     if named != turn_id:
         raise ValueError(
             f"the cursor belongs to turn {named}, not to {turn_id}; leave it empty to start from the beginning"

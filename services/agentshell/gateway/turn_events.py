@@ -80,7 +80,9 @@ class TurnEvents:
                 metadata={"turn_id": row.turn.turn_id, "step_id": step_id},
             )
         if fork.is_undoing(turn, step_id):
-            raise errors.invalid("step_id", f"{step_id!r} is a compensation, which undoes what was done; name a step before it")
+            raise errors.invalid(
+                "step_id", f"{step_id!r} is a compensation, which undoes what was done; name a step before it"
+            )
         return requested, turn
 
     async def has_cancel(self, row: IndexedTurn, cancel: TurnEvent, offset: int, request_id: str) -> bool:

@@ -1,1 +1,1 @@
-"""The durable log: a port and its drivers. Knows bytes, not events."""
+"""The durable log: a port and its drivers. It knows bytes, not events."""

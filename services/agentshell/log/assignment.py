@@ -1,4 +1,4 @@
-"""Who of a group holds which partitions. Pure."""
+"""Assigns partitions to the members of a group. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 
 def assign(partitions: int, held: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Returns the partitions of each member, given what each holds now: balanced, and moving no more than that needs.
+    """Returns the partitions of each member, given what each holds now: balanced, with as few moves as possible.
 
-    `held` names every member, the new ones with nothing. Shares differ by one at the most.
+    `held` names every member; new ones hold nothing. Shares differ by at most one.
     """
     if not held:
         return {}
     share, larger = divmod(partitions, len(held))
     result: dict[str, list[int]] = {}
-    # Those who hold most get the larger shares, so that they give up least.
+    # Members that hold the most get the larger shares, so that they give up the least.
     for rank, member in enumerate(sorted(held, key=lambda name: (-len(held[name]), name))):
         quota = share + (rank < larger)
         result[member] = sorted(held[member])[:quota]

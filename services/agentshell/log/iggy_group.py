@@ -1,7 +1,7 @@
-"""A group as its journal in Iggy tells it: who holds which partitions, and what is committed. Pure.
+"""A group folded from its journal in Iggy: who holds which partitions, and what is committed. Pure.
 
-Each change is an entry of the journal, and all processes fold the same entries in the same order, by the server's
-clock: so all agree on who is a member, and whether a commit came in time, without a lock or a clock in common.
+Each change is an entry in the journal, and all processes fold the same entries in the same order, by the server's
+clock. So all agree on who is a member, and on whether a commit came in time, without a shared lock or clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agentshell.log.assignment import assign
 
 @dataclass(slots=True)
 class Member:
-    """Who is in a group. It is alive until `lease_seconds` after `seen_at`, seconds of the server's clock."""
+    """A member of a group. It is alive until `lease_seconds` after `seen_at`, in seconds of the server's clock."""
 
     process: str
     lease_seconds: float
@@ -25,32 +25,32 @@ class Member:
 
 
 def join(process: str, member: str, lease_seconds: float) -> bytes:
-    """The entry by which a process makes a member one of the group, or says that it is alive."""
+    """Returns the entry with which a process adds a member to the group, or reports it alive."""
     return _entry("join", process, member=member, lease_seconds=lease_seconds)
 
 
 def leave(process: str, members: Iterable[str]) -> bytes:
-    """The entry by which a process takes members out, where they are still its own."""
+    """Returns the entry with which a process removes members that are still its own."""
     return _entry("leave", process, members=list(members))
 
 
 def renew(process: str, members: Iterable[str]) -> bytes:
-    """The entry by which a process says that members are alive. Any entry, even for none, expels those who are not."""
+    """Returns the entry with which a process reports members alive. Any entry, even for none, expels silent ones."""
     return _entry("renew", process, members=list(members))
 
 
 def gone(process: str, others: Iterable[str]) -> bytes:
-    """The entry by which a process says that others have ended, and all their members with them."""
+    """Returns the entry with which a process reports that others, and so all their members, have ended."""
     return _entry("gone", process, processes=list(others))
 
 
 def commit(process: str, member: str, generation: int, offsets: Mapping[int, int]) -> bytes:
-    """The entry that commits offsets, where the member still has its partitions of that generation."""
+    """Returns the entry that commits offsets if the member still holds its partitions in that generation."""
     return _entry("commit", process, member=member, generation=generation, offsets=list(offsets.items()))
 
 
 def snapshot(process: str, group: Group) -> bytes:
-    """The entry that says all that the entries before `group.position` have said, so that they can go."""
+    """Returns the entry that replaces all entries before `group.position`, so that they can be deleted."""
     members = {name: asdict(member) for name, member in group.members.items()}
     return _entry(
         "snapshot",
@@ -68,7 +68,7 @@ def author(entry: bytes) -> str:
 
 
 class Group:
-    """What the entries before `position` say of a group of a topic with so many partitions."""
+    """The state of a group after the entries before `position`, for a topic with `partitions` partitions."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
@@ -79,11 +79,11 @@ class Group:
 
     @property
     def processes(self) -> set[str]:
-        """Those that have members."""
+        """The processes that have members."""
         return {member.process for member in self.members.values()}
 
     def restore(self, entries: Iterable[bytes]) -> bool:
-        """Takes over the last snapshot among the entries. Returns False where there is none."""
+        """Restores the last snapshot among the entries. Returns False if there is none."""
         snapshots = [said for entry in entries if (said := json.loads(entry))["entry"] == "snapshot"]
         if not snapshots:
             return False
@@ -97,9 +97,9 @@ class Group:
         return True
 
     def apply(self, offset: int, entry: bytes, at: float) -> bool:
-        """Folds the entry at `offset`, taken by the server at `at`. Returns whether it has had its effect.
+        """Folds the entry at `offset`, appended at `at` by the server's clock. Returns whether it took effect.
 
-        What is before `position` is in the group already, and passed over.
+        Skips entries before `position`, which are already folded.
         """
         if offset < self.position:
             return False
@@ -125,7 +125,7 @@ class Group:
                 effect = True
             case "commit":
                 effect = not changed and self._commit(said, at)
-            case _:  # A snapshot, or of a later release.
+            case _:  # A snapshot, or an entry of a later release.
                 pass
         if changed:
             self._redistribute()

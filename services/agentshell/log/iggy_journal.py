@@ -1,4 +1,4 @@
-"""The journal of a group in Iggy, as one process writes and folds it, and the leases of that process."""
+"""The journal of a group in Iggy, as one process writes and folds it, and that process's leases."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from agentshell.log.log import Lease, Record, StoredRecord, Topic
 from agentshell.log.membership import Membership, clock
 from agentshell.mesh.errors import AgentShellError
 
-SNAPSHOT_ENTRIES = 1000  # How many entries there are from one snapshot to the next.
+SNAPSHOT_ENTRIES = 1000  # How many entries lie between snapshots.
 SEGMENT_BYTES = 16 * 1024 * 1024
-MAX_JOURNAL_BYTES = 128 * 1024 * 1024  # Iggy asks for a segment and its largest message, of 64 MiB, at the least.
-WATCH_SECONDS = 0.1  # What others write, and that others have ended, is found within this.
-ALONE_SECONDS = 30.0  # How often a process without others looks for what ended ones have left.
+MAX_JOURNAL_BYTES = 128 * 1024 * 1024  # Iggy requires at least a segment and its largest message, 64 MiB.
+WATCH_SECONDS = 0.1  # Entries and deaths of others are noticed within this.
+ALONE_SECONDS = 30.0  # How often a lone process looks for remains of ended ones.
 _READ_ENTRIES = 1000
 
 
 class Journal:
-    """One group: writes its entries, folds those of all processes, and keeps the leases of this one."""
+    """One group: writes this process's entries, folds those of all, and keeps this process's leases."""
 
     def __init__(self, wire: Wire, name: str, partitions: int, lease_seconds: float) -> None:
-        self.process = uuid.uuid4().hex  # As the others see it: another one with each connection.
+        self.process = uuid.uuid4().hex  # The id that others see; a new one for each connection.
         self.memberships: dict[Lease, Membership] = {}
         self.group = Group(partitions)
         self._wire = wire
@@ -36,18 +36,18 @@ class Journal:
         self._folding = asyncio.Lock()
         self._folded_at = 0.0
         self._made = self._restored = False
-        self._effects: dict[int, bool] = {}  # Of this process' own entries, until they are asked for.
-        self._heard_at: dict[str, float] = {}  # When each member was last seen alive, by this process' clock.
+        self._effects: dict[int, bool] = {}  # Of this process's own entries, by offset, until read.
+        self._heard_at: dict[str, float] = {}  # When each member was last seen alive, by this process's clock.
         self._renew_at = self._expel_at = self._look_at = 0.0
         self._following: asyncio.Task[None] | None = None
 
     async def exists(self) -> bool:
-        """Returns whether the group has been made."""
+        """Returns whether the group has been created."""
         self._made = self._made or await self._wire.topic(self._name) is not None
         return self._made
 
     async def enter(self) -> str:
-        """Makes the group, unless it is there, and has this process be seen in it; returns the process."""
+        """Creates the group if necessary, makes this process visible in it, and returns the process's id."""
         if not await self.exists():
             await self._wire.make_topic(Topic(self._name, 1), segment_bytes=SEGMENT_BYTES, max_bytes=MAX_JOURNAL_BYTES)
             self._made = True
@@ -57,7 +57,7 @@ class Journal:
         return process
 
     async def submit(self, entry: bytes) -> bool:
-        """Writes an entry, and folds all up to it. Returns whether it has had its effect. Raises LOG_UNAVAILABLE."""
+        """Writes an entry and folds everything up to it. Returns whether it took effect. Raises LOG_UNAVAILABLE."""
         offset = await self._wire.send(self._name, 0, [Record("group", uuid.uuid4().bytes, entry)])
         await self.fold(offset + 1)
         if offset and offset % SNAPSHOT_ENTRIES == 0:
@@ -67,7 +67,7 @@ class Journal:
         return self._effects.pop(offset, False)
 
     async def fold(self, least: int = 0) -> None:
-        """Folds all entries there are, and at the least those before offset `least`."""
+        """Folds all entries there are, and at least those before offset `least`."""
         async with self._folding:
             if not self._restored:
                 await self._restore()
@@ -85,30 +85,30 @@ class Journal:
                 self._end(membership)
 
     def follow(self) -> None:
-        """Folds what others write, for as long as this process has members."""
+        """Starts folding what others write, for as long as this process has members."""
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(self._follow(), name="log group")
 
     def end_all(self) -> None:
-        """Ends all leases of this process, which is another one from now on."""
+        """Ends all leases of this process, which gets a new id."""
         self.process = uuid.uuid4().hex
         for membership in list(self.memberships.values()):
             self._end(membership)
 
     async def close(self) -> None:
-        """Gives back what this process holds, where it can."""
+        """Gives back what this process holds, if it can."""
         process, members = self.process, [lease.member for lease in self.memberships]
         self.end_all()
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        with contextlib.suppress(AgentShellError):  # It is seen to be gone, or falls silent.
+        with contextlib.suppress(AgentShellError):  # Others then notice its end or its silence.
             if members:
                 await self.submit(iggy_group.leave(process, members))
             await self._presence.leave()
 
     def end(self, lease: Lease) -> None:
-        """Ends a lease here, if it is not over."""
+        """Ends a lease in this process, if it is not over."""
         if membership := self.memberships.get(lease):
             self._end(membership)
 
@@ -122,7 +122,7 @@ class Journal:
         effect = self.group.apply(stored.offset, entry, at)
         if iggy_group.author(entry) == self.process:
             self._effects[stored.offset] = effect
-            while len(self._effects) > SNAPSHOT_ENTRIES:  # Whoever wrote them has given up.
+            while len(self._effects) > SNAPSHOT_ENTRIES:  # Their writers have given up.
                 del self._effects[next(iter(self._effects))]
         now = clock()
         self._heard_at = {
@@ -131,7 +131,7 @@ class Journal:
         }
 
     async def _restore(self) -> None:
-        """Starts from the last snapshot, for which it looks back from the end, or from the first entry."""
+        """Starts from the last snapshot, searching backwards from the end, or from the first entry."""
         topic = await self._wire.topic(self._name)
         end = topic.ends[0] if topic else 0
         back = 2 * SNAPSHOT_ENTRIES
@@ -157,7 +157,7 @@ class Journal:
 
     async def _follow(self) -> None:
         while self.memberships:
-            with contextlib.suppress(AgentShellError):  # The leases may be over by it; if not, it goes on.
+            with contextlib.suppress(AgentShellError):  # Leases may expire; otherwise retry.
                 await self.fold()
                 await self._expel_gone()
                 await self._keep_alive()
@@ -167,7 +167,7 @@ class Journal:
             await asyncio.sleep(min(WATCH_SECONDS, self._lease_seconds / 6))
 
     async def _expel_gone(self) -> None:
-        """Has the members of processes expelled that have ended. One who is missing itself begins anew."""
+        """Expels the members of processes that have ended. If this process is missing itself, it starts over."""
         processes, now = self.group.processes, clock()
         if processes <= {self.process} and now < self._look_at:
             return
@@ -176,12 +176,12 @@ class Journal:
         if self.process in missing:
             self.end_all()
         elif missing:
-            await self.fold()  # Another may have said so already.
+            await self.fold()  # Another process may have reported it already.
             if missing & self.group.processes:
                 await self.submit(iggy_group.gone(self.process, sorted(missing)))
 
     async def _keep_alive(self) -> None:
-        """Renews what is active here, and has those expelled who are silent."""
+        """Renews the leases that are active here, and expels silent members."""
         now = clock()
         if now >= self._renew_at:
             self._renew_at = now + self._lease_seconds / 3

@@ -1,4 +1,4 @@
-"""The appends of a process to one partition in Iggy: what waits goes together, one batch after the other."""
+"""The appends of a process to one partition in Iggy: queued appends go together, one batch at a time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Append:
 
 
 class Lane:
-    """Appends in the order of the calls. There is no timer: what arrives while a batch is under way is the next one.
+    """Appends in call order. There is no timer: what arrives while a batch is under way forms the next one.
 
-    `bell` rings when the partition has grown, and `end` is its next offset, as far as this process has heard. `seen` is
-    an offset that was not below what is retained.
+    `bell` rings when the partition has grown, and `end` is its next offset, as far as this process knows. `seen` is an
+    offset that was known to be retained.
     """
 
     def __init__(self, wire: Wire, topic: str, partition: int) -> None:
@@ -44,9 +44,9 @@ class Lane:
         self._sending: asyncio.Task[None] | None = None
 
     async def append(self, records: Sequence[Record], holder: Membership | None) -> int:
-        """Returns the offset of the first record, once all are stored; the others follow it.
+        """Returns the offset of the first record once all are stored; the others follow it.
 
-        Raises LOG_UNAVAILABLE, and FENCED when the membership of `holder` is over before they are sent.
+        Raises LOG_UNAVAILABLE, and FENCED if `holder`'s lease is over before they are sent.
         """
         async with self._room:
             size_bytes = sum(len(record.payload) for record in records)
@@ -57,13 +57,13 @@ class Lane:
             return await append.done
 
     def grow(self, end: int) -> None:
-        """Notes where the partition ends, and wakes who waits for it to grow."""
+        """Records where the partition ends, and wakes those who wait for it to grow."""
         if end > self.end:
             self.end = end
             self.bell.ring()
 
     async def close(self) -> None:
-        """Writes what waits, then ends."""
+        """Writes what is queued, then ends."""
         if self._sending is not None:
             await self._sending
 
@@ -71,8 +71,8 @@ class Lane:
         while batch := self._take():
             try:
                 offset = await self._wire.send(self._topic, self.partition, [r for a in batch for r in a.records])
-            except Exception as error:  # Whatever it is, those who wait must hear of it.
-                # Those behind it as well: else they would wait for one time limit after the other, or overtake it.
+            except Exception as error:  # Whatever it is, the callers must get it.
+                # So must those queued behind: they would otherwise wait out one timeout after another, or overtake it.
                 for append in (*batch, *self._waiting):
                     if not append.done.done():
                         append.done.set_exception(error)
@@ -86,7 +86,7 @@ class Lane:
             self.grow(offset)
 
     def _take(self) -> list[_Append]:
-        """Takes what goes together, in order, without what was given up. An append larger than a batch goes alone."""
+        """Takes the next batch in order, skipping abandoned appends. An append larger than a batch goes alone."""
         batch: list[_Append] = []
         records = size_bytes = 0
         while self._waiting:

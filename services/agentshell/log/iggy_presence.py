@@ -1,8 +1,8 @@
-"""Which processes of a group live, as Iggy sees their connections end: at once, where the kernel closes them.
+"""Detects which processes of a group are alive from their connections to Iggy: at once if the kernel closes them.
 
-Each process enters a consumer group of Iggy's own on the journal, named as the process, with the connection that it
-writes the journal with. Nothing is polled by it. A machine that dies closes no connection: its leases end by silence.
-So do those of a process that dies while the server is down, which after its restart still counts the old connection.
+Each process joins one of Iggy's own consumer groups on the journal, named after the process, over the connection that
+it writes the journal with. It polls nothing. A machine that dies closes no connection: its leases end by silence. So do
+those of a process that dies while the server is down, because the restarted server still counts the old connection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from agentshell.log.iggy_wire import Wire
 from agentshell.log.membership import clock
 
-# What no member belongs to is of a process that has ended, or has just come and is about to write its first entry.
+# A process without members has ended, or has just started and is about to write its first entry.
 STRANGE_SECONDS = 10.0
 
 
@@ -26,12 +26,12 @@ class Presence:
         self._strange_at: dict[str, float] = {}  # When each stranger was first seen.
 
     async def enter(self, process: str) -> None:
-        """Has this process be seen from now on, until its connection ends. Raises LOG_UNAVAILABLE."""
+        """Makes this process visible until its connection ends. Raises LOG_UNAVAILABLE."""
         await self._wire.enter(self._journal, process)
         self._entered = process
 
     async def leave(self) -> None:
-        """Removes all trace of this process. Raises LOG_UNAVAILABLE."""
+        """Removes this process's consumer group. Raises LOG_UNAVAILABLE."""
         if self._entered:
             await self._wire.remove_group(self._journal, self._entered)
 
@@ -43,5 +43,5 @@ class Presence:
         for name, since in self._strange_at.items():
             if now - since > STRANGE_SECONDS:
                 await self._wire.remove_group(self._journal, name)
-                break  # One at a time, so that to look takes no time.
+                break  # One at a time, to stay fast.
         return {process for process in processes if not present.get(process)}

@@ -1,4 +1,4 @@
-"""Sees what other processes append to topics in Iggy, which tells nobody: by asking, while anybody waits."""
+"""Detects what other processes append to topics in Iggy, which has no notifications, by asking while anybody waits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from agentshell.log.iggy_lane import Lane
 from agentshell.log.iggy_wire import Wire
 from agentshell.mesh.errors import AgentShellError
 
-# From one look to the next: twice as long each time that nothing has changed. A look is one small question for all
-# topics, and one more for each that has changed.
+# The interval between looks, which doubles while nothing changes. A look is one small request for all topics, and one
+# more for each that has changed.
 MIN_LOOK_SECONDS = 0.005
 MAX_LOOK_SECONDS = 0.04
 
 
 class Watch:
-    """Watches the topics in `lanes`, which may become more, and tells their lanes how far they have grown."""
+    """Watches the topics in `lanes`, to which more may be added, and tells the lanes how far they have grown."""
 
     def __init__(self, wire: Wire, lanes: Mapping[str, Sequence[Lane]]) -> None:
         self._wire = wire
@@ -25,12 +25,12 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Watches until nobody waits."""
+        """Starts watching, until nobody waits."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="log watch")
 
     async def close(self) -> None:
-        """Ends."""
+        """Stops watching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

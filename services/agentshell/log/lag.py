@@ -1,4 +1,4 @@
-"""How far the groups of a log are behind its end, as a metric."""
+"""A metric of how far the groups of a log lag behind its end."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MEASURE_SECONDS = 5.0
 
 
 class Lag:
-    """Measures groups, each a topic and a group, every few seconds. While the log fails, the last figures stay."""
+    """Measures (topic, group) pairs every few seconds. While the log fails, the last values stay."""
 
     def __init__(self, log: Log, groups: Sequence[tuple[str, str]]) -> None:
         self._log = log
         self._groups = groups
 
     async def measure(self) -> None:
-        """Measures once. What a group has committed nothing of, it lags behind whole. Raises LOG_UNAVAILABLE."""
+        """Measures once. A partition without a commit counts from offset 0. Raises LOG_UNAVAILABLE."""
         for topic, group in self._groups:
             committed = await self._log.committed(topic, group)
-            # Read after it, so that the end is never before what is committed.
+            # Read second, so that the end is never before the committed offset.
             for partition, end in enumerate(await self._log.end_offsets(topic)):
                 LAG_RECORDS.labels(topic, group, str(partition)).set(end - committed.get(partition, 0))
 
     async def run(self) -> None:
-        """Measures again and again, until it is cancelled."""
+        """Measures periodically until cancelled."""
         while True:
-            with contextlib.suppress(AgentShellError):  # Whoever uses the log says so.
+            with contextlib.suppress(AgentShellError):  # Users of the log report the failure.
                 await self.measure()
             await asyncio.sleep(MEASURE_SECONDS)

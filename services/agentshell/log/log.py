@@ -1,7 +1,7 @@
-"""The log port: partitioned, durable, replayable. `tests/contract/test_log_*.py` are its meaning; every driver passes.
+"""The log port: partitioned, durable, replayable. `tests/contract/test_log_*.py` define it; every driver passes them.
 
 What is acknowledged is on disk. Delivery is at least once, order is per partition, offsets only grow and may have gaps.
-Consumers drop a repeated `record_id`; a driver that can drop it for them says so in `Ack.duplicate`.
+Consumers drop a repeated `record_id`; a driver that detects repeats itself sets `Ack.duplicate`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Literal, NamedTuple, Protocol
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_HEADERS = 32
-MAX_HEADER_BYTES = 255  # Of a name, and of a value; neither is empty.
+MAX_HEADER_BYTES = 255  # Of a name or a value; neither may be empty.
 MAX_KEY_BYTES = 255
 RECORD_ID_BYTES = 16
-# Of one append, so that a queue of them is bounded.
+# Of one append, so that a queue of appends is bounded.
 MAX_APPEND_RECORDS = 10_000
 MAX_APPEND_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a topic is. `retention` of None keeps records for ever.
+    """The properties of a topic. A `retention` of None keeps records for ever.
 
-    `durability` "relaxed" may lose the last moments with the machine, never with the process.
+    With `durability` "relaxed", the last moments may be lost if the machine crashes, but not if the process does.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Topic:
     durability: Literal["durable", "relaxed"] = "durable"
 
 
-# Of these there is one a record, and a tuple is made in a third of the time of a frozen dataclass.
+# There is one per record, and creating a tuple takes a third of the time of a frozen dataclass.
 class Record(NamedTuple):
-    """What is appended. `record_id` is 16 bytes, unique within the topic; `key` decides the partition."""
+    """A record to append. `record_id` is 16 bytes, unique within the topic; `key` determines the partition."""
 
     key: str
     record_id: bytes
@@ -48,7 +48,7 @@ class Record(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """Where an appended record is. `duplicate`: it was there before, and nothing was written."""
+    """The position of an appended record. `duplicate`: it was there before, and nothing was written."""
 
     partition: int
     offset: int
@@ -56,7 +56,7 @@ class Ack(NamedTuple):
 
 
 class StoredRecord(NamedTuple):
-    """A record with its place in the log and the time the log took it."""
+    """A record with its position in the log and the time of its append."""
 
     partition: int
     offset: int
@@ -75,23 +75,23 @@ class Lease:
     partitions: tuple[int, ...]
 
 
-@lru_cache(maxsize=4096)  # Of keys nearly all have been seen before.
+@lru_cache(maxsize=4096)  # Nearly all keys have been seen before.
 def partition_of(key: str, partitions: int) -> int:
-    """Returns the partition of a key: ours, the same for every driver and release. To change it would reorder keys."""
+    """Returns the partition of a key, the same in every driver and release. Changing it would reorder keys."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % partitions
 
 
 class Log(Protocol):
-    """A durable log. Methods raise AgentShellError: LOG_UNAVAILABLE, TOPIC_NOT_FOUND, and as each says."""
+    """A durable log. Methods raise AgentShellError: LOG_UNAVAILABLE, TOPIC_NOT_FOUND, and as documented for each."""
 
     async def ensure_topic(self, topic: Topic) -> None:
-        """Makes the topic, or checks that it is so. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        """Creates the topic, or checks the existing one. Raises TOPIC_MISMATCH if partitions or durability differ."""
         ...
 
     async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
-        """Appends records, in order within each partition, and returns once all are durable: all of them or none.
+        """Appends records, all or none, in order within each partition, and returns once all are durable.
 
-        As the holder of `lease`, where it is given: raises FENCED where that is over, as far as this process knows.
+        If `lease` is given, appends as its holder: raises FENCED if it is over, as far as this process knows.
 
         Raises TOO_LARGE or INVALID_REQUEST for a record over the limits, before anything is written. After
         LOG_UNAVAILABLE the records may or may not be there: append again with the same ids.
@@ -103,36 +103,36 @@ class Log(Protocol):
     ) -> list[list[Ack]]:
         """Appends to several topics in one durable step, and returns the acks in the order given.
 
-        As `append`, all or none, where the driver has transactions over topics. One that has none (Iggy) appends
-        them in the order given and stops at the first that fails: put first what must not be missing.
+        Like `append`, all or none, if the driver has transactions across topics. A driver that has none (Iggy) appends
+        them in the order given and stops at the first failure: put first what must not be missing.
         """
         ...
 
     async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
-        """Returns up to `limit` records from `offset` on, waiting up to `wait` seconds for the first.
+        """Returns up to `limit` records starting at `offset`, waiting up to `wait` seconds for the first.
 
-        Where `wait` is 0 it has all whose append was confirmed before, in any process and to any topic.
-        Raises OFFSET_OUT_OF_RANGE where `offset` is older than what is retained.
+        If `wait` is 0, it sees every append that was confirmed before, in any process and to any topic.
+        Raises OFFSET_OUT_OF_RANGE if `offset` is older than what is retained.
         """
         ...
 
     async def join(self, topic: str, group: str, member: str) -> Lease:
-        """Joins a group, or returns the member's lease as it now is. No two members hold one partition."""
+        """Joins a group, or returns the member's current lease. No two members hold the same partition."""
         ...
 
     async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
         """Returns records that this lease has not been given yet, from the committed offsets on; renews the lease.
 
-        Raises FENCED when the lease is over: join again, and go on from what is committed.
+        Raises FENCED if the lease is over: join again, and continue from what is committed.
         """
         ...
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
-        """Commits, for each partition, the next offset to be given. Raises FENCED when the lease is over."""
+        """Commits, for each partition, the next offset to be given. Raises FENCED if the lease is over."""
         ...
 
     async def leave(self, lease: Lease) -> None:
-        """Gives the partitions back. A lease that is over is no error."""
+        """Gives the partitions back. A lease that is over is not an error."""
         ...
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
@@ -140,13 +140,13 @@ class Log(Protocol):
         ...
 
     async def end_offsets(self, topic: str) -> list[int]:
-        """Returns, for each partition, the offset that the next record will have at the least."""
+        """Returns, for each partition, the lowest offset that the next record can have."""
         ...
 
     async def health(self) -> None:
-        """Returns when the log can be reached. Raises LOG_UNAVAILABLE."""
+        """Returns if the log is reachable. Raises LOG_UNAVAILABLE."""
         ...
 
     async def close(self) -> None:
-        """Ends what is under way and lets go of all connections."""
+        """Finishes what is under way and closes all connections."""
         ...

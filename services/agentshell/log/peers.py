@@ -1,4 +1,4 @@
-"""The processes that share a log: tells them what has changed, hears what they changed, knows whether any live."""
+"""The processes that share a log: announces changes to them, hears theirs, and knows which are alive."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from agentshell.db.database import Connection, Database
 from agentshell.log.reach import reach
 from agentshell.mesh.errors import AgentShellError
 
-MAX_PULSE_SECONDS = 1.0  # What a lost notification would have told is found within this.
-WATCH_SECONDS = 0.15  # Where there are others, their death is found within this.
+MAX_PULSE_SECONDS = 1.0  # What a lost notification would have told is noticed within this.
+WATCH_SECONDS = 0.15  # Other processes' deaths are noticed within this.
 MIN_RECONNECT_SECONDS = 0.05
 MAX_RECONNECT_SECONDS = 2.0
 
 _CHANNEL = "agentshell_log"
-_LOCK_CLASS = 7564  # As in the view log.processes.
+_LOCK_CLASS = 7564  # The same as in the view log.processes.
 _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1::text, $2::text)"
-_ENDS_A_MESSAGE = 250  # Postgres takes fewer than 8000 bytes.
+_ENDS_A_MESSAGE = 250  # Postgres accepts less than 8000 bytes.
 
 _FAILURES = (psycopg.Error, OSError, TimeoutError, AgentShellError)
 _logger = structlog.get_logger(__name__)
 
 
 class Listener(Protocol):
-    """To whom `Peers` reports."""
+    """Receives reports from `Peers`."""
 
     def heard_ends(self, ends: Mapping[int, int]) -> None:
         """Partitions have grown: partition id -> next offset."""
         ...
 
     def heard_generation(self, group_id: int, generation: int) -> None:
-        """A group has come to a generation."""
+        """A group has reached a generation."""
         ...
 
     async def look(self, connection: Connection, *, thorough: bool) -> None:
-        """It is time to see whether members live; where `thorough`, also to see what no message may have told."""
+        """Time to check whether members are alive and, if `thorough`, for changes that no message has told."""
         ...
 
     def lost(self) -> None:
-        """The connection is gone: what is known may be stale, and for the others this process is dead."""
+        """The connection is gone: what is known may be stale, and other processes consider this one dead."""
         ...
 
 
 class Peers:
-    """This process among the others, through one connection: it listens there, and lives as long as that does.
+    """This process among the others. It listens on one connection, and is alive for as long as that one is.
 
-    `listener` is asked to look every `pulse_seconds`, and more often where there are others.
+    `listener` is asked to look every `pulse_seconds`, and more often if there are other processes.
     """
 
     def __init__(self, database: Database, listener: Listener, pulse_seconds: float) -> None:
@@ -62,17 +62,17 @@ class Peers:
         self._listener = listener
         self._notify = database.statement(_NOTIFY)
         self._pulse_seconds = min(pulse_seconds, MAX_PULSE_SECONDS)
-        self.process = 0  # The number under which the others see this process live.
+        self.process = 0  # The number under which other processes see this one.
         self._connected = asyncio.Event()
         self._alone = False
-        self._unheard: deque[str] = deque()  # What came beside an answer.
+        self._unheard: deque[str] = deque()  # Messages that came along with an answer.
         self._resting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._untold: dict[int, int] = {}
         self._has_untold = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Connects. Raises LOG_UNAVAILABLE; once connected, it connects again by itself."""
+        """Connects. Raises LOG_UNAVAILABLE; once connected, it reconnects by itself."""
         connection = await self._connect()
         self._tasks = [
             asyncio.create_task(self._run(connection), name="log listener"),
@@ -80,7 +80,7 @@ class Peers:
         ]
 
     async def close(self) -> None:
-        """Disconnects: for the others, this process is dead."""
+        """Disconnects: other processes then consider this one dead."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -88,7 +88,7 @@ class Peers:
 
     @property
     def hears(self) -> bool:
-        """Whether it is connected: else what other processes do goes unnoticed, and so does the end of Postgres."""
+        """Whether it is connected: otherwise changes by other processes, and the end of Postgres, go unnoticed."""
         return self._connected.is_set()
 
     @property
@@ -101,14 +101,14 @@ class Peers:
         await self._connected.wait()
 
     def tell_ends(self, ends: Mapping[int, int]) -> None:
-        """Tells the others that partitions have grown, soon: what comes while one message is under way is the next."""
+        """Tells the others soon that partitions have grown. What comes while a message is under way forms the next."""
         if not self._alone:
             self._untold.update(ends)
             self._has_untold.set()
 
     @staticmethod
     async def tell_generation(connection: Connection, group_id: int, generation: int) -> None:
-        """Tells the others of a group's generation, when the transaction under way commits."""
+        """Tells the others a group's generation when the current transaction commits."""
         await connection.execute("SELECT pg_notify(%s, %s)", (_CHANNEL, f"group {group_id}:{generation}"))
 
     async def _connect(self) -> Connection:
@@ -116,7 +116,7 @@ class Peers:
             connection = await self._database.dedicated()
             try:
                 connection.add_notify_handler(lambda notify: self._unheard.append(notify.payload))
-                # A new number each time: under the old one a server that has not noticed yet may keep us alive.
+                # A new number each time: the server may not have noticed yet that the old connection ended.
                 self.process = secrets.randbelow(2**31)
                 await connection.execute("SET synchronous_commit = off")  # Nothing here needs the disk.
                 await connection.execute("SELECT pg_advisory_lock(%s, %s)", (_LOCK_CLASS, self.process))
@@ -147,10 +147,10 @@ class Peers:
                     delay_seconds = MIN_RECONNECT_SECONDS
                 except _FAILURES:
                     delay_seconds = min(2 * delay_seconds, MAX_RECONNECT_SECONDS)
-            self._listener.lost()  # Again, because the others may have changed what was read in between.
+            self._listener.lost()  # Again, because what was read in between may have changed.
 
     async def _serve(self, connection: Connection) -> None:
-        """Hears, and looks from time to time, until the connection fails."""
+        """Listens, and looks from time to time, until the connection fails."""
         loop = asyncio.get_running_loop()
         look_at = looked_at = thorough_at = loop.time()
         while True:
@@ -166,9 +166,9 @@ class Peers:
             await self._listen(connection, look_at - loop.time())
 
     async def _listen(self, connection: Connection, seconds: float) -> None:
-        """Hears for so long, or until a process has come, which makes us look sooner. Raises what ends the connection.
+        """Listens for `seconds`, or until a process joins, which calls for a look. Raises what ends the connection.
 
-        By libpq, in a quarter of the time of psycopg's `notifies`: each commit of any process is a message to all.
+        Uses libpq, in a quarter of the time of psycopg's `notifies`: each commit of any process is a message to all.
         """
         loop, socket = asyncio.get_running_loop(), connection.fileno()
         self._resting = loop.create_future()
@@ -177,7 +177,7 @@ class Peers:
         try:
             while self._unheard:
                 self._hear(self._unheard.popleft())
-            self._read(connection.pgconn)  # What came behind an answer no longer makes the socket readable.
+            self._read(connection.pgconn)  # What came right after an answer no longer makes the socket readable.
             await self._resting
         finally:
             timer.cancel()
@@ -192,7 +192,7 @@ class Peers:
             self._rest(error)
 
     def _rest(self, error: Exception | None = None) -> None:
-        """Ends the listening."""
+        """Stops listening."""
         if self._resting.done():
             return
         if error is None:
@@ -206,7 +206,7 @@ class Peers:
                 self._listener.heard_ends(dict(_pair(end) for end in ends))
             case ["group", generation]:
                 self._listener.heard_generation(*_pair(generation))
-            case _:  # A process has come.
+            case _:  # A process has joined.
                 self._alone = False
                 self._rest()
 
@@ -215,8 +215,8 @@ class Peers:
             await self._has_untold.wait()
             self._has_untold.clear()
             ends, self._untold = list(self._untold.items()), {}
-            # Who is not told finds out at the next pulse. After the commit and not in it: commits that notify
-            # wait for each other's disk.
+            # Processes that miss the message find out at the next pulse. It is sent after the commit and not within it,
+            # because commits that notify wait for each other's disk writes.
             with contextlib.suppress(*_FAILURES):
                 async with reach("tell other processes"):
                     for first in range(0, len(ends), _ENDS_A_MESSAGE):

@@ -1,4 +1,4 @@
-"""The writer of a process: what waits goes together, in one round trip and one commit."""
+"""The writer of a process: queued appends go together, in one round trip and one commit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _APPEND = (
 )
 
 
-_Identity = tuple[int, bytes]  # The partition's and the record's.
+_Identity = tuple[int, bytes]  # The ids of the partition and the record.
 
 
 class Row(NamedTuple):
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a record is, and since when."""
+    """The offset of a record, and the time of its append."""
 
     offset: int
     append_time: datetime
@@ -56,10 +56,10 @@ class _Append:
 
 
 class PostgresWriter:
-    """Appends for the whole process, on a connection of its own, one batch after the other.
+    """Appends for the whole process, on its own connection, one batch at a time.
 
-    There is no timer: what arrives while a batch is under way is the next one. `relaxed` does not wait for the disk.
-    `stored` is called with what each batch wrote, before those who wait for it have gone on.
+    There is no timer: what arrives while a batch is under way forms the next one. `relaxed` does not wait for the disk.
+    `stored` is called with what each batch wrote, before the callers of `append` resume.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class PostgresWriter:
         self._task = asyncio.create_task(self._run(), name="log writer")
 
     async def append(self, rows: Sequence[Row]) -> list[Place]:
-        """Returns where the records are, once all are stored. Waits for room when much is waiting already.
+        """Returns the positions of the records once all are stored. Waits for room if the queue is full.
 
-        Raises LOG_UNAVAILABLE; the records may be there nevertheless.
+        Raises LOG_UNAVAILABLE; the records may have been stored nevertheless.
         """
         while self._waiting_records >= MAX_WAITING_RECORDS or self._waiting_bytes >= MAX_WAITING_BYTES:
             self._room.clear()
@@ -94,7 +94,7 @@ class PostgresWriter:
         return await append.done
 
     async def close(self) -> None:
-        """Writes what waits, then ends."""
+        """Writes what is queued, then ends."""
         self._closed = True
         self._arrived.set()
         await self._task
@@ -109,7 +109,7 @@ class PostgresWriter:
                 self._arrived.clear()
 
     def _take(self) -> list[_Append]:
-        """Takes from the queue what goes together, in order. An append larger than a batch goes alone."""
+        """Takes the next batch from the queue, in order. An append larger than a batch goes alone."""
         batch: list[_Append] = []
         records = size_bytes = 0
         while self._waiting:
@@ -121,7 +121,7 @@ class PostgresWriter:
             self._waiting.popleft()
             self._waiting_records -= len(append.rows)
             self._waiting_bytes -= append.size_bytes
-            if not append.done.done():  # Else its caller has given up.
+            if not append.done.done():  # Otherwise its caller has given up.
                 batch.append(append)
         self._room.set()
         return batch
@@ -141,7 +141,7 @@ class PostgresWriter:
             return
         places = dict(zip(rows, stored, strict=True))
         answers = [places[identity] for identity, _ in arrived]
-        if len(rows) < len(arrived):  # The same id again, in this batch, is a duplicate.
+        if len(rows) < len(arrived):  # An id that is repeated within this batch is a duplicate.
             seen: set[_Identity] = set()
             for at, (identity, _) in enumerate(arrived):
                 if identity in seen:
@@ -152,7 +152,7 @@ class PostgresWriter:
             answer = list(islice(following, len(append.rows)))
             if not append.done.done():
                 append.done.set_result(answer)
-        self._stored(list(rows.values()), stored)  # Who appended goes on first, and already finds the records.
+        self._stored(list(rows.values()), stored)  # Appenders resume before readers, and already find the records.
 
     async def _send(self, rows: list[Row]) -> list[Place]:
         result = await self._statement.run(

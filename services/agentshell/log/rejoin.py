@@ -1,4 +1,4 @@
-"""How a member of a group begins again."""
+"""Starts a member of a group over."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RETRY_SECONDS = 0.5
 
 
 async def rejoin(log: Log, before: Lease) -> Lease:
-    """Returns a lease that gives all that is not committed, after `before` has come to an end, or its holder has.
+    """Returns a lease that gives everything that is not committed, after `before` or its holder has ended.
 
-    Tries until the log lets it. Joining may give the same lease, which goes on behind what it gave: then the member
-    leaves first. It does not leave otherwise: that would end the leases of the others, who would do the same.
+    Retries until it succeeds. If joining returns the same lease, which continues after what it has given, the member
+    leaves first. It does not leave otherwise, as that would end the leases of others, who would then do the same.
     """
     while True:
         try:

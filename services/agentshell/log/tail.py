@@ -13,7 +13,7 @@ MAX_TAIL_BYTES = 4 * 1024 * 1024
 
 
 class Bell:
-    """Wakes all who wait for it, each time it rings."""
+    """Wakes everyone who waits for it, each time it rings."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[bool]] = set()
@@ -30,7 +30,7 @@ class Bell:
 
     @staticmethod
     async def first(bells: Iterable[Bell], wait_seconds: float) -> bool:
-        """Waits until one of the bells rings. Returns False when none has within `wait_seconds`."""
+        """Waits until one of the bells rings. Returns False if none has within `wait_seconds`."""
         if wait_seconds <= 0:
             return False
         bells, loop = tuple(bells), asyncio.get_running_loop()
@@ -47,10 +47,10 @@ class Bell:
 
 
 class Tail:
-    """What this process knows of one partition: where it begins and ends, and its newest records.
+    """What this process knows about one partition: where it begins and ends, and its newest records.
 
-    The records are one run without a hole. Appends of this process and reads at the end extend it; when another
-    process has appended in between, the run begins anew after the hole.
+    The records are one contiguous run. Appends of this process and reads at the end extend it; if another process has
+    appended in between, the run restarts after the hole.
     """
 
     def __init__(self, topic: str, partition: int, partition_id: int) -> None:
@@ -58,11 +58,11 @@ class Tail:
         self.partition = partition
         self.partition_id = partition_id
         self.bell = Bell()
-        self.reading = asyncio.Lock()  # One read of the database at a time: who waited finds the records in memory.
+        self.reading = asyncio.Lock()  # One database read at a time: whoever waited finds the records in memory.
         self.forget()
 
     def forget(self) -> None:
-        """Goes back to knowing nothing, and wakes who waits, to look for themselves."""
+        """Forgets everything, and wakes those who wait, so that they look again."""
         self.base_offset = 0
         self.next_offset: int | None = None
         self._records: list[StoredRecord] = []
@@ -71,14 +71,14 @@ class Tail:
         self.bell.ring()
 
     def observe(self, base_offset: int, next_offset: int) -> None:
-        """Takes note of where the partition begins and ends, and wakes who waits when it has grown."""
+        """Records where the partition begins and ends, and wakes those who wait if it has grown."""
         self.base_offset = max(self.base_offset, base_offset)
         if self.next_offset is None or next_offset > self.next_offset:
             self.next_offset = next_offset
             self.bell.ring()
 
     def add(self, start: int, records: Sequence[StoredRecord]) -> None:
-        """Adds the records that are from offset `start` to the last of them, all there are, and wakes who waits."""
+        """Adds all the records that exist from offset `start` to the last of them, and wakes those who wait."""
         if not records:
             return
         stop = records[-1].offset + 1
@@ -93,14 +93,14 @@ class Tail:
         self.observe(self.base_offset, stop)
 
     def slice(self, offset: int, limit: int) -> list[StoredRecord]:
-        """Returns up to `limit` records from `offset` on; nothing when memory does not have them."""
+        """Returns up to `limit` records starting at `offset`; empty if memory does not have them."""
         if not self._run_start <= offset < self._run_stop:
             return []
         first = bisect_left(self._records, offset, key=_offset)
         return self._records[first : first + limit]
 
     def _shed(self) -> None:
-        """Drops the oldest records over the bounds."""
+        """Drops the oldest records beyond the limits."""
         drop = max(0, len(self._records) - MAX_TAIL_RECORDS)
         size = self._bytes - sum(len(stored.record.payload) for stored in self._records[:drop])
         while size > MAX_TAIL_BYTES:

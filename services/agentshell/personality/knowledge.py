@@ -1,4 +1,4 @@
-"""Brings the packs' knowledge into memory, in the background, and keeps it as the packs have it."""
+"""Ingests the packs' knowledge into memory in the background, and keeps it as the packs have it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _CONTENT_BYTES = 256 * 1024
 _INGESTS_AT_ONCE = 2
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
-# So many attempts that memory did not answer, some seconds, are a start in another order; more are a failure.
+# Up to this many unanswered attempts, over some seconds, mean that memory starts after us; more mean a failure.
 _ATTEMPTS_LOADING = 6
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def namespace(personality_id: str, version: str = "") -> str:
-    """Returns the namespace that holds a pack's knowledge: the default version's, or that of another beside it."""
+    """Returns the namespace for a pack's knowledge: the default version's, or that of another `version` beside it."""
     return f"knowledge/{personality_id}" + (f":{_NOT_IN_NAMES.sub('-', version)}" if version else "")
 
 
 class Knowledge:
-    """Ingests what is wanted through the Memory service, again until it succeeds; the newest wish for a name counts."""
+    """Ingests what is wanted through the Memory service, until it succeeds. The latest call for a namespace counts."""
 
     def __init__(self, memory: grpc.aio.Channel) -> None:
         self._memory = memory_service_pb2_grpc.MemoryServiceStub(memory)
@@ -48,7 +48,7 @@ class Knowledge:
         self._settled.set()
 
     def want(self, name: str, pack: Pack) -> None:
-        """Has the pack's knowledge ingested into a namespace, unless it is there; a pack without any wants none."""
+        """Has the pack's knowledge ingested into a namespace, unless it is there; without any, drops the namespace."""
         if not pack.documents:
             self.drop(name)
             return
@@ -60,7 +60,7 @@ class Knowledge:
         self._put(name)
 
     def drop(self, name: str) -> None:
-        """Wants nothing more in a namespace. What is in memory stays there, for turns pinned to the pack."""
+        """Stops ingesting into a namespace. What is in memory stays there, for turns pinned to the pack."""
         shelf = self._shelves.get(name)
         if shelf:
             shelf.digest, shelf.documents = "", ()
@@ -74,11 +74,11 @@ class Knowledge:
         return shelf.state if shelf else personality_service_pb2.KNOWLEDGE_STATE_UNSPECIFIED
 
     async def ready(self) -> None:
-        """Returns when all knowledge is in memory. That may be never: bound the wait."""
+        """Waits until all knowledge is in memory. That may be never: bound the wait."""
         await self._settled.wait()
 
     async def stop(self) -> None:
-        """Ends what is under way."""
+        """Cancels what is under way."""
         for shelf in self._shelves.values():
             shelf.stop_waiting()
         for worker in self._workers:
@@ -88,7 +88,7 @@ class Knowledge:
     def _put(self, name: str) -> None:
         shelf = self._shelves[name]
         shelf.stop_waiting()
-        if not shelf.is_due and not shelf.is_busy:  # Who is busy with it looks again.
+        if not shelf.is_due and not shelf.is_busy:  # A worker that is busy with it looks again.
             shelf.is_due = True
             self._due.put_nowait(name)
         if len(self._workers) < _INGESTS_AT_ONCE:
@@ -123,7 +123,7 @@ class Knowledge:
         if shelf.digest == digest:
             shelf.documents = ()  # Memory has them.
             self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_READY)
-        log = _log.info if response.written_chunk_count else _log.debug  # Mostly, nothing has changed.
+        log = _log.info if response.written_chunk_count else _log.debug  # Usually nothing has changed.
         log(
             "knowledge ingested",
             namespace=name,
@@ -133,7 +133,7 @@ class Knowledge:
         )
 
     def _failed(self, name: str, shelf: _Shelf, error: AgentShellError) -> float:
-        """Returns the seconds until the next attempt."""
+        """Notes a failed attempt. Returns the seconds until the next one."""
         if error.code in errors.TRANSIENT_CODES and shelf.attempt <= _ATTEMPTS_LOADING:
             return min(_FIRST_RETRY_SECONDS * 2 ** (shelf.attempt - 1), _LAST_RETRY_SECONDS)
         self._set(name, shelf, personality_service_pb2.KNOWLEDGE_STATE_FAILED)
@@ -171,7 +171,7 @@ class Knowledge:
 
 
 class _Shelf:
-    """What is wanted in one namespace, and how far that is."""
+    """What is wanted in one namespace, and its progress."""
 
     def __init__(self) -> None:
         self.digest = ""  # Of what is wanted; empty: nothing.

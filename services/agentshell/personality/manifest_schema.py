@@ -1,4 +1,4 @@
-"""The JSON Schema (2020-12) of `manifest.yaml`, for editors: from the models that read it.
+"""The JSON Schema (2020-12) of `manifest.yaml`, for editors, made from the models that read it.
 
 `python -m agentshell.personality.manifest_schema FILE` writes it; `make gen` does so.
 """
@@ -37,7 +37,7 @@ _TYPES: dict[int, dict[str, Any]] = {
 
 
 def text() -> str:
-    """Returns the schema as its file has it."""
+    """Returns the schema as the text of its file."""
     schema = _untitled(Manifest.model_json_schema())
     definitions = schema.pop("$defs")
     definitions["Planning"]["properties"]["steps"]["items"] = _message(Step.DESCRIPTOR, definitions)
@@ -46,7 +46,7 @@ def text() -> str:
 
 
 def _untitled(schema: Any) -> Any:
-    """Returns a schema without what only repeats the keys' names, or says that a key may be left out."""
+    """Returns a schema without what only repeats the keys' names, or only says that a key is optional."""
     if isinstance(schema, list):
         return [_untitled(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -61,7 +61,7 @@ def _untitled(schema: Any) -> Any:
 
 
 def _message(message: Descriptor, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Returns a reference to the schema of a message of the contract, which is added to the definitions."""
+    """Returns a reference to the schema of a message of the contract, and adds that to the definitions."""
     if message.full_name in _WELL_KNOWN:
         return _WELL_KNOWN[message.full_name]
     if message.full_name not in definitions:

@@ -1,4 +1,4 @@
-"""The versions of each personality that can be asked for: those that are live, and those that turns are pinned to."""
+"""The versions of each personality that can be requested: live ones, and those that turns are pinned to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REMOVED_KEPT = 256
 
 
 class Registry:
-    """Keeps the live versions of each personality, and its last `VERSIONS_KEPT`, of `REMOVED_KEPT` removed ones too.
+    """Keeps the live versions of each personality and its last `VERSIONS_KEPT`, also for `REMOVED_KEPT` removed ones.
 
-    `chosen` has the versions that answer where none is asked for, by id; of others it is the newest.
+    `chosen` has the version that answers if none is requested, by id; for other ids it is the newest.
     """
 
     def __init__(self, chosen: Mapping[str, str] | None = None) -> None:
@@ -33,7 +33,7 @@ class Registry:
         return self._ids
 
     def load(self, personality: Personality) -> None:
-        """Makes a version of a personality live; it takes the place of the one with the same version."""
+        """Makes a version of a personality live, in place of any with the same version."""
         personality_id = personality.personality_id
         self._removed.pop(personality_id, None)
         live = {**self._live.get(personality_id, {}), personality.version: personality}
@@ -45,7 +45,7 @@ class Registry:
         self._forget(personality_id)
 
     def remove(self, personality_id: str, version: str) -> None:
-        """Removes a live version; those who know its digest still get it."""
+        """Removes a live version; it can still be had by its digest."""
         live = self._live[personality_id]
         del live[version]
         self._forget(personality_id)
@@ -59,16 +59,16 @@ class Registry:
             del self._removed[oldest], self._kept[oldest]
 
     def default(self, personality_id: str) -> Personality | None:
-        """Returns the version that answers where none is asked for; None where it is not live."""
+        """Returns the version that answers if none is requested; None if it is not live."""
         live = self._live.get(personality_id, {})
         return live.get(self._chosen.get(personality_id) or next(iter(live), ""))
 
     def live(self, personality_id: str, version: str) -> Personality | None:
-        """Returns a version; None where it is not live."""
+        """Returns a version; None if it is not live."""
         return self._live.get(personality_id, {}).get(version)
 
     def pinned(self, personality_id: str, digest: str) -> Personality | None:
-        """Returns the version with this digest; None where it is not kept."""
+        """Returns the version with this digest; None if it is not kept."""
         return self._kept.get(personality_id, {}).get(digest)
 
     def versions(self, personality_id: str) -> list[Personality]:
@@ -81,7 +81,7 @@ class Registry:
         return self.ids[bisect_right(self.ids, personality_id) :]
 
     def _forget(self, personality_id: str) -> None:
-        """Lets go of the oldest versions that are not live."""
+        """Forgets the oldest versions that are not live, beyond `VERSIONS_KEPT`."""
         kept = self._kept[personality_id]
         live = {one.digest for one in self._live[personality_id].values()}
         past = [digest for digest in kept if digest not in live]

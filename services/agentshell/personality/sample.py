@@ -1,4 +1,4 @@
-"""A small pack that works: what `agentshell packs new` begins with. Pure."""
+"""A small working pack, which `agentshell packs new` writes. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pack's own tools, as the service that runs them gets them."""
+"""A pack's own tools, in the form that the service that runs them takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kfm.tool.v1.tool_service_pb2 import Tool
 
 
 def of(pack: Pack) -> pb.ToolCode:
-    """Returns what a pack brings; empty where it brings none, and declares no host."""
+    """Returns a pack's own tools; empty if it has none and declares no host."""
     tools = pack.manifest.tools
     code = pb.ToolCode(
         files=pack.tool_files,

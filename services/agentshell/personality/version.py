@@ -1,4 +1,4 @@
-"""Semantic versions: which of two is the newer one. Pure."""
+"""The order of semantic versions. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ _Identifier = tuple[bool, int, str]
 
 
 def precedence(version: str) -> tuple[bool, list[int], list[_Identifier], str]:
-    """Returns what sorts versions from old to new, as https://semver.org does.
+    """Returns a key that sorts versions from old to new, as https://semver.org does.
 
-    But a pre-release comes before each release: it answers only where somebody asks for it, or nothing else is there.
+    Except that a pre-release comes before every release: it answers only if requested, or if there is nothing else.
     """
     plain, _, _ = version.partition("+")
     release, _, pre_release = plain.partition("-")

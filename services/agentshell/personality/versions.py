@@ -1,4 +1,4 @@
-"""The versions of personalities on disk: a turn goes on with the one that it began with, also after a restart."""
+"""The versions of personalities on disk: a turn keeps the version that it began with, even after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 class Versions:
     """Keeps each version in `directory` for `KEPT_DAYS` after it was last live; without one, nowhere.
 
-    All of it blocks: call it in a thread. Raises OSError.
+    All methods block: call them in a thread. They raise OSError.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -36,12 +36,12 @@ class Versions:
                 os.utime(path)
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                new = path.with_name(f".{path.name}")  # Whole or not at all.
+                new = path.with_name(f".{path.name}")  # So that it is written whole or not at all.
                 new.write_bytes(personality.SerializeToString())
                 new.replace(path)
 
     def find(self, personality_id: str, digest: str) -> Personality | None:
-        """Returns a version; None where it is not kept."""
+        """Returns a version; None if it is not kept."""
         path = self._path(digest)
         try:
             found = Personality.FromString(path.read_bytes()) if path else None
@@ -50,12 +50,12 @@ class Versions:
         return found if found and found.personality_id == personality_id else None
 
     def forget(self) -> None:
-        """Lets go of what was not live for too long."""
+        """Deletes versions that were last live more than `KEPT_DAYS` ago."""
         oldest = time.time() - KEPT_DAYS * 24 * 3600
         for path in self._directory.glob(f"*{_SUFFIX}") if self._directory else ():
             if path.stat().st_mtime < oldest:
                 path.unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path | None:
-        known = _DIGEST.fullmatch(digest)  # It is a caller's.
+        known = _DIGEST.fullmatch(digest)  # It comes from a caller.
         return self._directory / f"{known[1]}{_SUFFIX}" if self._directory and known else None

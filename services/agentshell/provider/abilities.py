@@ -1,4 +1,4 @@
-"""What a request needs of a provider, beyond answering text with text. Pure."""
+"""Works out which abilities a request needs of a provider, beyond answering text with text. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _PREFIX = "ABILITY_"
 
 
 def missing(generation: pb.Generation, abilities: Collection[pb.Ability.ValueType]) -> list[str]:
-    """Returns the features that a request needs and `abilities` lack, such as `tool choice`, each once."""
+    """Returns the features that a request needs but `abilities` lack, such as `tool choice`, without duplicates."""
     needed = dict.fromkeys((*_of_conversation(generation), *_of_parameters(generation)))
     return [feature(ability) for ability in needed if ability not in abilities]
 
 
 def feature(ability: pb.Ability.ValueType) -> str:
-    """Returns an ability's name, as errors have it."""
+    """Returns an ability's name as error messages show it."""
     return pb.Ability.Name(ability).removeprefix(_PREFIX).lower().replace("_", " ")
 
 

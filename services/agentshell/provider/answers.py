@@ -1,10 +1,10 @@
-"""What was answered to which request: a repeat within 24 hours gets the first answer and calls no vendor.
+"""Keeps the answer to each request: a repeat within 24 hours gets the first answer and calls no vendor.
 
-A request that is under way is claimed by its process, and a repeat elsewhere waits for what comes of it. A claim holds
-as long as its process does: each process holds an advisory lock for that, which ends with its connection.
+A process claims a request while it is under way, and a repeat elsewhere waits for the outcome. A claim holds for as
+long as its process lives: each process shows that with an advisory lock, which ends with its connection.
 
-A client has its answer once that is on disk. A service of the mesh has it at once: it writes down what it is answered,
-before anything follows from that, so both would have to end before the answer is lost.
+A client gets its answer once that is on disk. A service of the mesh gets it at once: it stores the answer itself before
+it acts on it, so the answer is lost only if both processes end first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 
 _KEPT = "interval '24 hours'"
 _POLL_SECONDS = 0.1
-_KEEPERS = 4  # Answers that are kept at once: each waits for the disk.
-_MAX_MEANWHILE = 256  # Answers on their way for which nobody waits. Who brings one more waits for it.
+_KEEPERS = 4  # Answers that are stored at once: each waits for the disk.
+_MAX_MEANWHILE = 256  # Answers being stored without anybody waiting. Beyond this, the caller waits.
 _CLOSE_SECONDS = 5.0
 
-# A claim outlives its answer, so that whoever looked for the answer just before it came cannot claim the request. An
-# answer that is too old is as if it were not there. Nobody else gets the lock of a process that lives.
+# A claim outlives its answer, so that a caller that looked just before the answer was stored cannot claim the request.
+# An expired answer counts as absent. Nobody else can take the lock of a live process.
 _CLAIM = f"""
 WITH answered AS (
     SELECT request_digest, response FROM provider.answers
@@ -46,8 +46,8 @@ SELECT (SELECT request_digest FROM answered), (SELECT response FROM answered), E
     NOT pg_try_advisory_xact_lock_shared($4::bigint)
 """  # noqa: S608 - a constant
 
-# The first answer stays: of two calls that ran at once under one id, the later finds the earlier's. What is too old
-# goes, a few at each new answer, so that the tables need no sweeper.
+# The first answer stays: if two calls run at once under one id, the later one finds the earlier one's answer. Each new
+# answer deletes a few expired rows, so that the tables need no sweeper.
 _KEEP = f"""
 WITH swept AS (
     DELETE FROM provider.answers WHERE (tenant_id, request_id) IN (
@@ -68,7 +68,7 @@ SET request_digest = excluded.request_digest, response = excluded.response, crea
 WHERE a.create_time <= now() - {_KEPT}
 """  # noqa: S608 - a constant
 
-# The next commit that waits for the disk takes it along, such as that by which the caller writes it down.
+# Reaches the disk with the next commit that waits for it, such as the one in which the caller stores the answer.
 _KEEP_MEANWHILE = _KEEP.replace("$4::bytea\n", "$4::bytea FROM set_config('synchronous_commit', 'off', true)\n")
 
 _TRUE = b"\x01"
@@ -79,7 +79,7 @@ _logger = structlog.get_logger(__name__)
 
 
 class Answers:
-    """The answers of the last 24 hours, of all tenants; the schema is there. Raises DATABASE_UNAVAILABLE."""
+    """All tenants' answers of the last 24 hours. The schema must exist. Raises DATABASE_UNAVAILABLE."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -89,19 +89,19 @@ class Answers:
         self._meanwhile: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._owner = secrets.randbits(62)
         self._locking = asyncio.Lock()
-        self._lock: Connection | None = None  # Holds the lock that says that this process lives.
+        self._lock: Connection | None = None  # Holds the lock that shows that this process is alive.
 
     async def close(self) -> None:
-        """Lets go of all claims, once what is on its way is kept."""
+        """Releases all claims, once pending answers are stored."""
         if self._meanwhile:
             await asyncio.wait(self._meanwhile.values(), timeout=_CLOSE_SECONDS)
         if self._lock is not None:
             await self._lock.close()
 
     async def claim(self, request: Request) -> pb.GenerateResponse | None:
-        """Returns the first answer, once whoever claimed it before has it; None: it is the caller's to make.
+        """Returns the first answer, waiting for whoever has claimed it; None: the claim is now the caller's.
 
-        Raises REQUEST_ID_REUSED where another thing was asked.
+        Raises REQUEST_ID_REUSED if the first request with this id asked for something else.
         """
         if meanwhile := self._meanwhile.get(_key(request)):
             await asyncio.wait([meanwhile])
@@ -122,14 +122,14 @@ class Answers:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def keep(self, request: Request, response: pb.GenerateResponse) -> pb.GenerateResponse:
-        """Keeps an answer durably and returns the first one, which is this or one that came meanwhile."""
+        """Stores an answer durably and returns the first one: this one, or one that was stored meanwhile."""
         kept = await self._keep.run([*_values(request), response.SerializeToString()])
         if kept.command_tuples == 1:
             return response
         return await self.claim(request) or response
 
     async def keep_meanwhile(self, request: Request, response: pb.GenerateResponse) -> None:
-        """Keeps an answer while the caller goes on, which writes it down itself; a repeat waits for it."""
+        """Stores an answer in the background, since the caller stores it too; a repeat waits for it."""
         if len(self._meanwhile) >= _MAX_MEANWHILE:
             await self.keep(request, response)
             return
@@ -146,12 +146,12 @@ class Answers:
                 await self.release(request)
 
     async def release(self, request: Request) -> None:
-        """Gives a claim up that came to no answer, for a repeat to make."""
+        """Gives up a claim that led to no answer, so that a repeat can try."""
         async with self._database.connection() as connection:
             await connection.execute(_RELEASE, (request.tenant_id, request.request_id, self._owner))
 
     async def _take_lock(self) -> None:
-        """Holds the lock, which was never taken or went with its connection."""
+        """Takes the lock, which was never taken or was lost with its connection."""
         async with self._locking:
             if self._lock is not None:
                 await self._lock.close()

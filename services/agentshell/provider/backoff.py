@@ -11,14 +11,14 @@ from kfm.error.v1.error_pb2 import ErrorReason
 
 FIRST_SECONDS = 0.5
 MOST_SECONDS = 8.0
-# A vendor that asks for a longer wait is not waited for: the caller is told how long it is.
+# A longer delay that a vendor asks for is not waited out: the caller is told how long it is.
 MOST_RETRY_SECONDS = 60.0
-# The same where another model can be asked instead.
+# The same limit when another model can be asked instead.
 MOST_RETRY_SECONDS_BESIDE_OTHERS = 2.0
 
 
 class Remedy(Enum):
-    """Who may answer where an endpoint failed to."""
+    """Who may answer when an endpoint has failed."""
 
     AGAIN = "the same endpoint after a while, or any other"
     ELSEWHERE = "another endpoint of the provider, or another model"
@@ -26,9 +26,9 @@ class Remedy(Enum):
     NONE = "nobody: it is the caller's to know"
 
 
-# What is not here, budgets and defects of ours among it, has none. A filter's refusal is an answer: no vendor is looked
-# for that would let it pass. Of all codes AIP-194 retries UNAVAILABLE alone; a vendor's 429 and its timeouts are as
-# passing, since they are of one endpoint and not of the whole service.
+# Reasons not listed here, budgets and our own defects among them, have no remedy. A filter's refusal is an answer: no
+# vendor is sought that would let the content pass. AIP-194 retries only UNAVAILABLE; a vendor's 429 and its timeouts
+# are just as transient, since they concern one endpoint and not the whole service.
 _REMEDIES: Mapping[ErrorReason.ValueType, Remedy] = {
     error_pb2.ERROR_REASON_PROVIDER_RATE_LIMITED: Remedy.AGAIN,
     error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE: Remedy.AGAIN,
@@ -44,7 +44,7 @@ _REMEDIES: Mapping[ErrorReason.ValueType, Remedy] = {
     error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED: Remedy.ANOTHER_MODEL,
 }
 
-# Failures that lie with the endpoint itself, and open its breaker.
+# Failures of the endpoint itself, which open its breaker.
 UNHEALTHY: frozenset[ErrorReason.ValueType] = frozenset(
     (
         error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE,
@@ -55,17 +55,17 @@ UNHEALTHY: frozenset[ErrorReason.ValueType] = frozenset(
 
 
 def remedy(reason: ErrorReason.ValueType) -> Remedy:
-    """Returns who may answer instead."""
+    """Returns who may answer after a failure for this reason."""
     return _REMEDIES.get(reason, Remedy.NONE)
 
 
 def wait_seconds(
     retry_delay: timedelta | None, attempt: int, chance: float, remaining_seconds: float, *, has_others: bool
 ) -> float | None:
-    """Returns how long to wait before another attempt; None: it is not worth it, or past the caller's deadline.
+    """Returns how long to wait before another attempt; None: too long, or past the caller's deadline.
 
-    The vendor's own `retry_delay` is the wait; without one it is exponential in `attempt` (the first failed one is 0)
-    with full jitter, by `chance` in [0, 1). `has_others`: another model can be asked at once.
+    The wait is the vendor's own `retry_delay`; without one it grows exponentially with `attempt` (0 for the first that
+    failed), with full jitter from `chance` in [0, 1). `has_others`: another model can be asked at once.
     """
     if retry_delay is None:
         seconds = chance * min(MOST_SECONDS, FIRST_SECONDS * 2**attempt)

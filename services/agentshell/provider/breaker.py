@@ -1,18 +1,18 @@
-"""Leaves an endpoint alone for a while once it fails again and again. Pure: the time is passed in, in seconds.
+"""Spares an endpoint calls for a while once it keeps failing. Pure: the time is passed in, in seconds.
 
-    what happens    closed                      open                            half-open
+    event           closed                      open                            half-open
     --------------  --------------------------  ------------------------------  ------------------------
-    a call asks     permit                      refused; once its time is up:   refused
-                                                permit, and half-open
+    a call asks     permit                      refused; once the time is up:   refused
+                                                permit, then half-open
     it answers      -                           -                               closed
-    it succeeds     no failure is counted now   -                               closed
-    it fails        one more in a row is        -                               open, for its time
-                    counted; too many: open
-    it is given up  -                           -                               open, its time is up
+    it succeeds     failure count reset to 0    -                               closed
+    it fails        failure count + 1;          -                               open for the full time
+                    at the limit: open
+    it is given up  -                           -                               open, time already up
 
-A permit is good until the breaker next opens: what a call reports later says nothing of the endpoint as it is by then.
-In half-open there is one call under way, which proves the endpoint, and does so as soon as it is answered: nobody waits
-for the end of a long answer.
+A permit is valid until the breaker next opens: what an older call reports says nothing about the endpoint as it is now.
+Half-open lets one call through to prove the endpoint, which it does as soon as its answer begins: nobody waits for the
+end of a long answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """What the breaker does with calls."""
+    """The state of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -29,7 +29,7 @@ class State(Enum):
 
 
 class Breaker:
-    """The breaker of an endpoint: opens at `failures` failures in a row, for `open_seconds`."""
+    """An endpoint's breaker: opens after `failures` failures in a row, for `open_seconds`."""
 
     __slots__ = ("_failures", "_in_a_row", "_open_seconds", "_opened", "_state", "_until")
 
@@ -38,26 +38,26 @@ class Breaker:
         self._open_seconds = open_seconds
         self._state = State.CLOSED
         self._in_a_row = 0
-        self._opened = 0  # How often; what permits are told apart by.
+        self._opened = 0  # How often it has opened; tells permits apart.
         self._until = 0.0
 
     @property
     def state(self) -> State:
-        """What it does now. Open stays open until a call asks, however late."""
+        """The current state. Open lasts until a call asks, however late."""
         return self._state
 
     def refused_seconds(self, now: float) -> float:
-        """Returns how long a call that asks now is still refused; 0: it is not."""
+        """Returns how much longer calls are refused; 0: they are not."""
         match self._state:
             case State.CLOSED:
                 return 0.0
             case State.OPEN:
                 return max(0.0, self._until - now)
-            case State.HALF_OPEN:  # As long as if the call under way failed now.
+            case State.HALF_OPEN:  # As if the call under way failed now.
                 return self._open_seconds
 
     def ask(self, now: float) -> int | None:
-        """Returns the permit of a call, which it reports with; None: it is refused."""
+        """Returns a permit, with which the call reports its outcome; None: it is refused."""
         if self.refused_seconds(now) > 0:
             return None
         if self._state is State.OPEN:
@@ -65,17 +65,17 @@ class Breaker:
         return self._opened
 
     def answers(self, permit: int) -> None:
-        """Notes that the endpoint begins to answer a call."""
+        """Notes that the endpoint has begun to answer a call."""
         if permit == self._opened and self._state is State.HALF_OPEN:
             self._close()
 
     def succeeds(self, permit: int) -> None:
-        """Notes the good end of a call."""
+        """Notes that a call succeeded."""
         if permit == self._opened:
             self._close()
 
     def fails(self, permit: int, now: float) -> None:
-        """Notes that a call failed for a reason that lies with the endpoint."""
+        """Notes that a call failed because of the endpoint."""
         if permit != self._opened:
             return
         self._in_a_row += 1
@@ -83,7 +83,7 @@ class Breaker:
             self._open(now + self._open_seconds)
 
     def is_given_up(self, permit: int, now: float) -> None:
-        """Notes the end of a call that says nothing of the endpoint, such as one that was cancelled."""
+        """Notes the end of a call that says nothing about the endpoint, such as a cancelled one."""
         if permit == self._opened and self._state is State.HALF_OPEN:
             self._open(now)
 

@@ -1,8 +1,8 @@
-"""The course of a call: which endpoint it asks, which next once that failed, and after how long. Pure.
+"""The course of a call: which endpoint to ask first, which next after a failure, and after how long. Pure.
 
-The clock and chance are passed in. Each candidate fails at most `max_attempts` times: it is asked at each of its
-endpoints at once, the fittest before the others, and then again where the wait is over first. An endpoint that refuses
-the call, whose key is refused, or whose wait is too long, is not asked again.
+The clock and randomness are passed in. Each candidate may fail transiently up to `max_attempts` times: its endpoints
+are tried without a wait, fittest first, and then again in the order in which their waits end. An endpoint that refuses
+the call, whose key is refused, or whose wait would be too long, is not tried again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Clock = Callable[[], float]
 
 
 class Stage(NamedTuple):
-    """A candidate with the endpoints that it can be asked at."""
+    """A candidate and the endpoints at which it can be asked."""
 
     candidate: Candidate
     endpoints: Sequence[Endpoint]
 
 
 class Try(NamedTuple):
-    """An attempt that is to be made: where, and after how long."""
+    """An attempt to make: where, and after how long."""
 
     candidate: Candidate
     endpoint: Endpoint
@@ -37,7 +37,7 @@ class Try(NamedTuple):
 def course(
     stages: Sequence[Stage], max_attempts: int, deadline: float, clock: Clock, random: Callable[[], float]
 ) -> Generator[Try, AgentShellError, None]:
-    """Yields the next attempt to make, and takes the failure of each. It ends where that failure is the call's."""
+    """Yields each attempt to make, and is sent its failure. Ends when no further attempt is worthwhile."""
     for stage in stages:
         has_others = stage is not stages[-1]
         queue = [(0.0, endpoint) for endpoint in in_order(stage.endpoints, clock(), random)]

@@ -1,4 +1,4 @@
-"""One way to a vendor, a base URL with a key, and the order in which a vendor's ways are tried."""
+"""An endpoint of a vendor (a base URL with a key), and the order in which a vendor's endpoints are tried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Health(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """An adapter at one base URL with one key, and how it has done. `label` is as `openai#1`, and never the key."""
+    """An adapter at one base URL with one key, and its recent record. `label` is like `openai#1`, never the key."""
 
     label: str
     adapter: Adapter
@@ -35,7 +35,7 @@ class Endpoint:
     resting_until: float = 0.0
 
     def health(self, now: float) -> Health:
-        """Returns how fit it is. One whose breaker would let a call try is ready, or it would never be tried."""
+        """Returns how fit it is. If its breaker would permit a trial it is not REFUSING, or it would never be tried."""
         if self.breaker.refused_seconds(now) > 0:
             return Health.REFUSING
         if now < self.resting_until:
@@ -43,12 +43,12 @@ class Endpoint:
         return Health.FULL if self.slots.is_full else Health.READY
 
     def rest(self, now: float, seconds: float) -> None:
-        """Has others tried before it for a while: it limits the rate, or its key is refused."""
+        """Has other endpoints tried first for a while, after a rate limit or a refused key."""
         self.resting_until = max(self.resting_until, now + min(seconds, MOST_REST_SECONDS))
 
 
 def in_order(endpoints: Sequence[Endpoint], now: float, random: Callable[[], float]) -> list[Endpoint]:
-    """Returns endpoints as they are to be tried: the fitter first, and among equals by chance, as their weights say."""
+    """Returns endpoints in the order to try them: fittest first, and equals at random by their weights."""
     if len(endpoints) == 1:
         return [endpoints[0]]
     healths = [endpoint.health(now) for endpoint in endpoints]
@@ -57,10 +57,10 @@ def in_order(endpoints: Sequence[Endpoint], now: float, random: Callable[[], flo
 
 
 def weighted_order(ranks: Sequence[int], weights: Sequence[int], chances: Sequence[float]) -> list[int]:
-    """Returns the indices by rank and, within a rank, drawn one after the other in proportion to their weights. Pure.
+    """Returns the indices by rank and, within a rank, drawn one by one in proportion to their weights. Pure.
 
-    `chances` are independent, in [0, 1). What runs out at an exponentially distributed time of rate `weight` is the
-    first of several with the probability of its weight in their sum, and so is each next of those that are left.
+    `chances` are independent, in [0, 1). Of several exponentially distributed times with rates `weight`, each is the
+    first with a probability of its weight divided by their sum, and the same holds for those that remain.
     """
     times = [-math.log1p(-chance) / weight for chance, weight in zip(chances, weights, strict=True)]
     return sorted(range(len(times)), key=lambda index: (ranks[index], times[index]))

@@ -1,8 +1,8 @@
-"""Answers from passages by quoting them: what the local provider does instead of a model. Pure and deterministic.
+"""Answers questions by quoting passages, as the local provider does in place of a model. Pure and deterministic.
 
-A passage fits a question by the question's words that it has, rare words counting more, and by how alike its heading
-and the question are. The passage that fits best, of equals the one found first, is quoted by whole blocks, with the
-next where it fits nearly as well.
+A passage fits a question by how many of the question's words it has, rare words counting more, and by how similar its
+heading is to the question. The best-fitting passage (of equals, the one found first) is quoted in whole blocks, and so
+is the next one if it fits nearly as well.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import snowballstemmer
 from agentshell.provider import markdown
 from kfm.content.v1.content_pb2 import Citation, Passage
 
-# Bounds of the work of one question: what is beyond them is not read.
+# Limits on the work for one question: nothing beyond them is read.
 MAX_PASSAGES = 32
 MAX_PASSAGE_CHARACTERS = 8 * 1024
 MAX_QUESTION_CHARACTERS = 4 * 1024
-_MAX_QUOTED_CHARACTERS = 900  # In an answer; a block that is larger is quoted alone.
+_MAX_QUOTED_CHARACTERS = 900  # In an answer; a larger block is quoted alone.
 _MAX_QUOTED_PASSAGES = 2
 
-# How well a passage fits: from 0 to 1 by its words, and twice as much by its heading.
+# A passage's fit: from 0 to 1 by its words, and up to twice as much by its heading.
 _HEADING_WEIGHT = 2.0
-_RANK_COST = 0.05  # Of each place in the order in which the passages were found.
-_LEAST_FIT = 0.5  # What does not fit better is no answer.
-_NEARLY = 0.85  # The share of the best fit with which another passage is quoted as well.
-# A question of few words, such as "and how do I stop it?", looks to the one before; one of none stands for it.
+_RANK_COST = 0.05  # For each place further down in the order in which the passages were found.
+_LEAST_FIT = 0.5  # A passage that fits no better is no answer.
+_NEARLY = 0.85  # A passage with more than this share of the best fit is quoted too.
+# A question with few words, such as "and how do I stop it?", also counts the one before; with none it is that one.
 _FEW_WORDS = 3
 _BEFORE_WEIGHT = 0.25
 
@@ -64,7 +64,7 @@ _NEAREST = 3
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """An answer. `citations` point into `text`; `found` is False where no passage fits and `text` says so."""
+    """An answer. `citations` point into `text`; `found` is False if no passage fits, as `text` then says."""
 
     text: str
     citations: tuple[Citation, ...] = ()
@@ -73,7 +73,7 @@ class Extract:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A passage, as much of its text as is read, the words of its last heading, and all of its words."""
+    """A passage, the part of its text that is read, the words of its last heading, and all of its words."""
 
     passage: Passage
     text: str
@@ -82,9 +82,9 @@ class _Source:
 
 
 def extract(questions: Sequence[str], passages: Sequence[Passage]) -> Extract:
-    """Returns the answer to the last of `questions`, the user's messages from the oldest on.
+    """Returns the answer to the last of `questions`, which are the user's messages, oldest first.
 
-    `passages` are in the order in which a search found them, the best first.
+    `passages` are in the order in which a search ranked them, best first.
     """
     sources = [source for passage in passages[:MAX_PASSAGES] if (source := _read(passage)).text]
     if not sources:
@@ -120,7 +120,7 @@ def _read(passage: Passage) -> _Source:
 
 
 def _weigh(words: AbstractSet[str], sources: Sequence[_Source]) -> dict[str, float]:
-    """Returns each word's share of the question: the fewer passages have it, the more; none counts as one."""
+    """Returns each word's share of the question: the fewer passages have it, the larger (none counts as one)."""
     counts = {word: sum(word in source.words for source in sources) for word in sorted(words)}
     weights = {word: math.log(1 + len(sources) / max(1, count)) for word, count in counts.items()}
     total = sum(weights.values())
@@ -128,12 +128,12 @@ def _weigh(words: AbstractSet[str], sources: Sequence[_Source]) -> dict[str, flo
 
 
 def _covered(asked: Mapping[str, float], words: AbstractSet[str]) -> float:
-    """Returns which share of the question the words are."""
+    """Returns the share of the question that the words cover."""
     return sum(weight for word, weight in asked.items() if word in words)
 
 
 def _fit(asked: Mapping[str, float], source: _Source) -> float:
-    """Returns from 0 to 1 + _HEADING_WEIGHT. A heading is as like the question as much of each is in the other."""
+    """Returns from 0 to 1 + _HEADING_WEIGHT. A heading is as similar to the question as the two overlap."""
     alike = 0.0
     if covered := _covered(asked, source.heading):
         share = len(source.heading & asked.keys()) / len(source.heading)
@@ -166,9 +166,9 @@ def _compose(sources: Sequence[_Source], asked: Mapping[str, float]) -> Extract:
 
 
 def _relevant(source: _Source, asked: Mapping[str, float], quoted: AbstractSet[str], room: int) -> list[str]:
-    """Returns what to quote of a passage, in order: blocks with words of the question, or all if its title has them.
+    """Returns the blocks to quote in order: those with words of the question, or all if the heading has any or none do.
 
-    Where there is too little room those with the most come first; the first of an answer has room in any case.
+    If room is short, the blocks with the most of the question are kept; an answer's first block always fits.
     """
     groups = [group for group in markdown.groups(source.text) if group[-1] not in quoted]
     worth = [_covered(asked, _words(" ".join(group))) for group in groups]
@@ -183,7 +183,7 @@ def _relevant(source: _Source, asked: Mapping[str, float], quoted: AbstractSet[s
 
 
 def _marked(blocks: Sequence[str], passage: Passage, number: int) -> list[str]:
-    """Returns the blocks with the mark of their source at the last one that can carry it."""
+    """Returns the blocks, with their source's number on the last one that can carry it."""
     for at in reversed(range(len(blocks))):
         if markdown.is_prose(blocks[at]):
             return [*blocks[:at], f"{blocks[at]} [{number}]", *blocks[at + 1 :]]

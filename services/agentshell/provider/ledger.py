@@ -1,4 +1,4 @@
-"""What calls may spend, reserved before, and what they spent, settled and written down after."""
+"""Reserves what a call may spend before it, and settles and records what it spent after it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 
 
 class Most(NamedTuple):
-    """The most that a call reads and writes. No model counts more tokens than `input_bound`; `input_tokens` is likely.
+    """The most tokens a call reads and writes. No model counts more than `input_bound`; `input_tokens` is an estimate.
 
-    Money is reserved by the bound, and never overspent; limits of tokens would be of no use if they were kept by it.
+    Money is reserved by the bound, so it is never overspent. Token limits use the estimate: the bound would make them
+    useless.
     """
 
     input_tokens: int
@@ -29,7 +30,7 @@ class Most(NamedTuple):
 
 
 class Ledger:
-    """Keeps the books of all calls of this process."""
+    """Keeps the books for all calls of this process."""
 
     def __init__(self, vendors: Vendors, prices: Prices, budgets: Budgets, usages: Usages) -> None:
         self._vendors = vendors
@@ -38,7 +39,7 @@ class Ledger:
         self._usages = usages
 
     def limits(self, purpose: pb.Purpose) -> list[Limit]:
-        """Returns what bounds what the caller may spend on a purpose."""
+        """Returns the limits on what the caller may spend on a purpose."""
         return self._budgets.limits(call.current().principal, purpose)
 
     async def reserve(self, limits: Sequence[Limit], candidates: Sequence[Candidate], most: Most) -> Reservation:
@@ -50,9 +51,9 @@ class Ledger:
         return await self._budgets.reserve(limits, most.input_tokens + most.output_tokens, cost)
 
     async def settle(self, purpose: pb.Purpose, reservation: Reservation | None, spent: Sequence[Spent]) -> None:
-        """Writes down what a call has spent, however it ended, and puts it in the place of what was reserved.
+        """Records what a call spent, however it ended, and settles its reservation with that.
 
-        It is done as well where the caller is cancelled and does not wait for the end of it.
+        This completes even if the caller is cancelled and does not wait for it.
         """
         self._usages.add(call.current().principal, purpose, spent)
         if reservation is not None:
@@ -70,7 +71,7 @@ class Ledger:
 
 
 def total(spent: Sequence[Spent]) -> Usage:
-    """Returns what calls used together. The cost is unknown as soon as one call's is."""
+    """Returns the total usage of calls. The cost is unknown if any call's is."""
     if len(spent) == 1:
         return spent[0].usage
     used = Usage(cost=Money(currency_code=CURRENCY_CODE))

@@ -1,6 +1,6 @@
-"""Markdown cut into blocks that can be quoted as they are: paragraphs, lists, tables, code. Pure.
+"""Splits Markdown into blocks that can be quoted as they are: paragraphs, lists, tables, code. Pure.
 
-Not a parser: a reader of the plain forms that documents use. What it does not know it takes for prose.
+This is not a parser: it reads the plain forms that documents use, and takes anything else for prose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _HEADING = re.compile(r"\s{0,3}#{1,6}\s")
 
 
 def groups(text: str) -> list[list[str]]:
-    """Returns the blocks of a text in their order; what introduces a block, such as a heading, is grouped with it."""
+    """Returns the blocks of a text in order; what introduces a block, such as a heading, is grouped with it."""
     found: list[list[str]] = []
     is_awaited = False
     for block in blocks(text):
@@ -25,10 +25,10 @@ def groups(text: str) -> list[list[str]]:
 
 
 def blocks(text: str) -> list[str]:
-    """Returns the blocks of a text in their order, each as it stands there; code that the text cuts off is closed."""
+    """Returns the blocks of a text in order, each verbatim; a code block that the text cuts off is closed."""
     found: list[list[str]] = []
     fence = ""
-    is_open = False  # Whether the last block goes on.
+    is_open = False  # Whether the last block continues.
     for line in text.splitlines():
         mark = _FENCE.match(line)
         if fence:

@@ -1,7 +1,7 @@
-"""What an attempt at an answer has used, however it ends. Pure.
+"""Measures what an attempt at an answer used, however it ends. Pure.
 
-The vendor's own figures count wherever it has given them. An answer that ends without them (cut off, cancelled, or of a
-vendor that gives none) is estimated: what the vendor said last, and for what came after that, the estimate of its text.
+The vendor's own figures are used wherever it gives them. An answer that ends without them (cut off, cancelled, or from
+a vendor that gives none) is estimated: what the vendor last reported, plus an estimate of the text that came after.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """An attempt that is over: what it used, with its cost where that is known, and why it failed, if it did.
+    """A finished attempt: what it used, with its cost if known, and why it failed, if it did.
 
-    `model` is the one that was asked for, as the request or an alias named it, or the provider's default.
+    `model` is the requested one, as the request or an alias names it, or the provider's default.
     """
 
     provider: str
@@ -29,23 +29,23 @@ class Spent:
 
 
 class Meter:
-    """Reads along with one attempt at `generation`."""
+    """Meters one attempt at `generation`, delta by delta."""
 
     __slots__ = ("_characters", "_generation", "_said", "_since")
 
     def __init__(self, generation: pb.Generation) -> None:
         self._generation = generation
-        self._said: content_pb2.Usage | None = None  # Of what came before `_since`.
+        self._said: content_pb2.Usage | None = None  # By the vendor, for what came before `_since`.
         self._since: list[str] = []
         self._characters = 0
 
     @property
     def characters(self) -> int:
-        """How many characters of text have come."""
+        """How many characters of text have arrived."""
         return self._characters
 
     def add(self, deltas: Iterable[pb.GenerationDelta]) -> bool:
-        """Notes what has come. Returns whether there is content: something that a reader has now seen."""
+        """Counts deltas. Returns whether they have content, which the reader will then have seen."""
         has_content = False
         for delta in deltas:
             match delta.WhichOneof("kind"):
@@ -66,12 +66,12 @@ class Meter:
         return has_content
 
     def usage(self) -> content_pb2.Usage:
-        """Returns what an attempt that was cut off used. What nothing came of used nothing."""
+        """Returns what an attempt that was cut off used. Without output, only what the vendor reported counts."""
         usage = self._written()
         return self._with_input(usage) if usage.output_tokens else usage
 
     def final(self, response: pb.GenerateResponse) -> content_pb2.Usage:
-        """Returns what a whole answer used: what the vendor says in it, else the estimate."""
+        """Returns what a whole answer used: the vendor's figures in it, or else the estimate."""
         return response.usage if response.HasField("usage") else self._with_input(self._written())
 
     def _written(self) -> content_pb2.Usage:

@@ -1,8 +1,8 @@
-"""What calls to vendors are measured by: a span and figures for each attempt at an endpoint.
+"""Measures calls to vendors: a span and metrics for each attempt at an endpoint.
 
-Spans and their figures have OpenTelemetry's names for generative AI, which are not stable yet: all of them are in the
-table below. Prometheus has its own. Labels are bounded: a model that is neither priced nor configured counts as
-`other`, since its name comes from a request.
+Spans and OpenTelemetry metrics follow the semantic conventions for generative AI, which are not stable yet: all of
+their names are in the table below. Prometheus metrics have names of their own. Labels are bounded: a model that is
+neither priced nor configured counts as `other`, since its name comes from a request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ERROR: Final = "error.type"
 _DURATION: Final = "gen_ai.client.operation.duration"
 _TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
 _TOKEN_USAGE: Final = "gen_ai.client.token.usage"  # noqa: S105 - no secret
-# Vendors that are called otherwise there than here.
+# Vendors with another name there than here.
 _PROVIDERS: Final = {"gemini": "gcp.gemini", "mistral": "mistral_ai", "xai": "x_ai"}
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -75,7 +75,7 @@ _token_usage = _METER.create_histogram(_TOKEN_USAGE, "{token}", "Tokens of a cal
 
 
 class Subject:
-    """What is measured together: an operation of a provider's model. Looking labels up is costly: it keeps them."""
+    """An operation of a provider's model, measured together. Keeps its labelled metrics: looking them up is costly."""
 
     def __init__(self, operation: str, provider: str, vendor: str, model: str) -> None:
         self.operation = operation
@@ -83,7 +83,7 @@ class Subject:
         self._labels = (operation, provider, model)
         self._seconds = CALL_SECONDS.labels(*self._labels)
         self._first_delta_seconds = FIRST_DELTA_SECONDS.labels(*self._labels)
-        # Like a histogram's, its row is there before anything is counted.
+        # Like a histogram's, these rows exist before anything is counted.
         self._tokens = {kind: TOKENS.labels(provider, model, kind) for kind in ("input", "cached_input", "output")}
         self._cost: dict[str, Counter] = {}
 
@@ -104,7 +104,7 @@ class Subject:
         _token_usage.record(usage.output_tokens, {**self.attributes, _TOKEN_TYPE: "output"})
 
     def ended(self, seconds: float, failure: AgentShellError | None) -> None:
-        """Counts a call, and why it failed."""
+        """Counts a call, and why it failed, if it did."""
         self._seconds.observe(seconds)
         if failure is None:
             _duration.record(seconds, self.attributes)
@@ -113,7 +113,7 @@ class Subject:
             _duration.record(seconds, {**self.attributes, _ERROR: failure.name})
 
     def failed(self, failure: AgentShellError) -> None:
-        """Counts a failure alone: a call that was not made."""
+        """Counts only a failure, such as that of a call that was never made."""
         ERRORS.labels(*self._labels, failure.name).inc()
 
     def _costs(self, currency: str) -> Counter:
@@ -126,7 +126,7 @@ class Subject:
 
 @cache
 def subject(operation: str, provider: str, vendor: str, model: str) -> Subject:
-    """Returns the subject of an operation and a model, whose name must be bounded."""
+    """Returns the subject of an operation and a model. Model names must come from a bounded set: all are kept."""
     return Subject(operation, provider, vendor, model)
 
 
@@ -172,7 +172,7 @@ class Measurement:
 
 
 def watch(endpoint: Endpoint) -> None:
-    """Shows an endpoint's state from now on, which is read when somebody asks and costs calls nothing."""
+    """Exports an endpoint's state from now on. It is read only when scraped, and costs calls nothing."""
     gauges: list[tuple[Gauge, Callable[[], float]]] = [
         (BREAKER_STATE, lambda: _STATES[endpoint.breaker.state]),
         (CALLS_ACTIVE, lambda: endpoint.slots.in_use),
@@ -185,6 +185,6 @@ def watch(endpoint: Endpoint) -> None:
 def _span(subject: Subject, model: str) -> trace.Span:
     parent = trace.get_current_span().get_span_context()
     if parent.is_valid and not parent.trace_flags.sampled:
-        return trace.INVALID_SPAN  # As the sampler would say, at a hundredth of its price.
+        return trace.INVALID_SPAN  # What the sampler would decide, at a hundredth of the cost.
     attributes = {**subject.attributes, _REQUEST_MODEL: model, _STREAM: subject.operation == "chat"}
     return TRACER.start_span(f"{subject.operation} {model}", kind=trace.SpanKind.CLIENT, attributes=attributes)

@@ -1,4 +1,4 @@
-"""Answers that must be JSON of a schema: what is wrong with one, and the request that has it mended. Pure."""
+"""Checks answers against an output schema, and makes the request that has a bad one repaired. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 _REPAIR = "The JSON Schema wants something else: {problem}. Answer again with the mended JSON value, and nothing else."
-# An answer that asks for tools comes before the one that the schema is about, and one that a filter ended is none.
+# Tool calls come before the answer that the schema describes, and what a filter has ended is no answer.
 _UNCHECKED = frozenset((pb.FINISH_REASON_TOOL_CALLS, pb.FINISH_REASON_CONTENT_FILTER))
 
 
 class OutputSchema:
-    """The schema of a request's answer. Raises ValueError for what is no schema."""
+    """The schema of a request's answer. Raises ValueError if it is not a valid one."""
 
     def __init__(self, generation: pb.Generation) -> None:
         self._schema = Schema(plain(generation.output_schema))
 
     def problem(self, answer: pb.GenerateResponse) -> str:
-        """Returns how an answer breaks the schema; empty: it does not, or the schema is not about it."""
+        """Returns how an answer breaks the schema; empty: it does not, or the schema does not apply."""
         if answer.finish_reason in _UNCHECKED:
             return ""
         try:

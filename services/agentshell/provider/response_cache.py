@@ -1,4 +1,4 @@
-"""Answers that a tenant wants to have again, for as long as it says."""
+"""Answers that a tenant wants to reuse, for as long as it says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from agentshell.provider.pricing import CURRENCY_CODE
 from kfm.content.v1.content_pb2 import Money, Usage
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-# As old as the caller takes, and never older than the caller that kept it said.
+# No older than the caller accepts, nor than the caller that stored it allowed.
 _FIND = """
 SELECT response FROM provider.cached_answer
 WHERE tenant_id = %s AND digest = %s AND expire_time > now() AND create_time > now() - %s
 """
 
-# What has expired goes, a few at each new answer, so that the table needs no sweeper.
+# Each new answer deletes a few expired ones, so that the table needs no sweeper.
 _KEEP = """
 WITH swept AS (
     DELETE FROM provider.cached_answer WHERE (tenant_id, digest) IN (
@@ -33,13 +33,13 @@ SET response = excluded.response, create_time = now(), expire_time = excluded.ex
 
 
 class ResponseCache:
-    """Answers by tenant and the whole of what was asked. Raises DATABASE_UNAVAILABLE."""
+    """Answers by tenant and by the whole request. Raises DATABASE_UNAVAILABLE."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find(self, tenant_id: str, digest: bytes, ttl: timedelta) -> pb.GenerateResponse | None:
-        """Returns an answer that is no older than `ttl`; None: there is none. Its usage says that it cost nothing."""
+        """Returns an answer that is no older than `ttl`; None: there is none. Its usage shows a cost of 0."""
         async with self._database.connection() as connection:
             row = await (await connection.execute(_FIND, (tenant_id, digest, ttl))).fetchone()
         if row is None:
@@ -56,6 +56,6 @@ class ResponseCache:
 
 
 def digest(generation: pb.Generation, candidates: object) -> bytes:
-    """Returns what an answer is kept under: the request, and whom it would be asked of now."""
+    """Returns the key of an answer: the request, and the candidates that it would go to now."""
     asked = generation.SerializeToString(deterministic=True)
     return hashlib.sha256(repr(candidates).encode() + b"\0" + asked).digest()

@@ -1,4 +1,4 @@
-"""The generations that run in this process, so that a request that is repeated meanwhile joins its first run."""
+"""The generations under way in this process, so that a repeat of a request joins its first run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from agentshell.mesh.errors import request_id_reused
 from agentshell.provider.adapters.adapter import Deltas, Tell, tell_nobody
 from kfm.provider.v1.provider_service_pb2 import GenerateResponse
 
-# How long what follows on what was just read waits for more, to be read together: a message costs more than its words.
-# It is less than an eye sees, and a model that takes longer from word to word is not held back at all.
+# How long deltas wait, after others were read, for more to join them: a message costs more than its words. It is too
+# short for the eye to see, and a model that takes longer from word to word is not held back at all.
 PACE_SECONDS = 0.005
 
 Work: TypeAlias = Callable[[Tell], Coroutine[Any, Any, GenerateResponse]]
@@ -21,7 +21,7 @@ Work: TypeAlias = Callable[[Tell], Coroutine[Any, Any, GenerateResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Whose request it is, and what it asks. Without an id nothing joins it."""
+    """Whose request it is, and a digest of what it asks. Without an id nothing joins it."""
 
     tenant_id: str
     request_id: str
@@ -32,7 +32,7 @@ class Request:
 class _Run:
     request: Request
     task: asyncio.Task[GenerateResponse] = field(init=False)
-    # All of them, for those who join later: an answer is bounded, and so is this.
+    # All deltas, for followers that join later. Bounded, as an answer is.
     deltas: Deltas = field(default_factory=Deltas)
     followers: set[Follower] = field(default_factory=set["Follower"])
 
@@ -43,7 +43,7 @@ class _Run:
 
 
 class Follower:
-    """Who hears of a run, from its beginning to its end."""
+    """A reader of a run, from its beginning to its end."""
 
     __slots__ = ("_news", "_read", "_rest", "_run")
 
@@ -55,9 +55,9 @@ class Follower:
         self.grown()
 
     async def read(self) -> tuple[Deltas, GenerateResponse | None]:
-        """Returns what the run has said since the last time and, at its end, the answer. Raises what it fails with.
+        """Returns the run's deltas since the last read and, at its end, the answer. Raises what the run raises.
 
-        Returns as soon as there is something, but not within PACE_SECONDS of the last content unless the run ends.
+        Returns as soon as there is any, but not within PACE_SECONDS of the last content unless the run ends.
         """
         await self._news.wait()
         task, deltas = self._run.task, self._run.deltas[self._read :]
@@ -71,21 +71,21 @@ class Follower:
         return deltas, None
 
     async def answer(self) -> GenerateResponse:
-        """Returns the run's answer, without reading how it grows. Raises what it fails with."""
+        """Returns the run's answer, without reading its deltas. Raises what the run raises."""
         await asyncio.wait([self._run.task])
         return self._run.task.result()
 
     def grown(self) -> None:
-        """Is told when the run has grown."""
+        """Notes that the run has new deltas."""
         if self._rest is None and self._read < len(self._run.deltas):
             self._news.set()
 
     def ended(self) -> None:
-        """Is told when the run has ended."""
+        """Notes that the run has ended."""
         self._news.set()
 
     def leave(self) -> None:
-        """Hears no more."""
+        """Stops following the run."""
         if self._rest is not None:
             self._rest.cancel()
 
@@ -95,7 +95,7 @@ class Follower:
 
 
 class Runs:
-    """At most one run for each request. It goes on without who began it, and is cancelled when nobody follows it."""
+    """At most one run for each request. It outlives whoever began it, and is cancelled once nobody follows it."""
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str], _Run] = {}  # By tenant and request id.
@@ -117,7 +117,7 @@ class Runs:
                 self._forget(run)
 
     async def answer(self, request: Request, work: Work) -> GenerateResponse:
-        """Returns the answer of the request's run, and hears nothing of its growth. Raises what `work` raises."""
+        """Returns the answer of the request's run, without its deltas. Raises what `work` raises."""
         if request.request_id:
             with self.follow(request, work) as follower:
                 return await follower.answer()
@@ -130,7 +130,7 @@ class Runs:
             self._tasks.discard(own)
 
     async def close(self) -> None:
-        """Cancels what runs."""
+        """Cancels all runs."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -153,7 +153,7 @@ class Runs:
         self._tasks.discard(task)
         self._forget(run)
         if not task.cancelled():
-            task.exception()  # Whoever still follows raises it; nobody may.
+            task.exception()  # Marks it as seen: its followers raise it, and there may be none.
         for follower in run.followers:
             follower.ended()
 

@@ -1,7 +1,7 @@
-"""The most tokens that a request can be, for reserving what it may cost. Pure.
+"""Bounds the tokens that a request can have, for reserving what it may cost. Pure.
 
 Every vendor's tokenizer works on bytes, and no token is shorter than one: a text has no more tokens than bytes. What
-vendors put around messages, tools and pictures is bounded by constants, above the largest that any of them documents.
+vendors add for messages, tools and images is bounded by constants above the largest figure that any of them documents.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _ESCAPED_BYTES_PER_BYTE = 6
 
 
 def of_texts(texts: Iterable[str]) -> int:
-    """Returns the most tokens that texts have, each a request of its own."""
+    """Returns the most tokens that texts can have, each a request of its own."""
     return sum(_MESSAGE_TOKENS + _bytes(text) for text in texts)
 
 
 def of_generation(generation: pb.Generation) -> int:
-    """Returns the most tokens that a model reads."""
+    """Returns the most tokens that a model can read."""
     count = _REQUEST_TOKENS
     for message in generation.messages:
         count += _MESSAGE_TOKENS + sum(map(_of_part, message.parts))
@@ -61,7 +61,7 @@ def _of_part(part: Part) -> int:
 
 
 def _json(value: AnyMessage) -> int:
-    """Returns the bytes of a structure as JSON with the most blanks and escapes that anybody writes it with."""
+    """Returns the size in bytes of a structure as JSON, with the most whitespace and escapes that anybody writes."""
     return len(json_format.MessageToJson(value))
 
 

@@ -1,4 +1,4 @@
-"""A vendor as the configuration has it: its endpoints, with their keys, breakers and slots."""
+"""A vendor as configured: its endpoints, with their keys, breakers and slots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vendor:
-    """What requests call `provider`. `prices_name` is whose rows of the price table it has."""
+    """What requests call `provider`. `prices_name` selects its rows of the price table."""
 
     name: str
     prices_name: str
@@ -24,7 +24,7 @@ class Vendor:
 
     @property
     def default_model(self) -> str:
-        """The model that generates where a request names none."""
+        """The model that generates if a request names none."""
         return self.endpoints[0].adapter.default_model
 
     @property
@@ -34,7 +34,7 @@ class Vendor:
 
 
 def build(name: str, config: ProviderConfig, kind: Kind, environment: Mapping[str, str]) -> Vendor:
-    """Returns the vendor `name` of the configuration, or that name as it is without one. Asks nobody anything yet."""
+    """Returns the vendor `name` as configured, or with the defaults if it is not. Calls nobody yet."""
     vendor = config.vendors.get(name, VendorConfig())
 
     def endpoint(label: str, own: EndpointConfig) -> Endpoint:
@@ -66,7 +66,7 @@ def _ways(vendor: VendorConfig) -> tuple[EndpointConfig, ...]:
 
 
 def _key(name: str, own: EndpointConfig, vendor: VendorConfig, kind: Kind, environment: Mapping[str, str]) -> Key:
-    """Returns where the key is: where the endpoint says, else where the vendor does, else in its usual variable."""
+    """Returns where the key is: where the endpoint says, or else the vendor, or else in the usual variable."""
     for place in (own, vendor):
         if place.api_key_env or place.api_key_file:
             return Key(name, place.api_key_env, place.api_key_file, environment)

@@ -1,1 +1,1 @@
-"""The engine: managers own partitions and decide, workers run steps."""
+"""The engine: managers own partitions and decide; workers run steps."""

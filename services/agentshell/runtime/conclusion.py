@@ -1,4 +1,4 @@
-"""What follows the end of a turn: its session remembers it, its sub-turns end, its parking place is free."""
+"""What follows the end of a turn: its session remembers it, its sub-turns end, its parked row is deleted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _seconds = cache(TURN_SECONDS.labels)
 
 
 class Conclusion:
-    """Concludes turns that are over. Doing it again does no harm."""
+    """Concludes turns that are over. Repeating it is harmless."""
 
     def __init__(self, history: History, sub_turns: SubTurns, parking: Parking) -> None:
         self._history = history
@@ -30,14 +30,14 @@ class Conclusion:
         self._parking = parking
 
     def is_needed(self, open_turn: OpenTurn, *, was_parked: bool) -> bool:
-        """Returns whether the turn's end needs more than being told."""
+        """Returns whether the turn's end requires more than `tell`."""
         answered = open_turn.turn.output.role == ROLE_ASSISTANT
         return answered or was_parked or open_turn.turn.state != TURN_STATE_COMPLETED
 
     async def run(self, open_turn: OpenTurn, *, was_parked: bool) -> None:
-        """Does what the turn's end needs. Raises DATABASE_UNAVAILABLE."""
+        """Does what the turn's end requires. Raises DATABASE_UNAVAILABLE."""
         tenant_id, turn = open_turn.header.tenant_id, open_turn.turn
-        if turn.output.role == ROLE_ASSISTANT:  # Something was answered.
+        if turn.output.role == ROLE_ASSISTANT:  # There is an answer.
             await self._history.remember(tenant_id, turn)
         if turn.state != TURN_STATE_COMPLETED:
             await self._sub_turns.cancel(tenant_id, turn)
@@ -46,7 +46,7 @@ class Conclusion:
 
 
 def tell(open_turn: OpenTurn) -> None:
-    """Says in the logs and the metrics that a turn is over."""
+    """Reports the end of a turn in the logs and metrics."""
     turn: Turn = open_turn.turn
     state = TurnState.Name(turn.state).removeprefix("TURN_STATE_").lower()
     seconds = (turn.end_time.ToNanoseconds() - turn.create_time.ToNanoseconds()) / 1e9

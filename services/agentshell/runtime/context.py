@@ -1,7 +1,7 @@
-"""What of a conversation a model is sent, so that it fits. Pure: the same conversation is always cut the same way.
+"""Fits a conversation into a model's context. Pure: the same conversation is always cut the same way.
 
-Tokens are estimated, for no vendor says beforehand: a quarter of a part's encoded bytes, and a few for each message.
-`agentshell.tokens` comes nearer, but reads every word: 20 ms for 100,000 tokens, which each step would pay again.
+Tokens are estimated, because no vendor reports them beforehand: a quarter of a part's encoded bytes, plus a few for
+each message. `agentshell.tokens` is more accurate but reads every word: 20 ms per 100,000 tokens, in every step.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from kfm.content.v1.content_pb2 import (
 BYTES_PER_TOKEN = 4
 _MESSAGE_TOKENS = 8
 _IMAGE_TOKENS = 1600
-# What is left of a result that is shortened.
+# What is kept of a shortened result.
 _HEAD_CHARACTERS = 600
 _TAIL_CHARACTERS = 200
-# Results are shortened so many at a time: what is in front of the first whole one is the same for some rounds, and a
-# vendor's cache of prompts goes on to hit.
+# Results are shortened in groups of this size, so that what precedes the first complete one stays the same for some
+# rounds and keeps hitting a vendor's prompt cache.
 _SHORTENED_AT_ONCE = 4
 
 
@@ -39,11 +39,11 @@ def fit(
     transcript: Sequence[Message],
     max_tokens: int,
 ) -> list[Message]:
-    """Returns what to send, what changes least first: system, history, passages and question, transcript.
+    """Returns what to send, with what changes least first: system, history, passages and question, transcript.
 
-    Where all is more than `max_tokens`, so much is left out, in this order: the middles of the oldest results of tools,
-    the oldest history, the passages that fit least, the oldest rounds of the transcript, and last the middles of the
-    newest results. The system's messages, the question and what the model asked for last are always whole.
+    If everything exceeds `max_tokens`, this is left out, in this order, until it fits: the middles of the oldest tool
+    results, the oldest history, the worst-matching passages, the oldest rounds of the transcript, and finally the
+    middles of the newest results. The system messages, the question and the model's last tool calls stay complete.
     """
     history, rounds, passages = close(history), _rounds(close(transcript)), list(passages)
     over = sum(map(tokens_of, (*system, *history, asked, *(message for each in rounds for message in each))))
@@ -58,15 +58,15 @@ def fit(
 
 
 def tokens_of(message: Message) -> int:
-    """Returns about how many tokens a message has."""
+    """Returns an estimate of the number of tokens in a message."""
     return _MESSAGE_TOKENS + sum(map(_part_tokens, message.parts))
 
 
 def close(messages: Iterable[Message]) -> list[Message]:
-    """Returns the messages with one result for each tool call, right after the message that has the call.
+    """Returns the messages with exactly one result for each tool call, right after the message with the call.
 
-    A call without a result gets one that says so. A result without a call, which a turn that ended with a tool leaves
-    in the history, becomes evidence. Vendors refuse both.
+    A call without a result gets one that says so. A result without a call, left in the history by a turn that ended
+    with a tool, becomes evidence. Vendors refuse both.
     """
     closed: list[Message] = []
     for said, answers in _exchanges(messages):
@@ -81,7 +81,7 @@ def close(messages: Iterable[Message]) -> list[Message]:
 
 
 def evidence(part: Part, title: str) -> Part:
-    """Returns a piece of an output as a passage, which is data to any model: words and results become one."""
+    """Returns a part of an output as a passage, which models treat as data: converts text and tool results."""
     match part.WhichOneof("kind"):
         case "text":
             return Part(passage=Passage(title=title, text=part.text.text))
@@ -92,7 +92,7 @@ def evidence(part: Part, title: str) -> Part:
 
 
 def _exchanges(messages: Iterable[Message]) -> list[tuple[Message, list[Part]]]:
-    """Returns what was said, each with what tools answered right after it."""
+    """Returns the messages, each with the tool results right after it."""
     exchanges: list[tuple[Message, list[Part]]] = []
     for message in messages:
         if message.role == ROLE_TOOL and exchanges:
@@ -103,7 +103,7 @@ def _exchanges(messages: Iterable[Message]) -> list[tuple[Message, list[Part]]]:
 
 
 def _rounds(transcript: Sequence[Message]) -> list[list[Message]]:
-    """Returns the transcript, already closed, as one list for each answer of the model."""
+    """Splits the transcript, already closed, into one list per answer of the model."""
     rounds: list[list[Message]] = []
     for message in transcript:
         if message.role == ROLE_TOOL and rounds:
@@ -143,7 +143,7 @@ def _shorten(result: ToolResult) -> None:
 
 
 def _drop_history(history: list[Message], over: int) -> int:
-    """Drops the oldest messages; what is left begins with the user, as some vendors demand."""
+    """Drops the oldest messages. The rest begins with a user message, as some vendors require."""
     while history and over > 0:
         over -= tokens_of(history.pop(0))
         while history and history[0].role != ROLE_USER:
@@ -152,7 +152,7 @@ def _drop_history(history: list[Message], over: int) -> int:
 
 
 def _drop_passages(passages: list[Part], over: int) -> int:
-    """Drops what was found before what steps produced, and of that what fits least."""
+    """Drops retrieved passages before outputs of steps, and the worst-matching passages first."""
 
     def worth(index: int) -> tuple[bool, float, int]:
         passage = passages[index].passage
@@ -177,7 +177,7 @@ def _drop_rounds(rounds: list[list[Message]], over: int) -> int:
 def _text_of(result: ToolResult) -> str:
     if result.output.WhichOneof("kind") == "string_value":
         return result.output.string_value
-    # The order of a Protobuf map differs from process to process; what a model is asked must not.
+    # The order of a Protobuf map differs between processes; a prompt must not.
     return json.dumps(plain(result.output), ensure_ascii=False, sort_keys=True)
 
 

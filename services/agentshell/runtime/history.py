@@ -1,4 +1,4 @@
-"""What a session remembers of a turn that completed."""
+"""Adds what a completed turn said to its session's history."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from kfm.turn.v1.turn_pb2 import Turn
 
 _log = structlog.get_logger("agentshell.history")
 
-# A try that took too long may do so in a busy moment: by the turn's id it is made once, however often it is tried.
+# Codes worth a retry, including timeouts. The turn's id makes retries idempotent.
 _PASSING_CODES = errors.TRANSIENT_CODES | {grpc.StatusCode.DEADLINE_EXCEEDED}
 _DELAYS_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)
 
 
 class History:
-    """Adds completed turns to their sessions' history, once each."""
+    """Adds completed turns to their sessions' histories, once each."""
 
     def __init__(self, memory: grpc.aio.Channel) -> None:
         self._memory = MemoryServiceStub(memory)
 
     async def remember(self, tenant_id: str, turn: Turn) -> None:
-        """Adds the turn's input and output. Tries for a while; if that fails, logs what the history lacks."""
+        """Adds the turn's input and output. Retries for a while; if that fails, logs which turn is missing."""
         request = AppendMessagesRequest(
             session_id=turn.session_id,
             messages=[turn.input, turn.output],
             request_id=turn.turn_id,
-            # Whose conversation it is: it is forgotten with the user. The mesh itself, with an `@`, is nobody's.
+            # The user whose data it is, for ForgetUser. Principals with an `@` are the mesh itself.
             user_id="" if turn.principal_id.startswith("@") else turn.principal_id,
         )
         error = await retry(

@@ -1,4 +1,4 @@
-"""What an owner hears: records of the log, results of steps, timers, turns concluded or parked, failures."""
+"""What an owner receives: log records, outcomes of attempts, timers, concluded or parked turns, failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What came of an attempt, and what it said last, which goes into the log with it."""
+    """The outcome of an attempt, and its last output records, which are appended with it."""
 
     event: TurnEvent
     said: Sequence[Record] = ()
@@ -22,21 +22,21 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Some time of the turn is up."""
+    """A timer of the turn has expired."""
 
     turn_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """What the turn's end needs is done."""
+    """The turn is concluded."""
 
     turn_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The turn is in the parking place, as it was when its record at `folded_offset` was folded."""
+    """The turn is parked, as of its record at `folded_offset`."""
 
     turn_id: str
     folded_offset: int
@@ -47,7 +47,7 @@ Item = list[StoredRecord] | Made | Due | Concluded | Parked | Exception
 
 
 class Inbox:
-    """What has come and is not taken yet. Bounded by who puts: one item an attempt, a timer, a task or a batch."""
+    """Items not taken yet. Bounded by its sources: one item per attempt, timer, task or batch."""
 
     def __init__(self) -> None:
         self._items: list[Item] = []
@@ -59,7 +59,7 @@ class Inbox:
         self._arrived.set()
 
     async def take(self, timeout: float | None) -> list[Item]:
-        """Returns all that has come, in order; waits for the first, and returns nothing after `timeout` seconds."""
+        """Waits up to `timeout` seconds for the first item. Returns all items in order, or none."""
         if not self._items:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):

@@ -22,7 +22,7 @@ _RETRY_SECONDS = 0.5
 
 
 class Manager:
-    """Owns partitions for as long as it runs, under one lease after another."""
+    """Owns partitions while it runs, under one lease after another."""
 
     def __init__(self, means: Means) -> None:
         self._means = means
@@ -33,12 +33,12 @@ class Manager:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Joins the group and begins."""
+        """Joins the group and starts."""
         self._lease = await self._log.join(envelope.TURNS, envelope.MANAGERS, self._member)
         self._task = asyncio.create_task(self._run(self._lease), name="manager")
 
     async def stop(self) -> None:
-        """Leaves: what is not over goes on with the next owner."""
+        """Leaves the group; the next owner continues the open turns."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -56,7 +56,7 @@ class Manager:
                 level = "info" if error.reason == error_pb2.ERROR_REASON_FENCED else "warning"
                 getattr(_log, level)("lease over", reason=error.name, message=error.message)
             except Exception:
-                # A defect. To fold anew from the log is the one state that is known to be right.
+                # A defect. The only state known to be right is one folded from the log again.
                 _log.exception("owner failed")
                 await asyncio.sleep(_RETRY_SECONDS)
             lease = self._lease = await rejoin(self._log, lease)

@@ -1,4 +1,4 @@
-"""A turn as its owner holds it: folded, timed, and placed in the log."""
+"""A turn as its owner holds it: folded, timed, and located in the log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, TURN_STATE_CANCELLING, TU
 
 @dataclass(slots=True)
 class OpenTurn:
-    """A turn that is not over, or over and not yet concluded.
+    """A turn that is not over, or is over but not concluded yet.
 
-    `offset` is where reading must begin to fold it again. Its own events are applied when they are written, before they
-    are read: up to `folded_offset` it is known to be as the log has it; `written_offset` is that of its newest own.
+    `offset` is where reading must start to fold it again. The owner applies its own events as it writes them, before it
+    reads them: up to `folded_offset`, the turn is known to match the log. `written_offset` is that of the owner's
+    newest event.
     """
 
     partition: int
@@ -28,12 +29,12 @@ class OpenTurn:
     fold: Fold = field(default_factory=lambda: Fold(Turn()))
     deadline: float = 0.0  # in seconds since 1970
     written_offset: int = -1
-    input_offset: int = -1  # where its beginning is, with what was asked; -1: not known
-    output_offsets: dict[str, int] = field(default_factory=dict[str, int])  # step -> where its result is
-    interrupted: bool = False  # Its steps under way are nobody's: another owner began them.
-    due: bool = False  # Some time is up.
-    holds: bool = False  # Nothing more is decided before what was written is read: another's record may come before it.
-    defects: int = 0  # How often deciding about it failed.
+    input_offset: int = -1  # of its first event, which has the input; -1 if unknown
+    output_offsets: dict[str, int] = field(default_factory=dict[str, int])  # step -> offset of its result
+    interrupted: bool = False  # Its steps under way were started by another owner.
+    due: bool = False  # A timer has expired.
+    holds: bool = False  # Decide nothing until what was written is read: another record may come first.
+    defects: int = 0  # How often deciding failed.
     concluded: bool = False
 
     def apply(self, event: TurnEvent) -> bool:
@@ -47,11 +48,11 @@ class OpenTurn:
         return True
 
     def is_late(self, now: float) -> bool:
-        """Returns whether its time is up. While it waits, the clock stands still."""
+        """Returns whether its time is up. The clock stops while the turn waits."""
         return now >= self.deadline and self.turn.state not in (TURN_STATE_WAITING, TURN_STATE_CANCELLING)
 
     def next_time(self) -> float:
-        """Returns when it is to be looked at even if nothing happens, in seconds since 1970."""
+        """Returns when to look at it even if nothing happens, in seconds since 1970."""
         times = [(end + INPUT_GRACE).replace(tzinfo=UTC).timestamp() for end in input_end_times(self.turn).values()]
         if self.turn.state != TURN_STATE_WAITING or not times:
             times.append(self.deadline)
@@ -59,22 +60,22 @@ class OpenTurn:
 
     @property
     def turn(self) -> Turn:
-        """The turn as it is folded."""
+        """The folded turn."""
         return self.fold.turn
 
     @property
     def attempts(self) -> set[tuple[str, int]]:
-        """The steps that somebody is to be making now, and which attempt at each."""
+        """The attempts that should be under way now, as (step, attempt) pairs."""
         steps = (step for step in self.turn.plan.steps if step.state == STEP_STATE_SCHEDULED)
         return {(step.step_id, step.attempt) for step in steps if not step.HasField("approval")}
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether it is as the log has it."""
+        """Whether it matches the log."""
         return self.folded_offset >= self.written_offset
 
     def place(self, event: TurnEvent, offset: int) -> None:
-        """Says where an event is."""
+        """Records the offset of an event."""
         if event.HasField("step_succeeded"):
             self.output_offsets[event.step_succeeded.step_id] = offset
         elif event.HasField("turn_requested"):

@@ -1,4 +1,4 @@
-"""The text of a step on its way to its readers."""
+"""Publishes the text of a step to its readers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agentshell.turn.records import record_of
 from kfm.turn.v1.turn_event_pb2 import OutputDelta, StepRequest
 
 _MAX_UNDER_WAY = 16
-_MAX_LAST_BYTES = 64 * 1024  # More is appended, and may be refused, apart from the result.
+_MAX_LAST_BYTES = 64 * 1024  # Anything larger is appended separately from the result, and may be refused.
 
 
 class Outputs:
-    """Publishes what one run of an attempt says. `count` is how many texts there were.
+    """Publishes the texts of one run of an attempt. `count` is the number of texts so far.
 
-    What is said goes to the log in the next round of the loop. What is said in the round in which the attempt ends, as
-    the last words of an answer mostly are, is left to the append of its result: one commit and one message fewer.
+    Texts are appended in the next iteration of the event loop. Those of the iteration in which the attempt ends, which
+    usually include the last words of an answer, go with its result instead: one commit and one message fewer.
     """
 
     def __init__(self, log: Log, request: StepRequest) -> None:
@@ -32,7 +32,7 @@ class Outputs:
         self.count = 0
 
     async def emit(self, texts: Sequence[str]) -> None:
-        """Publishes texts, in order. Returns while the log still takes them, unless that is far behind."""
+        """Publishes texts, in order. Does not wait for the log unless it is far behind."""
         request = self._request
         self._run_id = self._run_id or ids.ulid()
         delta = OutputDelta(
@@ -53,7 +53,7 @@ class Outputs:
             await self._under_way.popleft()
 
     async def flush(self) -> Sequence[Record]:
-        """Returns, once the log has all else, what is to be appended with the result, which must not come before it."""
+        """Waits until the log has all earlier texts. Returns the last ones, to append with the result but before it."""
         last, self._newest = self._newest, None
         if last is not None and len(last.payload) > _MAX_LAST_BYTES:
             self._append(last)
@@ -63,7 +63,7 @@ class Outputs:
         return [] if last is None else [last]
 
     def close(self) -> None:
-        """Gives up what the log has not taken yet."""
+        """Abandons what the log has not confirmed yet."""
         self._newest = None
         for task in self._under_way:
             task.cancel()
@@ -75,5 +75,7 @@ class Outputs:
 
     def _append(self, record: Record) -> None:
         append = asyncio.create_task(self._log.append(envelope.OUTPUTS, [record]))
-        append.add_done_callback(lambda append: append.cancelled() or append.exception())  # Told by `flush`, if at all.
+        append.add_done_callback(
+            lambda append: append.cancelled() or append.exception()
+        )  # `flush` raises it, if it is called.
         self._under_way.append(append)

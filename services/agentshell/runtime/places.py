@@ -1,4 +1,4 @@
-"""The places of a worker: so many attempts at once, and who waits for one gets it in fair shares."""
+"""The places of a worker: they limit its concurrent attempts, and are shared fairly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kfm.turn.v1.turn_pb2 import Priority
 
 
 class Places:
-    """`most` places. Tenants that wait get them in turn, within a tenant the higher priority, then who came first."""
+    """`most` places, handed out as `FairQueue` says: fair among tenants, then by priority, then by age."""
 
     def __init__(self, most: int) -> None:
         self._free = most
@@ -18,7 +18,7 @@ class Places:
         self._ages = count()
 
     async def take(self, tenant_id: str, priority: Priority.ValueType) -> None:
-        """Takes a place, once there is one. `give_back` must follow."""
+        """Waits for a place and takes it. `give_back` must follow."""
         if self._free:
             self._free -= 1
             self._waiters.begin(tenant_id)
@@ -28,17 +28,17 @@ class Places:
         try:
             await waiter
         except asyncio.CancelledError:
-            if not waiter.cancelled():  # The place came at the same time.
+            if not waiter.cancelled():  # It got a place at the same time.
                 self.give_back(tenant_id)
             raise
 
     def give_back(self, tenant_id: str) -> None:
-        """Gives a place back: to who waits and is next."""
+        """Returns a place, which goes to the next in line."""
         self._waiters.end(tenant_id)
         self._free += 1
         while self._free and self._waiters:
             of_tenant, waiter = self._waiters.take()
-            if not waiter.done():  # Else it waits no longer.
+            if not waiter.done():  # Otherwise it has stopped waiting.
                 self._free -= 1
                 self._waiters.begin(of_tenant)
                 waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""Records of `agent.turns` that no owner can handle: they are buried, and the others go on."""
+"""Buries records of `agent.turns` that no owner can handle, so that the others go on."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _MAX_ATTEMPTS = 3
 
 
 class Poison:
-    """Counts how often a record failed. All owners of a process share it, since each failure ends one of them."""
+    """Counts failures by record. All owners of a process share it, because each failure ends one of them."""
 
     def __init__(self, log: Log, group: str) -> None:
         self._log = log
         self._group = group
-        self._attempts: dict[tuple[int, int], int] = {}  # place -> how many failed
+        self._attempts: dict[tuple[int, int], int] = {}  # place -> number of failures
 
     async def blame(self, stored: StoredRecord, error: Exception) -> None:
-        """Buries a record that cannot be decoded, or has failed for the third time; else raises what it failed with."""
+        """Buries a record that cannot be decoded or failed for the third time. Otherwise raises `error`."""
         place = (stored.partition, stored.offset)
         attempts = self._attempts[place] = self._attempts.get(place, 0) + 1
         if not isinstance(error, DecodeError) and attempts < _MAX_ATTEMPTS:

@@ -1,4 +1,4 @@
-"""What a worker is asked to do. Pure."""
+"""Builds requests to workers. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest, TurnEvent
 from kfm.turn.v1.turn_pb2 import Step, Turn, TurnLimits
 
-# The tool that is another personality, as `agentshell.tool` has it, which this may not import; a test keeps them equal.
+# The tool that asks another personality. This may not import it from `agentshell.tool`; a test keeps them equal.
 ASK_AGENT = "ask_agent"
 
 
 def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> StepRequest:
-    """Returns what a worker needs to make the attempt that `scheduled` decided on."""
+    """Returns what a worker needs to make the attempt that `scheduled` decides on."""
     turn, steps = fold.turn, fold.steps
     step = steps[scheduled.step_scheduled.step_id]
     before, rounds = sources(steps, step)
@@ -52,14 +52,14 @@ def step_request(fold: Fold, scheduled: TurnEvent, config: RuntimeConfig) -> Ste
 
 
 def has_turn(step: Step) -> bool:
-    """Returns whether another personality answers a step, in a turn of its own; a model asks for that by a tool."""
+    """Returns whether another personality answers the step in a turn of its own: an agent step, or that tool."""
     return step.HasField("agent") or step.tool.name == ASK_AGENT
 
 
 def sources(steps: Mapping[str, Step], step: Step) -> tuple[list[str], list[str]]:
-    """Returns the steps whose outputs are its request's `dependencies`, and those of its `transcript`, in order.
+    """Returns the steps whose outputs form the request's `dependencies`, and those for its `transcript`, in order.
 
-    A model step that goes on with a loop keeps the dependencies of the first; its own are the transcript's last.
+    A model step that continues a loop keeps the dependencies of the first; its own end the transcript.
     """
     rounds: list[str] = []
     while step.model.continues:
@@ -72,14 +72,14 @@ def _set_times(turn: Turn, scheduled: TurnEvent, request: StepRequest, config: R
     if scheduled.step_scheduled.HasField("start_delay"):
         start = nanoseconds(scheduled.header.time) + nanoseconds(scheduled.step_scheduled.start_delay)
         envelope.set_time(request.start_time, start)
-    if not request.step.HasField("timeout") and not has_turn(request.step):  # A turn of its own has limits of its own.
+    if not request.step.HasField("timeout") and not has_turn(request.step):  # A sub-turn has its own limits.
         timeout = request.step.timeout
         timeout.seconds, timeout.nanos = divmod(round(config.step_seconds * 1e9), 1_000_000_000)
     envelope.set_time(request.deadline, end_nanoseconds(turn))
 
 
 def _set_sub_turn_limits(turn: Turn, left: TurnLimits) -> None:
-    """Sets what is left of the turn's tokens and money; at least the smallest limits a turn can be asked for with."""
+    """Sets what is left of the turn's tokens and money, but at least the smallest valid limits."""
     limits = turn.limits
     if not limits.HasField("max_tokens") and not limits.HasField("max_cost"):
         return
@@ -92,7 +92,7 @@ def _set_sub_turn_limits(turn: Turn, left: TurnLimits) -> None:
 
 
 def _said(step: Step) -> Message:
-    """Returns what a step of a model's loop says; of a tool that failed, how, as data."""
+    """Returns the message of a step in a model's loop; for a failed tool, its failure as data."""
     if not step.HasField("tool") or step.result.HasField("output"):
         return step.result.output
     failed = ToolResult(call_id=step.tool.call.call_id, is_error=True)
@@ -102,7 +102,7 @@ def _said(step: Step) -> Message:
 
 
 def _complete_call(turn: Turn, steps: Mapping[str, Step], step: Step) -> None:
-    """Puts the arguments into a tool's call: those of the model that asks for it, or of the plan and its input."""
+    """Completes a tool call with its arguments: the model's, or the plan's merged with the step's input."""
     call = step.tool.call
     if step.tool.asked_by:
         calls = calls_of(steps[step.tool.asked_by].result.output)

@@ -1,4 +1,4 @@
-"""Calls to another service that are made again for a while."""
+"""Retries calls to another service for a while."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ async def retry(
     delays_seconds: Sequence[float],
     is_final: Callable[[AgentShellError], bool],
 ) -> AgentShellError | None:
-    """Makes a call on behalf of a principal, and after each delay once more while it fails.
+    """Makes a call on behalf of a principal, and retries it after each delay while it fails.
 
-    Returns None when it succeeded, else the error that is final, or the last one.
+    Returns None on success, or else the first final error, or the last error.
     """
     for delay in (*delays_seconds, None):
         try:

@@ -1,4 +1,4 @@
-"""Which turns may begin: one at a time in a session, so many at once in all, tenants in fair shares. Pure."""
+"""Decides which turns may start: one at a time per session, a limited number in all, fairly by tenant. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Entry:
 
 
 class Schedule:
-    """Turns that are not over. At most `max_active` have begun; those of one session begin one after another.
+    """Turns that are not over. At most `max_active` have started; those of one session start one after another.
 
-    Where not all can begin, `FairQueue` says which is next. Those that another turn waits for begin at once: turns that
-    wait for them may have taken all the room.
+    If not all can start, `FairQueue` picks the next. A turn that another turn waits for starts at once, even beyond
+    `max_active`, because turns that wait for such turns may have taken all the room.
     """
 
     def __init__(self, max_active: int) -> None:
@@ -32,16 +32,16 @@ class Schedule:
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[str, deque[str]] = {}
         self._active: set[str] = set()
-        self._ready = FairQueue[str]()  # the first of each session
-        self._awaited: list[str] = []  # the same, of those that need no room
+        self._ready = FairQueue[str]()  # the first turn of each session
+        self._awaited: list[str] = []  # the same, but those that need no room
 
     @property
     def active_count(self) -> int:
-        """How many turns have begun."""
+        """How many turns have started."""
         return len(self._active)
 
     def has_begun(self, turn_id: str) -> bool:
-        """Returns whether the turn has begun."""
+        """Returns whether the turn has started."""
         return turn_id in self._active
 
     def add(
@@ -53,7 +53,7 @@ class Schedule:
         *,
         is_awaited: bool = False,
     ) -> None:
-        """Adds a turn behind the others of its session. `is_awaited`: another turn waits for it."""
+        """Adds a turn behind the others in its session. `is_awaited`: another turn waits for it."""
         self._entries[turn_id] = _Entry(tenant_id, session, priority, next(self._ages), is_awaited)
         queue = self._sessions.setdefault(session, deque())
         queue.append(turn_id)
@@ -61,13 +61,13 @@ class Schedule:
             self._offer(turn_id)
 
     def resume(self, turn_id: str) -> None:
-        """Notes that a turn had begun before it came here."""
+        """Records that a turn had started before it came here."""
         if turn_id not in self._active:
             self._active.add(turn_id)
             self._ready.begin(self._entries[turn_id].tenant_id)
 
     def begin(self) -> list[str]:
-        """Begins turns as long as there is room, and returns them."""
+        """Starts turns while there is room, and returns them."""
         begun: list[str] = []
         while self._awaited or (len(self._active) < self._max_active and self._ready):
             turn_id = self._awaited.pop() if self._awaited else self._ready.take()[1]
@@ -77,7 +77,7 @@ class Schedule:
         return begun
 
     def remove(self, turn_id: str) -> None:
-        """Removes a turn that is over, or waits for somebody."""
+        """Removes a turn that is over or waits for somebody."""
         entry = self._entries.pop(turn_id)
         if turn_id in self._active:
             self._active.discard(turn_id)

@@ -1,4 +1,4 @@
-"""A worker's side of `agent.steps`: a member of the group that makes the attempts that managers ask for."""
+"""The workers' side of `agent.steps`: a member of the group that runs attempts for the managers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _log = structlog.get_logger("agentshell.worker")
 _POLL_RECORDS = 100
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
-_MAX_OPEN = 1000  # Requests that are not done; beyond that it takes no more, other workers may.
+_MAX_OPEN = 1000  # Unfinished requests; beyond that it takes no more, but other workers may.
 
 
 class StepConsumer:
-    """Takes commands from the log and gives results to it. What it has not finished, another worker does again."""
+    """Takes commands from the log and appends results. Another worker redoes what it does not finish."""
 
     def __init__(self, log: Log, worker: Worker, partitions: int) -> None:
         self._log = log
@@ -40,7 +40,7 @@ class StepConsumer:
         self._member = f"worker-{ids.ulid()}"
         self._lease: Lease | None = None
         self._open: dict[tuple[str, int], tuple[int, int]] = {}  # (step, attempt) -> (partition, offset)
-        self._with_turn: set[tuple[str, int]] = set()  # those of them that wait for a turn of their own
+        self._with_turn: set[tuple[str, int]] = set()  # those that wait for a sub-turn
         self._positions: dict[int, int] = {}
         self._committed: dict[int, int] = {}
         self._room = asyncio.Event()
@@ -48,12 +48,12 @@ class StepConsumer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Joins the group and begins."""
+        """Joins the group and starts."""
         self._lease = await self._log.join(envelope.STEPS, envelope.WORKERS, self._member)
         self._task = asyncio.create_task(self._run(self._lease), name="step consumer")
 
     async def stop(self, timeout: float) -> None:
-        """Gives the attempts under way `timeout` seconds, then leaves: another worker makes the others again."""
+        """Gives the attempts under way `timeout` seconds, then leaves; another worker redoes the rest."""
         await self._worker.drain(timeout)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
@@ -61,7 +61,7 @@ class StepConsumer:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._worker.drain(0)  # What it has taken meanwhile.
+        await self._worker.drain(0)  # Those taken meanwhile.
         if self._lease is not None:
             with contextlib.suppress(AgentShellError):
                 await self._commit(self._lease)
@@ -82,7 +82,7 @@ class StepConsumer:
             lease = self._lease = await rejoin(self._log, lease)
 
     async def _resume(self, lease: Lease) -> None:
-        """Goes on with what is in partitions that nobody else has had meanwhile, and lets go of the rest."""
+        """Keeps the attempts of partitions that nobody else has held meanwhile, and hands over the rest."""
         committed = await self._log.committed(envelope.STEPS, envelope.WORKERS)
         kept = {at for at in lease.partitions if committed.get(at) == self._committed.get(at)}
         lost = [key for key, (partition, _) in self._open.items() if partition not in kept]
@@ -95,7 +95,7 @@ class StepConsumer:
 
     async def _serve(self, lease: Lease) -> None:
         for stored in await self._log.poll(lease, _POLL_RECORDS, _POLL_SECONDS):
-            if stored.offset < self._positions.get(stored.partition, 0):  # Taken under the lease before this one.
+            if stored.offset < self._positions.get(stored.partition, 0):  # Taken under the previous lease.
                 continue
             try:
                 await self._take(stored, command_of(stored.record))
@@ -108,12 +108,12 @@ class StepConsumer:
                 await bury(self._log, envelope.STEPS, envelope.WORKERS, stored, f"{type(error).__name__}: {error}")
             self._positions[stored.partition] = stored.offset + 1
         await self._commit(lease)
-        while len(self._open) - len(self._with_turn) >= _MAX_OPEN:  # Those wait for others, which must be taken.
+        while len(self._open) - len(self._with_turn) >= _MAX_OPEN:  # Those wait for other steps, which must be taken.
             self._room.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._room.wait()
-            await self._log.commit(lease, {})  # It does not poll, and lives: others need not make these attempts.
+            await self._log.commit(lease, {})  # Renews the lease without polling, so that others do not redo these.
 
     async def _take(self, stored: StoredRecord, command: StepCommand) -> None:
         if command.HasField("stop"):
@@ -123,7 +123,7 @@ class StepConsumer:
             return
         request = command.run
         key = (request.step.step_id, request.attempt)
-        if key in self._open:  # The same, asked for by the next owner.
+        if key in self._open:  # Repeated by the next owner.
             return
         await self._complete(request)
         self._open[key] = (stored.partition, stored.offset)
@@ -132,7 +132,7 @@ class StepConsumer:
         self._worker.start(request, lambda made: self._spawn(key, made))
 
     async def _complete(self, request: StepRequest) -> None:
-        """Puts the outputs, and the input, into a request that refers to them."""
+        """Fills in the outputs and the input that a request refers to."""
         header = request.header
         partition = partition_of(envelope.session_key(header.tenant_id, header.session_id), self._partitions)
         if request.HasField("input_offset"):
@@ -155,7 +155,7 @@ class StepConsumer:
         task.add_done_callback(self._tasks.discard)
 
     async def _publish(self, key: tuple[str, int], made: Made) -> None:
-        """Appends a result; as long as that takes: the attempt was made, and only its result is missing."""
+        """Appends a result, retrying without limit: the attempt was made, and only its result is missing."""
         said = [(envelope.OUTPUTS, made.said)] if made.said else []
         batches = [*said, (envelope.TURNS, [record_of(made.event)])]
         while key in self._open:
@@ -173,7 +173,7 @@ class StepConsumer:
         self._room.set()
 
     async def _commit(self, lease: Lease) -> None:
-        """Commits up to the oldest request that is not done."""
+        """Commits up to the oldest unfinished request."""
         progress = dict(self._positions)
         for partition, offset in self._open.values():
             progress[partition] = min(progress[partition], offset)

@@ -1,4 +1,4 @@
-"""The turns that a turn's steps have asked for: they do not outlive it."""
+"""Sub-turns do not outlive the turn whose steps started them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kfm.turn.v1.turn_service_pb2_grpc import TurnServiceStub
 _log = structlog.get_logger("agentshell.sub_turns")
 
 _NOTHING_TO_CANCEL = (error_pb2.ERROR_REASON_TURN_STATE, error_pb2.ERROR_REASON_TURN_NOT_FOUND)
-# The step's request may be on its way when the step is ended: a turn not found is looked for once more.
+# The step's request may still be in flight when the step is stopped, so a turn not found is retried too.
 _DELAYS_SECONDS = (0.05, 0.5, 2.0)
 
 
 class SubTurns:
-    """Cancels what is left of a turn's sub-turns."""
+    """Cancels a turn's remaining sub-turns."""
 
     def __init__(self, gateway: grpc.aio.Channel) -> None:
         self._turns = TurnServiceStub(gateway)
 
     async def cancel(self, tenant_id: str, turn: Turn) -> None:
-        """Cancels the turns of steps that were under way when `turn` ended. Tries for a while, then logs it."""
+        """Cancels the sub-turns of steps under way when `turn` ended. Retries for a while, then logs a failure."""
         steps = [step for step in turn.plan.steps if has_turn(step) and step.state == STEP_STATE_SCHEDULED]
         await asyncio.gather(*(self._cancel(tenant_id, turn, step.step_id) for step in steps))
 

@@ -1,4 +1,4 @@
-"""When an owner is to look at its turns even if nothing happens."""
+"""Timers by which an owner looks at its turns even if nothing happens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-# The loop's clock and the calendar's may drift apart: once a day it is seen how much time is left.
+# The loop's clock may drift from the calendar's: long timers are reset once a day.
 _LONGEST_SECONDS = 24 * 3600.0
 
 
 class Timers:
-    """A timer a turn. `up` is called with the turn's id when its time is up."""
+    """One timer per turn. `up` is called with the turn's id when it expires."""
 
     def __init__(self, up: Callable[[str], None]) -> None:
         self._up = up
@@ -27,11 +27,11 @@ class Timers:
             self._timers[turn_id] = loop.call_later(delay, self._up, turn_id)
 
     def cancel(self, turn_id: str) -> None:
-        """Ends the turn's timer, if it has one."""
+        """Cancels the turn's timer, if it has one."""
         if timer := self._timers.pop(turn_id, None):
             timer.cancel()
 
     def close(self) -> None:
-        """Ends all timers."""
+        """Cancels all timers."""
         for timer in self._timers.values():
             timer.cancel()

@@ -1,4 +1,4 @@
-"""Draws the tables of `state` as ARCHITECTURE.md shows them: `python -m agentshell.turn.diagram ARCHITECTURE.md`."""
+"""Draws the tables of `state` for ARCHITECTURE.md: `python -m agentshell.turn.diagram ARCHITECTURE.md`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw() -> str:
 
 
 def insert(text: str) -> str:
-    """Returns the document with the diagrams between their marks made anew."""
+    """Returns the document with the diagrams between its markers redrawn."""
     return re.sub(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{draw()}\n{END}", text, flags=re.DOTALL
     )

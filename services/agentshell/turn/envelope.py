@@ -1,4 +1,4 @@
-"""The header of events, and how events are named: why a decision that is written twice is one event."""
+"""The header of events, and their ids, which make a decision that is written twice one event."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kfm.event.v1.event_pb2 import EventHeader
 from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
-# The topics of the log: keyed by session, and that of the steps by turn.
+# The topics of the log, keyed by session, except for the steps, which are keyed by turn.
 TURNS = "agent.turns"
 OUTPUTS = "agent.outputs"
 STEPS = "agent.steps"
 
-# The groups that share their partitions: managers and gateways those of turns, workers those of steps.
+# The groups that share partitions: managers and gateways those of the turns, workers those of the steps.
 MANAGERS = "managers"
 GATEWAYS = "gateways"
 WORKERS = "workers"
@@ -30,21 +30,21 @@ _TYPES: Mapping[str, str] = {
 
 
 def event_key(event: TurnEvent) -> tuple[str | int, ...]:
-    """Returns what names an event of a turn: its kind, and where there are several of a kind, its step and attempt."""
+    """Returns what identifies an event of a turn: its kind and, if it is about a step, the step and attempt."""
     kind = event.WhichOneof("event") or ""
     payload = getattr(event, kind)
     if kind == "turn_waiting":
-        return (event.turn_id, kind, *payload.step_ids)  # It never waits for the same answers again.
+        return (event.turn_id, kind, *payload.step_ids)  # It never waits for the same answers twice.
     return (event.turn_id, kind, getattr(payload, "step_id", ""), getattr(payload, "attempt", 0))
 
 
 def type_of(event: TurnEvent) -> str:
-    """Returns the full Protobuf name of what happened."""
+    """Returns the full Protobuf name of the event."""
     return _TYPES[event.WhichOneof("event") or ""]
 
 
 def begin(header: EventHeader, event_id: str, type_name: str) -> None:
-    """Sets an event's id, type and time: now."""
+    """Sets an event's id and type, and its time to now."""
     header.event_id = event_id
     header.type = type_name
     header.spec_version = SPEC_VERSION
@@ -52,21 +52,21 @@ def begin(header: EventHeader, event_id: str, type_name: str) -> None:
 
 
 def set_time(timestamp: Timestamp, nanoseconds: int) -> None:
-    """Sets a time by the nanoseconds since 1970. (The library's own ways take four times as long.)"""
+    """Sets a time from nanoseconds since 1970. (The library's own methods take four times as long.)"""
     timestamp.seconds, timestamp.nanos = divmod(nanoseconds, 1_000_000_000)
 
 
 def follow(header: EventHeader, before: EventHeader) -> None:
-    """Says that an event follows another of its turn: same tenant, session, trace and beginning. `begin` names it."""
+    """Makes an event follow another of its turn: same tenant, session, trace and correlation. `begin` names it."""
     header.CopyFrom(before)
     header.causation_id = before.event_id
 
 
 def own_session_id(turn_id: str) -> str:
-    """Returns the session of a turn that is asked for without one: nothing was said in it before."""
+    """Returns the session of a turn that was requested without one. It is always new."""
     return f"s-{turn_id}"
 
 
 def session_key(tenant_id: str, session_id: str) -> str:
-    """Returns the log key of a session: two tenants' sessions of one name are two."""
+    """Returns the log key of a session, which keeps the tenants' sessions apart."""
     return f"{tenant_id}/{session_id}"

@@ -1,4 +1,4 @@
-"""How the steps of a plan stand to one another: which can start, which never will, and which nobody waits for."""
+"""How the steps of a plan depend on one another: which can start, which never will, and which are not needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOT_BEGUN = frozenset({t.STEP_STATE_UNSPECIFIED, t.STEP_STATE_SKIPPED})
 
 
 class Verdict(Enum):
-    """What the steps that it depends on mean for a step that has not begun."""
+    """What a step's dependencies mean for a step that has not started."""
 
     WAIT = "wait"
     START = "start"
@@ -21,29 +21,29 @@ class Verdict(Enum):
 
 
 class Graph:
-    """A turn's steps by name, without compensations. `may_retry` says whether a failed step is tried again."""
+    """A turn's steps by name, without compensations. `may_retry` says whether a failed step is retried."""
 
     def __init__(self, turn: t.Turn, may_retry: Callable[[t.Step], bool]) -> None:
         self.steps = {step.step_id: step for step in turn.plan.steps if not step.compensates}
         self.states = {name: step.state for name, step in self.steps.items()}
         self._may_retry = may_retry
-        # Only a race makes the end of a step that is under way unneeded: else who depends on it waits for it.
+        # Only a race can make a step under way unneeded; otherwise its dependents wait for it.
         has_races = any(step.HasField("join") and not step.join.HasField("all") for step in self.steps.values())
         self._needed = self._find_needed() if has_races else None
 
     def has_ended(self, name: str) -> bool:
-        """Returns whether nothing more comes of a step."""
+        """Returns whether a step is settled."""
         state = self.states[name]
         if state == t.STEP_STATE_FAILED:
             return not (self._may_retry(self.steps[name]) and self.is_needed(name))
         return state in _ENDED
 
     def is_needed(self, name: str) -> bool:
-        """Returns whether its end matters: nothing depends on it, or what does is needed itself and has not begun."""
+        """Returns whether its end matters: no step depends on it, or one that is needed and has not started does."""
         return self._needed is None or name in self._needed
 
     def verdict(self, step: t.Step) -> Verdict:
-        """Returns whether a step that has not begun can start, by its join."""
+        """Returns whether a step that has not started can start, according to its join."""
         if not step.HasField("join") or step.join.HasField("all"):
             verdict = Verdict.START
             for name in step.depends_on:
@@ -58,12 +58,12 @@ class Graph:
         if succeeded >= count:
             return Verdict.START
         open_steps = [self.steps[name] for name in before if not self.has_ended(name)]
-        if any(other.fan_out or other.HasField("plan") for other in open_steps):  # How many will stand in for it?
+        if any(other.fan_out or other.HasField("plan") for other in open_steps):  # The number of stand-ins is unknown.
             return Verdict.WAIT
         return Verdict.WAIT if succeeded + len(open_steps) >= count else Verdict.SKIP
 
     def output(self) -> Message:
-        """Returns the turn's output: that of the last step listed which succeeded and on which no other depends."""
+        """Returns the turn's output: that of the last listed step that succeeded and that no other depends on."""
         for name in reversed(self.steps):
             if self.states[name] == t.STEP_STATE_SUCCEEDED and not self._dependents(name):
                 return self.steps[name].result.output

@@ -1,4 +1,4 @@
-"""How plans grow: by the tools that a model asks for, by the steps that it writes, by a list to fan out over."""
+"""How plans grow: by a model's tool calls, by the steps that a model writes, by a list to fan out over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kfm.turn.v1.turn_pb2 import ON_FAILURE_CONTINUE, ModelStep, Step, ToolStep
 
 
 def by_result(step: Step) -> PlanExtended | None:
-    """Returns what a step that succeeded makes of its plan; None: nothing."""
+    """Returns how a step that succeeded extends its plan, or None."""
     match step.WhichOneof("kind"):
         case "plan" if step.result.plan.steps:
             return _written(step)
@@ -23,7 +23,7 @@ def by_result(step: Step) -> PlanExtended | None:
 
 
 def by_items(step: Step, items: Sequence[Plain]) -> PlanExtended:
-    """Returns the steps that stand in for one that fans out: one an item. Raises ValueError for an item not of JSON."""
+    """Returns the steps that replace one that fans out: one per item. Raises ValueError for a non-JSON item."""
     grown = PlanExtended(step_id=step.step_id)
     for index, item in enumerate(items):
         each = grown.steps.add()
@@ -38,7 +38,7 @@ def by_items(step: Step, items: Sequence[Plain]) -> PlanExtended:
 
 
 def root_of(step: Step) -> tuple[str, int]:
-    """Returns the first model step of the loop that a model step belongs to, and which round of it this one is."""
+    """Returns the first model step of a model step's loop, and the number of the round, from 1."""
     if not step.model.continues:
         return step.step_id, 1
     root, _, number = step.step_id.rpartition("#")
@@ -46,13 +46,13 @@ def root_of(step: Step) -> tuple[str, int]:
 
 
 def _asked(step: Step, calls: Sequence[ToolCall]) -> PlanExtended:
-    """Returns the tools, all at once, and then the model again. A tool that fails is the model's to deal with."""
+    """Returns steps for the tools, in parallel, and then the model again, which deals with tools that fail."""
     root, number = root_of(step)
     tools = [
         Step(
             step_id=f"{root}#{number}.{index}",
             depends_on=[step.step_id],
-            # The arguments stay where they are, in the model's output: they may be large.
+            # The arguments stay in the model's output, as they may be large.
             tool=ToolStep(name=call.name, call=ToolCall(call_id=call.call_id, name=call.name), asked_by=step.step_id),
             on_failure=ON_FAILURE_CONTINUE,
             grown_from=step.step_id,

@@ -1,4 +1,4 @@
-"""Whether today's code decides what a recorded history says was decided. Pure."""
+"""Checks whether today's code makes the decisions in a recorded history. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from agentshell.turn.state import apply, is_over
 from kfm.turn.v1.turn_event_pb2 import RecordedTurnEvent, TurnEvent, TurnRequested
 from kfm.turn.v1.turn_pb2 import STEP_STATE_SCHEDULED, Turn
 
-# What people and workers say. Whether the owner knew it when it decided, the history does not tell: it may know what
-# comes of steps before it reads what people wrote earlier.
+# Facts that people and workers report. The history does not tell whether the owner knew them when it decided: it may
+# learn the outcomes of steps before it reads what people wrote earlier.
 _PEOPLE, _WORKERS = 0, 1
 _FACTS = {
     "turn_cancel_requested": _PEOPLE,
@@ -25,7 +25,7 @@ _MAX_POSSIBLE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A recorded decision that today's code does not make. `decided` is what it makes there instead."""
+    """A recorded decision that today's code does not make. `decided` is what it decides there instead."""
 
     recorded: RecordedTurnEvent
     decided: tuple[TurnEvent, ...]
@@ -33,9 +33,9 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The turn as its owner may have seen it: with so many of the facts of each kind, and with all decisions.
+    """The turn as its owner may have seen it: with `known` facts of each kind, and with all decisions.
 
-    `rest` is what was decided together with the newest decision: all of that was written, one after another.
+    `rest` is the remainder of what was decided together with the newest decision, and so was written right after it.
     """
 
     turn: Turn
@@ -44,9 +44,9 @@ class _View:
 
 
 def divergences(events: Iterable[RecordedTurnEvent]) -> list[Divergence]:
-    """Returns the decisions of one turn's history, oldest first, that are not among those of today's code.
+    """Returns the decisions in one turn's history, oldest first, that today's code does not make.
 
-    What changed nothing when it was written is passed over. Messages for people may differ.
+    Skips events that had no effect when they were written. Messages for people may differ.
     """
     found: list[Divergence] = []
     fold, views, requested = Turn(), list[_View](), TurnRequested()
@@ -71,7 +71,7 @@ def divergences(events: Iterable[RecordedTurnEvent]) -> list[Divergence]:
 
 
 def _kind_of_fact(turn: Turn, event: TurnEvent) -> int | None:
-    """Returns whose word the event is; None: it is a decision. So is a failure where no attempt was made."""
+    """Returns who reports the event, or None for a decision, such as a failure without an attempt."""
     if event.HasField("step_failed"):
         step = next((step for step in turn.plan.steps if step.step_id == event.step_failed.step_id), None)
         if step is None or step.state != STEP_STATE_SCHEDULED or step.HasField("approval"):
@@ -80,7 +80,7 @@ def _kind_of_fact(turn: Turn, event: TurnEvent) -> int | None:
 
 
 def _possible(views: Sequence[_View], facts: tuple[list[TurnEvent], list[TurnEvent]]) -> list[_View]:
-    """Returns the views, and what becomes of them by knowing more, fact by fact; those that know most come last."""
+    """Returns the views, and those reached by adding facts one at a time; the ones with most facts come last."""
     found: dict[tuple[tuple[int, int], bytes], _View] = {}
     open_views = list(views)
     while open_views and len(found) < _MAX_POSSIBLE:
@@ -100,7 +100,7 @@ def _possible(views: Sequence[_View], facts: tuple[list[TurnEvent], list[TurnEve
 
 
 def _after(view: _View, event: TurnEvent, requested: TurnRequested) -> _View | None:
-    """Returns what a recorded decision makes of a view; None: who sees the turn so does not decide so."""
+    """Returns the view after a recorded decision, or None if an owner with this view would not make it."""
     content = _content(event)
     for decided in (view.rest, tuple(_decisions(view.turn, requested, event))):
         rest = tuple(other for other in decided if _content(other) != content)
@@ -112,7 +112,7 @@ def _after(view: _View, event: TurnEvent, requested: TurnRequested) -> _View | N
 
 
 def _decisions(turn: Turn, requested: TurnRequested, event: TurnEvent) -> list[TurnEvent]:
-    """Returns what may be decided about a turn when `event` was: also by a new owner, or because time is up."""
+    """Returns what could be decided at the time of `event`, including by a new owner or because time is up."""
     if is_over(turn):
         return []
     decided = [*decide(turn, requested), *restart(turn), *expire_inputs(turn, event.header.time.ToDatetime())]
@@ -120,7 +120,7 @@ def _decisions(turn: Turn, requested: TurnRequested, event: TurnEvent) -> list[T
 
 
 def _content(event: TurnEvent) -> TurnEvent:
-    """Returns an event without what says who wrote it down, and without the words for people."""
+    """Returns an event without its header and ids, and without messages for people."""
     content = TurnEvent()
     content.CopyFrom(event)
     content.ClearField("header")

@@ -1,7 +1,7 @@
-"""How events change a turn. The two tables are all there is to know; ARCHITECTURE.md draws its diagram from them.
+"""How events change a turn. The two tables define it completely; ARCHITECTURE.md's diagrams are drawn from them.
 
-An event that a table does not list for a state changes nothing. So a result for a step that is settled, a record
-written twice, or one by an owner that lost its partition does no harm, and those who fold the same records agree.
+An event that a table does not list for a state changes nothing. So a result for a settled step, a record written twice,
+or one from an owner that lost its partition does no harm, and everyone who folds the same records agrees.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TURN_MOVES: Mapping[tuple[TurnState, str], TurnState] = {
     (t.TURN_STATE_RUNNING, "turn_failed"): t.TURN_STATE_FAILED,
     (t.TURN_STATE_RUNNING, "turn_cancel_requested"): t.TURN_STATE_CANCELLING,
     (t.TURN_STATE_RUNNING, "turn_waiting"): t.TURN_STATE_WAITING,
-    # While it waits nothing is under way but what somebody is to answer. Whatever else is on record by then was decided
-    # by an owner that did not know; it counts, for under the same name it cannot be written again.
+    # While it waits, only questions are under way. Any other event here was decided by an owner that did not know of
+    # the wait; it counts, because it cannot be written again under the same id.
     **{(t.TURN_STATE_WAITING, event): t.TURN_STATE_RUNNING for event in _STEP_EVENTS},
     (t.TURN_STATE_WAITING, "turn_completed"): t.TURN_STATE_COMPLETED,
     (t.TURN_STATE_WAITING, "turn_failed"): t.TURN_STATE_FAILED,
     (t.TURN_STATE_WAITING, "turn_cancel_requested"): t.TURN_STATE_CANCELLING,
-    # A cancellation may be written between an owner's decision and its record: then the record counts.
+    # A cancellation may come between an owner's decision and its record: the record still counts.
     (t.TURN_STATE_CANCELLING, "plan_created"): t.TURN_STATE_CANCELLING,
     **{(t.TURN_STATE_CANCELLING, event): t.TURN_STATE_CANCELLING for event in _STEP_EVENTS},
     (t.TURN_STATE_CANCELLING, "turn_completed"): t.TURN_STATE_COMPLETED,
@@ -47,13 +47,13 @@ TURN_MOVES: Mapping[tuple[TurnState, str], TurnState] = {
 STEP_MOVES: Mapping[tuple[StepState, str], StepState] = {
     (t.STEP_STATE_UNSPECIFIED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
     (t.STEP_STATE_UNSPECIFIED, "step_skipped"): t.STEP_STATE_SKIPPED,
-    (t.STEP_STATE_UNSPECIFIED, "step_failed"): t.STEP_STATE_FAILED,  # Its expressions have no value.
+    (t.STEP_STATE_UNSPECIFIED, "step_failed"): t.STEP_STATE_FAILED,  # Its expressions cannot be evaluated.
     (t.STEP_STATE_UNSPECIFIED, "plan_extended"): t.STEP_STATE_EXPANDED,
     (t.STEP_STATE_SCHEDULED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
     (t.STEP_STATE_SCHEDULED, "step_succeeded"): t.STEP_STATE_SUCCEEDED,
     (t.STEP_STATE_SCHEDULED, "input_provided"): t.STEP_STATE_SUCCEEDED,
     (t.STEP_STATE_SCHEDULED, "step_failed"): t.STEP_STATE_FAILED,
-    (t.STEP_STATE_SCHEDULED, "step_skipped"): t.STEP_STATE_SKIPPED,  # Nobody waits for it any longer.
+    (t.STEP_STATE_SCHEDULED, "step_skipped"): t.STEP_STATE_SKIPPED,  # It is no longer needed.
     (t.STEP_STATE_SUCCEEDED, "plan_extended"): t.STEP_STATE_SUCCEEDED,
     (t.STEP_STATE_FAILED, "step_scheduled"): t.STEP_STATE_SCHEDULED,
 }
@@ -65,17 +65,17 @@ LAST_EVENTS = frozenset({"turn_completed", "turn_failed", "turn_cancelled"})
 
 
 def is_over(turn: t.Turn) -> bool:
-    """Returns whether nothing will happen in the turn any more."""
+    """Returns whether the turn has ended."""
     return turn.state in OVER
 
 
 def apply(turn: t.Turn, event: TurnEvent) -> bool:
-    """Changes `turn` by `event` and returns whether that changed anything. A turn begins as an empty `Turn`."""
+    """Applies `event` to `turn` and returns whether that changed anything. A turn starts as an empty `Turn`."""
     return Fold(turn).apply(event)
 
 
 class Fold:
-    """Folds one event after another into `turn`, which nobody else changes meanwhile. `steps` are its own, by name."""
+    """Folds events into `turn`, which nobody else may change meanwhile. `steps` are the turn's own, by name."""
 
     def __init__(self, turn: t.Turn) -> None:
         self.turn = turn
@@ -144,7 +144,7 @@ class Fold:
         return True
 
     def _set_end_time(self, step: t.Step, event: TurnEvent) -> None:
-        """Of the steps that may be undone, one ends after another as in the log, whatever the clocks of workers say."""
+        """Sets the end time. Steps that may be undone end in log order, whatever the workers' clocks say."""
         step.end_time.CopyFrom(event.header.time)
         if step.step_id in self._undone:
             others = (self.steps[name] for name in self._undone - {step.step_id} if name in self.steps)
@@ -153,7 +153,7 @@ class Fold:
 
 
 def usage_of(turn: t.Turn) -> Usage:
-    """Returns what the turn's steps used. Its cost is unknown as soon as one step's is."""
+    """Returns what the turn's steps used. The cost is unknown if that of any step is."""
     total = Usage()
     total.cost.currency_code = "USD"
     for step in turn.plan.steps:
@@ -164,7 +164,7 @@ def usage_of(turn: t.Turn) -> Usage:
 
 
 def _waits(turn: t.Turn, step_ids: Iterable[str]) -> bool:
-    """Returns whether nothing but these steps is under way: somebody may have answered before that was written."""
+    """Returns whether only these steps are under way: somebody may have answered before the event was written."""
     under_way = (s.step_id for s in turn.plan.steps if s.state == t.STEP_STATE_SCHEDULED and not s.compensates)
     return set(under_way) == set(step_ids)
 
@@ -214,7 +214,7 @@ def _is_news(turn: t.Turn, step: t.Step, kind: str, event: TurnEvent) -> bool:
     match kind:
         case "step_scheduled":
             scheduled = event.step_scheduled
-            # Whoever knows of a failure waits before the next attempt; a new owner that does not know of it does not.
+            # An owner that knows of a failure delays the next attempt; a new owner that does not know of it does not.
             knows = step.state != t.STEP_STATE_FAILED or scheduled.HasField("start_delay")
             return knows and scheduled.attempt > step.attempt
         case "step_failed":
@@ -228,7 +228,7 @@ def _is_news(turn: t.Turn, step: t.Step, kind: str, event: TurnEvent) -> bool:
 
 
 def _extend(turn: t.Turn, event: TurnEvent) -> None:
-    """Lists the new steps after the one that they grew from; those of them that stand in for it take its place."""
+    """Inserts the new steps after the one they grew from; the stand-ins replace it as a dependency."""
     grown = event.plan_extended
     steps = list(turn.plan.steps)
     place = 1 + next(index for index, step in enumerate(steps) if step.step_id == grown.step_id)

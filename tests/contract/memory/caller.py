@@ -1,4 +1,4 @@
-"""How the suite calls the Memory service, and says what it sends."""
+"""Helpers to call the Memory service and to build requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Caller:
             raise errors.of(error) from None
 
     async def refused(self, request: Request) -> AgentShellError:
-        """Returns the error that the request must end with."""
+        """Returns the error of a request that must fail."""
         with pytest.raises(AgentShellError) as error:
             await self(request)
         return error.value
@@ -62,12 +62,12 @@ class Caller:
         return await self.send("Ingest", iter(parts))
 
     async def forget(self, namespace: str, **what: Any) -> tuple[int, int]:
-        """Forgets, and returns how many records and how many messages."""
+        """Forgets, and returns the numbers of records and messages forgotten."""
         response = await self(pb.ForgetRequest(namespace=namespace, **what))
         return response.record_count, response.message_count
 
     async def export(self, **what: Any) -> list[Any]:
-        """Returns all that an Export brings."""
+        """Returns everything in an Export."""
         metadata = (("authorization", f"Bearer {self.credential}"),)
         call = self.stub.Export(pb.ExportRequest(**what), metadata=metadata, timeout=TIMEOUT_SECONDS)
         try:
@@ -95,7 +95,7 @@ def texts(messages: Iterable[Message]) -> list[str]:
 
 
 async def pages_of(caller: Caller, request: Any) -> list[Any]:
-    """Returns all pages that there are."""
+    """Returns all pages."""
     pages = [await caller(request)]
     while pages[-1].next_page_token:
         request.page_token = pages[-1].next_page_token

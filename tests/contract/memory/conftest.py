@@ -1,4 +1,4 @@
-"""The Memory service over a real server and a real database; what every store must do, once for each."""
+"""The Memory service over a real server and a real database; tests of every store run once for each."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from kfm.memory.v1 import memory_service_pb2_grpc
 CONFIG = MemoryConfig(chunk_characters=300, chunk_overlap_characters=40)
 
 
-# What any store must do. The rest of the suite is about what is in Postgres whatever the store.
+# What any store must do. The rest of the suite is about what is in Postgres with every store.
 OF_EVERY_STORE = ("copies", "expiry", "forget", "ingest", "records", "search", "search_choice", "tenants")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test once for each store, where it is of every store."""
+    """Runs a test of every store once for each."""
     if "store" in metafunc.fixturenames and metafunc.definition.path.stem.removeprefix("test_") in OF_EVERY_STORE:
         metafunc.parametrize("store", list(STORES), indirect=True)
 
 
 @pytest.fixture
 async def store(request: pytest.FixtureRequest, database: Database) -> AsyncGenerator[Store]:
-    """The default store, or each."""
+    """The default store, or each one."""
     async with STORES[getattr(request, "param", "pgvector")](database) as store:
         yield store
 
 
 @pytest.fixture
 async def caller(database: Database, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
-    """Makes a caller of a tenant's."""
+    """Makes callers by tenant."""
     async with serving(MemoryService(CONFIG, database, store)) as caller:
         yield caller
 
 
 @pytest.fixture
 async def elsewhere(database_url: str, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
-    """Makes a caller of a tenant's at another process' service of the same memory."""
+    """Makes callers by tenant, to another process's service over the same memory."""
     database = await Database.open(database_url, 4)
     async with serving(MemoryService(CONFIG, database, store)) as caller:
         yield caller
@@ -56,7 +56,7 @@ async def elsewhere(database_url: str, store: Store) -> AsyncGenerator[Callable[
 
 @asynccontextmanager
 async def serving(memory: MemoryService) -> AsyncGenerator[Callable[[str], Caller]]:
-    """A service, and what makes callers of it."""
+    """Serves a service, and yields what makes callers by tenant."""
     async with member() as served:
         served.server.add(
             "kfm.memory.v1.MemoryService",

@@ -1,4 +1,4 @@
-"""A Provider service that makes vectors of hashed words: a real service, whose models can be looked into."""
+"""A real Provider service that embeds texts by hashing their words, so that tests can check vectors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from kfm.provider.v1.provider_service_pb2_grpc import (
     add_ProviderServiceServicer_to_server,
 )
 
-# Who makes vectors anew, rather than for a call of a client's.
+# The principal that re-embeds in the background, rather than for a client's call.
 _BACKGROUND = "memory"
 
 
 def vector(model: str, text: str, dimension: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Returns what a model makes of a text: each has its own hash, so two models' vectors do not compare.
+    """Returns a model's vector of a text. Each model has its own hash, so vectors of two models are not comparable.
 
-    Words may share a number: texts of the same form compare best with what is a word of theirs.
+    Words may collide: among texts of one form, a query that is a word of a text matches that text best.
     """
     slots = [zlib.crc32(f"{model} {word}".encode()) % dimension for word in text.split()]
     made = np.bincount(slots, minlength=dimension).astype(np.float64)
@@ -36,10 +36,10 @@ def vector(model: str, text: str, dimension: int) -> np.ndarray[tuple[int], np.d
 
 
 class EmbeddingProvider(ProviderServiceServicer):
-    """Models `small` (256 numbers) and `large` (512, or as many as are asked for).
+    """Models `small` (256 dimensions) and `large` (512, or as many as requested).
 
-    In the background, a request after the first `batches` waits for `goes_on`, and says so by `waits`. With `fails`
-    set, calls of clients are refused.
+    Background requests after the first `batches` set `waits` and wait for `goes_on`. With `fails` set, clients' calls
+    are refused.
     """
 
     def __init__(self, batches: int) -> None:
@@ -64,13 +64,13 @@ class EmbeddingProvider(ProviderServiceServicer):
 
 
 def make(batches: int) -> EmbeddingProvider:
-    """Returns one. What it does not say is UNIMPLEMENTED, as gRPC has it."""
-    return EmbeddingProvider(batches)  # pyright: ignore[reportAbstractUsage] - the stubs call what may be left abstract
+    """Returns a provider. Its other RPCs answer UNIMPLEMENTED, gRPC's default."""
+    return EmbeddingProvider(batches)  # pyright: ignore[reportAbstractUsage] - the stubs call optional methods abstract
 
 
 @asynccontextmanager
 async def serving(provider: EmbeddingProvider) -> AsyncGenerator[tuple[Member, grpc.aio.Channel]]:
-    """Serves it, and yields its member and another member's way to it."""
+    """Serves the provider, and yields its member and another member's channel to it."""
     async with member() as served:
         served.server.add(
             "kfm.provider.v1.ProviderService", lambda to: add_ProviderServiceServicer_to_server(provider, to)

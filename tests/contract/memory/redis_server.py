@@ -1,4 +1,4 @@
-"""A real Redis: the one that AGENTSHELL_TEST_REDIS names, or a `redis-server` of this test's own."""
+"""A real Redis: the one that AGENTSHELL_TEST_REDIS names, or this test's own `redis-server`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAIT_SECONDS = 20
 
 
 class RedisServer:
-    """A server that a test may kill and start again."""
+    """A server that a test can kill and restart."""
 
     def __init__(self, program: str, directory: Path) -> None:
         self._program = program
@@ -26,7 +26,7 @@ class RedisServer:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Starts it; what it has written to its log is there again."""
+        """Starts the server with what its append-only file has."""
         arguments = ["--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         arguments += ["--appendonly", "yes", "--appendfsync", "always"]
         self._process = await asyncio.create_subprocess_exec(
@@ -37,11 +37,11 @@ class RedisServer:
                 try:
                     await redis.ping()
                     return
-                except RedisError:  # It is loading, or not there yet.
+                except RedisError:  # It is loading, or not up yet.
                     await asyncio.sleep(0.02)
 
     async def kill(self) -> None:
-        """Kills it."""
+        """Kills the server."""
         if self._process is not None:
             self._process.kill()
             await self._process.wait()
@@ -49,7 +49,7 @@ class RedisServer:
 
 
 def program() -> str:
-    """Returns where the server's program is; skips the test where there is none."""
+    """Returns the path of the server's program; skips the test if there is none."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
         pytest.skip("no redis-server is on PATH")
@@ -57,5 +57,5 @@ def program() -> str:
 
 
 def url() -> str | None:
-    """Returns the URL of the server that the run is given."""
+    """Returns the URL of the server given to this run, if any."""
     return os.environ.get("AGENTSHELL_TEST_REDIS")

@@ -1,4 +1,4 @@
-"""A process that makes vectors anew, to be killed: `reembedding_worker.py DATABASE_URL PROVIDER KEYS_DIRECTORY`."""
+"""A process that re-embeds, to be killed: `reembedding_worker.py DATABASE_URL PROVIDER KEYS_DIRECTORY`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The stores that the suite of memory runs over."""
+"""The stores that the memory suite runs over."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ async def _pgvector(database: Database) -> AsyncGenerator[Store]:
 
 @asynccontextmanager
 async def beside(database: Database, index: VectorIndex) -> AsyncGenerator[BesideStore]:
-    """A store that asks its index however few records there are."""
+    """Opens a store that queries its index however few records there are."""
     yield await BesideStore.open_beside(database, index, exact_records=0)
     await index.close()
 
 
 def _qdrant(database: Database) -> AbstractAsyncContextManager[Store]:
-    """Qdrant's client without a server, unless AGENTSHELL_TEST_QDRANT names one, such as http://127.0.0.1:6333."""
+    """Qdrant's in-process client, or the server that AGENTSHELL_TEST_QDRANT names, such as http://127.0.0.1:6333."""
     return beside(database, qdrant_index())
 
 
@@ -41,8 +41,8 @@ def qdrant_index() -> QdrantIndex:
 
 
 def _weaviate(database: Database) -> AbstractAsyncContextManager[Store]:
-    """The server that AGENTSHELL_TEST_WEAVIATE names, such as http://127.0.0.1:8080; without one there is no suite."""
-    from agentshell.memory.stores.weaviate import WeaviateIndex  # It takes a second to import.
+    """The server that AGENTSHELL_TEST_WEAVIATE names, such as http://127.0.0.1:8080; without one it is not tested."""
+    from agentshell.memory.stores.weaviate import WeaviateIndex  # The import takes a second.
 
     return beside(database, WeaviateIndex.at(os.environ["AGENTSHELL_TEST_WEAVIATE"], 50051, None))
 

@@ -1,4 +1,4 @@
-"""Reads through a cache are as without one, but for the time that they take: with each cache, in all processes."""
+"""Reads through a cache differ from reads without one only in speed: with each cache, in all processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MESSAGES, WINDOW = pb.ListMessagesRequest(session_id="s"), pb.GetWindowRequest(s
 
 
 def outcomes(cache: str) -> tuple[float, float, float]:
-    """Returns how many reads were hits, misses and of old entries until now."""
+    """Returns how many reads so far were hits, misses and stale."""
     name = "agentshell_memory_cache_reads_total"
     count = [REGISTRY.get_sample_value(name, {"cache": cache, "outcome": one}) for one in ("hit", "miss", "stale")]
     return count[0] or 0, count[1] or 0, count[2] or 0
@@ -50,7 +50,7 @@ def outcomes(cache: str) -> tuple[float, float, float]:
 
 @dataclass
 class Shared:
-    """A cache that all of a test's services share, as Redis is, and that may come back with what it held before."""
+    """A cache that all services of a test share, as they would Redis, and that may come back with old entries."""
 
     entries: dict[str, bytes]
     name = "shared"
@@ -67,7 +67,7 @@ class Shared:
 
 @dataclass
 class Mesh:
-    """Two Memory services of one database, as two processes are."""
+    """Two Memory services over one database, as in two processes."""
 
     acme: Caller
     other: Caller
@@ -86,7 +86,7 @@ async def _serve(stack: AsyncExitStack, database: Database, cache: Cache) -> Cal
 
 @pytest.fixture
 async def redis(tmp_path: Path) -> AsyncGenerator[RedisServer]:
-    """A Redis to kill."""
+    """A Redis that a test can kill."""
     server = RedisServer(redis_server.program(), tmp_path)
     await server.start()
     yield server
@@ -95,7 +95,7 @@ async def redis(tmp_path: Path) -> AsyncGenerator[RedisServer]:
 
 @pytest.fixture(params=["process", "shared", "redis"])
 async def mesh(request: pytest.FixtureRequest, database: Database, tmp_path: Path) -> AsyncGenerator[Mesh]:
-    """With each cache. What Redis has of other tests is of other generations or tenants: nothing is cleared."""
+    """A mesh with each cache. Redis is not cleared: entries of other tests have other generations or tenants."""
     async with AsyncExitStack() as stack:
         shared = Shared({})
         url = ""
@@ -114,7 +114,7 @@ async def mesh(request: pytest.FixtureRequest, database: Database, tmp_path: Pat
 
 
 async def answers(caller: Caller) -> tuple[list[str], list[str], list[str]]:
-    """Returns what a search, a list of messages and a window say."""
+    """Returns the answers to a search, a list of messages and a window."""
     found = [hit.record.text for hit in (await caller(SEARCH)).hits]
     return sorted(found), texts((await caller(MESSAGES)).messages), texts((await caller(WINDOW)).messages)
 
@@ -159,7 +159,7 @@ async def test_what_has_not_changed_is_answered_again_without_asking_the_store(m
     hits, misses, stale = outcomes(mesh.cache)
     assert await answers(mesh.acme) == first
     assert outcomes(mesh.cache) == (hits + 2, misses, stale)
-    await mesh.acme.write("user/other", c="tea")  # Another place's changes do not matter.
+    await mesh.acme.write("user/other", c="tea")  # Changes elsewhere do not matter.
     assert await answers(mesh.acme) == first
     assert outcomes(mesh.cache) == (hits + 4, misses, stale)
 
@@ -181,7 +181,7 @@ async def test_an_answer_ends_with_the_first_of_its_records(mesh: Mesh) -> None:
     soon.FromDatetime(datetime.now(UTC) + timedelta(seconds=0.5))
     await mesh.acme.write(lasting="tea")
     await mesh.acme(pb.WriteRequest(namespace=USER, record=pb.Record(record_id="r", text="tea", expire_time=soon)))
-    async with asyncio.timeout(WAIT_SECONDS):  # Less than a cache keeps it.
+    async with asyncio.timeout(WAIT_SECONDS):  # Less time than a cache keeps it.
         while len((await mesh.acme(SEARCH)).hits) > 1:
             pass
     assert await mesh.acme.search("tea") == ["lasting"]
@@ -226,7 +226,7 @@ async def test_a_read_under_way_while_something_is_forgotten_leaves_nothing_that
         await asyncio.wait_for(reached.wait(), WAIT_SECONDS)
         await acme(pb.ForgetRequest(namespace=USER, everything=True))
         go.set()
-        assert len((await reading).hits) == 1  # It began before; its entry comes after.
+        assert len((await reading).hits) == 1  # It began before the Forget; its entry is stored after it.
         assert shared.entries
         assert (await acme(SEARCH)).hits == []
 
@@ -243,7 +243,7 @@ async def test_the_service_goes_on_when_redis_is_killed_and_when_it_is_back(
         assert await answers(other) == (["tea secret"], [], [])
         await one(pb.ForgetRequest(namespace=USER, everything=True))
         assert await answers(other) == ([], [], [])
-        await redis.start()  # With what it held when it was killed.
+        await redis.start()  # With what it held when killed.
         for caller in (one, other, one):
             assert await answers(caller) == ([], [], [])
         hits = outcomes("redis")[0]

@@ -1,4 +1,4 @@
-"""A copy goes out and comes in again: all of it, once, and as it was."""
+"""A copy is exported and imported: all of it, once, and unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def items_of(responses: Iterable[pb.ExportResponse]) -> list[pb.Item]:
 
 
 async def take(caller: Caller, items: Sequence[pb.Item]) -> tuple[int, int, int, int]:
-    """Imports items in small requests; returns how many records were written and left, and how many messages."""
+    """Imports items in small requests; returns the numbers of records and of messages written and left."""
     batches = [items[at : at + BATCH_ITEMS] for at in range(0, len(items), BATCH_ITEMS)]
     answer = await caller.send("Import", iter([pb.ImportRequest(items=batch) for batch in batches]))
     return (
@@ -42,7 +42,7 @@ async def take(caller: Caller, items: Sequence[pb.Item]) -> tuple[int, int, int,
 
 
 async def _fill(caller: Caller) -> None:
-    """Leaves something of every sort."""
+    """Stores something of every kind."""
     record = pb.Record(
         record_id="whole",
         kind=pb.RECORD_KIND_SUMMARY,
@@ -52,7 +52,7 @@ async def _fill(caller: Caller) -> None:
         expire_time=Timestamp(seconds=4_000_000_000),
         user_id="bob",
     )
-    for _ in range(2):  # Its version is 2.
+    for _ in range(2):  # So its version is 2.
         await caller(pb.WriteRequest(namespace=GUIDE, record=record))
     await caller.write(USER, a="tea", b="milk")
     await caller.write("session/s", sum="Short.")
@@ -197,12 +197,12 @@ async def test_an_import_that_is_cut_off_has_written_whole_requests_and_can_be_s
     async def requests() -> AsyncGenerator[pb.ImportRequest]:
         yield pb.ImportRequest(items=exported[:2])
         await first_is_in.wait()
-        await asyncio.Event().wait()  # Never ends by itself.
+        await asyncio.Event().wait()  # Never ends on its own.
 
     metadata = (("authorization", f"Bearer {globex.credential}"),)
     call = globex.stub.Import(requests(), metadata=metadata, timeout=TIMEOUT_SECONDS)
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while await globex.ids(USER) != ["a", "b"]:  # noqa: ASYNC110 - the call answers at its end alone
+        while await globex.ids(USER) != ["a", "b"]:  # noqa: ASYNC110 - the call answers only at its end
             await asyncio.sleep(0.01)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -223,7 +223,7 @@ async def test_an_export_that_is_cut_off_goes_on_from_its_last_cursor(
     first = await call.read()
     call.cancel()
     assert [first, *await acme.export(everything=True, cursor=first.cursor)] == whole
-    # Not 0, which grpc rounds up to a moment that a first page may come in.
+    # Not 0, which gRPC rounds up to an instant in which a first page may arrive.
     expired = acme.stub.Export(pb.ExportRequest(everything=True), metadata=metadata, timeout=-1.0)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await expired.read()
@@ -250,7 +250,7 @@ _messages = st.lists(_text.map(said), min_size=1, max_size=3)
 
 @settings(
     max_examples=8,
-    phases=[Phase.generate],  # To make a failure smaller would take longer than to read it.
+    phases=[Phase.generate],  # Shrinking a failure would take longer than reading it.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

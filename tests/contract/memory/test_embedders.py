@@ -1,4 +1,4 @@
-"""Each namespace has its embedder; another one takes its place without anybody noticing but by better hits."""
+"""Each namespace has its embedder; replacing it goes unnoticed but for better hits."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ async def way(provider: EmbeddingProvider) -> AsyncGenerator[grpc.aio.Channel]:
 
 @pytest.fixture
 def memory(database: Database, store: Store, way: grpc.aio.Channel) -> Callable[[MemoryConfig], MemoryService]:
-    """Makes services of the same memory, each as another process with its configuration."""
+    """Makes services over the same memory, each as a separate process with its own configuration."""
     return lambda config: MemoryService(config, database, store, way)
 
 
 @pytest.fixture
 def reembed(database: Database, store: Store, way: grpc.aio.Channel) -> Reembed:
-    """Brings all namespaces to the embedders of a configuration, as another process with it."""
+    """Brings all namespaces to the embedders of a configuration, as a separate process would."""
     return lambda config: Reembedding(database, store, Choice(config, way)).bring_all()
 
 
@@ -87,7 +87,7 @@ async def fill(acme: Caller, count: int = RECORDS) -> None:
 
 
 async def found(acme: Caller, query: str) -> tuple[str, list[str]]:
-    """Returns the embedder and the ids of a search by vector, whose every score is checked to be that embedder's."""
+    """Returns the embedder and the ids of a vector search, after checking that every score is that embedder's."""
     request = pb.SearchRequest(namespaces=[USER], query=query, mode=pb.SEARCH_MODE_VECTOR, limit=10)
     response = await acme(request)
     for hit in response.hits:
@@ -120,7 +120,7 @@ async def test_an_embedder_takes_anothers_place_while_everybody_reads_and_writes
 ) -> None:
     async with acme_of(memory(MemoryConfig())) as acme:
         await fill(acme)
-    provider.batches = 1  # The first 64 records; then it waits.
+    provider.batches = 1  # The first 64 records, then it waits.
     changed = memory(config())
     is_done = asyncio.Event()
     embedders: set[str] = set()
@@ -156,7 +156,7 @@ async def test_an_embedder_takes_anothers_place_while_everybody_reads_and_writes
         assert (await found(acme, "topic1"))[0] == "test/small"
         is_done.set()
 
-    # One service of the new configuration, and one of a process that has not been restarted yet.
+    # One service with the new configuration, and one as in a process not restarted yet.
     async with acme_of(changed) as acme, acme_of(memory(MemoryConfig())) as other:
         await all_of(change(acme), read(acme, 0), read(other, 3), write(other))
         after = await stats(acme)
@@ -192,7 +192,7 @@ async def test_a_change_of_embedder_goes_on_after_the_process_was_killed(
             embedder, ids = await found(acme, "topic99")
             assert (embedder, "r0099" in ids) == ("test/small", True)
         await database.close()
-    # What was made before it was killed is not made again; what it waited for may be.
+    # Vectors stored before the kill are not made again; those in flight may be.
     assert len(provider.background_texts) <= RECORDS + 64
     assert len(set(provider.background_texts)) == RECORDS
 
@@ -279,7 +279,7 @@ async def test_what_a_providers_embedder_cannot_do_is_an_error_of_its_own(
 
     wrong = await refused(memory(config(dimension=SIZE + 1)))
     assert (wrong.reason, wrong.metadata["fix"]) == (error_pb2.ERROR_REASON_CONFIG_INVALID, f"dimension = {SIZE}")
-    async with acme_of(memory(config("test/large", 20, GUIDE))) as acme:  # It has 512, and can make fewer.
+    async with acme_of(memory(config("test/large", 20, GUIDE))) as acme:  # It has 512 dimensions, and can make fewer.
         await acme.write(GUIDE, tea="green tea")
     async with acme_of(MemoryService(config(), database, store)) as acme:  # There is no Provider service.
         error = await acme.refused(pb.WriteRequest(namespace="user/bob", record=pb.Record(text="tea")))

@@ -1,4 +1,4 @@
-"""What has expired is not there, whether or not anybody has taken it away yet."""
+"""Expired records are gone for readers, whether or not they are deleted yet."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RULES = MemoryConfig(
 
 @pytest.fixture
 async def ruled(database: Database, store: Store) -> AsyncGenerator[Caller]:
-    """A caller of a service whose namespaces have rules."""
+    """A caller of a service with expiry rules for namespaces."""
     async with serving(MemoryService(RULES, database, store)) as caller:
         yield caller("acme")
 
 
 async def expired(caller: Caller, namespace: str, *names: str) -> None:
-    """Writes records that have expired already."""
+    """Writes records that have already expired."""
     records = [pb.Record(record_id=name, text="tea", expire_time=PAST, user_id="ann") for name in names]
     await caller(pb.BatchWriteRequest(namespace=namespace, records=records))
 
@@ -149,7 +149,7 @@ async def test_the_sweeper_sweeps_by_itself_until_it_is_stopped(acme: Caller, da
     running = asyncio.create_task(Sweeper(database, store, 0.01).run())
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            while await rows(database):  # noqa: ASYNC110 - the database tells nobody
+            while await rows(database):  # noqa: ASYNC110 - the database sends no notification
                 await asyncio.sleep(0.01)
     finally:
         running.cancel()

@@ -1,4 +1,4 @@
-"""When something is broken or too much, there is an error that says what; nothing is lost, and it goes on by itself."""
+"""A fault or an overload gives an error that says what is wrong; nothing is lost, and the service recovers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_text_that_is_not_utf8_is_refused_and_the_next_call_is_served(data
         )
         async with await served.start() as channel:
             credential = served.keyring.mint(Principal("acme", "ann"))
-            write = cast("Any", channel).unary_unary("/kfm.memory.v1.MemoryService/Write")  # Sends bytes as they are.
+            write = cast("Any", channel).unary_unary("/kfm.memory.v1.MemoryService/Write")  # Sends raw bytes.
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await write(raw, metadata=(("authorization", f"Bearer {credential}"),), timeout=TIMEOUT_SECONDS)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -126,7 +126,7 @@ async def test_where_all_connections_are_in_use_the_error_says_so_and_later_it_w
 
 @pytest.fixture
 def small_disk() -> Generator[Path]:
-    """A file system of DISK_BYTES, which Postgres' user owns."""
+    """A file system of DISK_BYTES that Postgres's user owns."""
     if os.geteuid() != 0 or os.environ.get("AGENTSHELL_TEST_DATABASE_URL"):
         pytest.skip("only root mounts a tmpfs, for the bundled Postgres")
     directory = Path(tempfile.mkdtemp(prefix="agentshell-disk-"))

@@ -1,4 +1,4 @@
-"""What is forgotten is gone: for the very next read, of anybody, in any process. A receipt is left."""
+"""What is forgotten is gone from the very next read, by anybody, in any process. A receipt remains."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _BLOCKED = """
 
 @pytest.fixture
 async def caller(database: Database, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
-    """As everywhere, with a cache, so that what is forgotten is forgotten there too."""
+    """Makes callers of a service with a cache, which must forget, too."""
     async with serving(MemoryService(CONFIG, database, store, cache=caches.of(CONFIG))) as caller:
         yield caller
 
 
 @pytest.fixture
 async def elsewhere(database_url: str, store: Store) -> AsyncGenerator[Callable[[str], Caller]]:
-    """Another process' service of the same memory, with a cache of its own."""
+    """Makes callers of another process's service over the same memory, with its own cache."""
     database = await Database.open(database_url, 4)
     async with serving(MemoryService(CONFIG, database, store, cache=caches.of(CONFIG))) as caller:
         yield caller
@@ -44,7 +44,7 @@ async def elsewhere(database_url: str, store: Store) -> AsyncGenerator[Callable[
 
 
 async def seen(caller: Caller, *namespaces: str) -> list[tuple[str, str]]:
-    """Returns what reads of every kind find in the namespaces, each read and what it found."""
+    """Returns what every kind of read finds in the namespaces, as pairs of read and result."""
     found: list[tuple[str, str]] = []
     for namespace in namespaces:
         listed = await caller.ids(namespace)
@@ -102,7 +102,7 @@ async def test_to_forget_a_session_forgets_its_history_and_a_new_one_begins(acme
 
 
 async def _live(caller: Caller, user: str) -> None:
-    """Leaves traces of a user wherever there can be any."""
+    """Leaves traces of a user wherever possible."""
     await caller.write(f"user/{user}", own="Likes tea.")
     for namespace in (GUIDE, "personality/guide"):
         record = pb.Record(record_id=f"of-{user}", text=f"{user} likes tea.", user_id=user)
@@ -169,7 +169,7 @@ async def test_receipts_say_what_who_and_when_newest_first_to_their_own_tenant(a
     assert list((await acme(pb.ListReceiptsRequest(user_id="ann"))).receipts) == receipts[-1:]
     pages = await pages_of(acme, pb.ListReceiptsRequest(page_size=2))
     digest = f"sha256:{hashlib.sha256(b'acme ann').hexdigest()}"
-    for each in receipts:  # What is kept names no user.
+    for each in receipts:  # Stored receipts name no user.
         each.namespace = each.namespace.replace(USER, f"user/{digest}")
         assert each.user_digest == (digest if each.user_id else "")
         each.ClearField("user_id")
@@ -210,7 +210,7 @@ async def test_of_a_user_who_is_forgotten_not_even_the_name_is_kept(acme: Caller
     async with database.connection() as connection:
         cursor = await connection.execute("SELECT tablename::text FROM pg_tables WHERE schemaname = 'memory'")
         tables = [table for (table,) in await cursor.fetchall()]
-        for table in set(tables) - {"generations"}:  # For a day: by these a cache knows that it knows nothing.
+        for table in set(tables) - {"generations"}:  # Kept for a day, to invalidate caches.
             statement = sql.SQL("SELECT row::text FROM {} row").format(sql.Identifier("memory", table))
             rows = await (await connection.execute(statement)).fetchall()
             assert not any(user in text or user.encode().hex() in text for (text,) in rows), table
@@ -221,7 +221,7 @@ async def test_of_a_user_who_is_forgotten_not_even_the_name_is_kept(acme: Caller
 
 @asynccontextmanager
 async def _write_held_up(acme: Caller, database: Database) -> AsyncGenerator[asyncio.Task[Any]]:
-    """A BatchWrite that has written `a` and waits to write `b`, until the block ends."""
+    """Holds a BatchWrite that has written `a` and waits to write `b` until the block ends."""
     holder = await database.dedicated()
     async with holder.transaction(force_rollback=True):
         await holder.execute(
@@ -235,9 +235,9 @@ async def _write_held_up(acme: Caller, database: Database) -> AsyncGenerator[asy
 
 
 async def _until_blocked(database: Database, count: int) -> None:
-    """Waits until so many statements wait for a lock."""
+    """Waits until `count` statements wait for a lock."""
     async with asyncio.timeout(TIMEOUT_SECONDS), database.connection() as connection:
-        while (await (await connection.execute(_BLOCKED)).fetchone() or (0,))[0] < count:  # noqa: ASYNC110 - it tells nobody
+        while (await (await connection.execute(_BLOCKED)).fetchone() or (0,))[0] < count:  # noqa: ASYNC110 - Postgres sends no event
             await asyncio.sleep(0.01)
 
 
@@ -260,7 +260,7 @@ async def test_a_write_under_way_is_wholly_forgotten_or_wholly_after(acme: Calle
 async def test_among_many_writers_nothing_answered_before_a_forget_is_read_after_it(
     acme: Caller, elsewhere: Callable[[str], Caller]
 ) -> None:
-    """Each batch rewrites `last` and adds a record: whatever is read, the record that `last` names is there."""
+    """Each batch rewrites `last` and adds a record: whenever `last` is read, the record it names exists."""
     other = elsewhere("acme")
     numbers = itertools.count()
     answered: set[str] = set()

@@ -1,4 +1,4 @@
-"""Histories of sessions keep every message, once and in order."""
+"""Session histories keep every message, once and in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents become chunks, and change only where they have changed."""
+"""Documents become chunks, and only changed chunks are rewritten."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_each_document_is_told_of_as_soon_as_it_is_in(acme: Caller) -> Non
         told: list[pb.IngestWithProgressResponse] = []
         async for progress in call:
             told.append(progress)
-            goes_on.set()  # The stream is still open when the first is in.
+            goes_on.set()  # The stream is still open once the first is stored.
     finally:
         call.cancel()
     done = pb.IngestedDocument

@@ -1,4 +1,4 @@
-"""Two walls between tenants: each statement names its places, and Postgres shows no row of another tenant's anyway."""
+"""Two walls between tenants: statements name their tenant, and Postgres hides other tenants' rows anyway."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def seen(records: Sequence[pb.Record]) -> set[Place]:
 
 @pytest.fixture
 async def store(database: Database) -> PgvectorStore:
-    """One record in each place, which says where it is."""
+    """A store with one record in each place, whose text names the place."""
     store = await PgvectorStore.open(database)
     for place in PLACES:
         async with change(database, place) as connection:

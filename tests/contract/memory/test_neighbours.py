@@ -1,4 +1,4 @@
-"""What one tenant's long work leaves to the others in its process."""
+"""One tenant's long work leaves resources to the others in its process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentshell.db.database import Connection, Database
 from kfm.memory.v1 import memory_service_pb2 as pb
 
 _BOUND_SECONDS = 20.0
-_MANY = 20  # More than there are connections.
+_MANY = 20  # More than the connections.
 _WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
@@ -34,7 +34,7 @@ def an_append(at: int) -> pb.AppendMessagesRequest:
 
 
 async def until_waiting(connection: Connection, count: int) -> None:
-    """Returns once so many wait for a lock."""
+    """Waits until `count` sessions wait for a lock."""
     async with asyncio.timeout(_BOUND_SECONDS):
         while (await (await connection.execute(_WAITING)).fetchone() or (0,))[0] < count:  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.01)

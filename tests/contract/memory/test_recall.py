@@ -1,4 +1,4 @@
-"""How much of what there is search finds: of questions with known answers, and of vectors with known neighbours."""
+"""How much search finds: for questions with known answers, and for vectors with known neighbours."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from agentshell.mesh.call import Principal
 from agentshell.mesh.config import MemoryConfig
 from kfm.memory.v1 import memory_service_pb2 as pb
 
-# This project's documentation as it was once, so that figures compare; the contracts are what else there is to find.
+# A frozen copy of this project's documentation, so that figures compare; the contracts are there as distractors.
 CORPUS = Path(__file__).with_name("corpus")
 CONTRACTS = Path(__file__).parents[3] / "proto" / "kfm"
 LIMIT = 10
 
 
 class Question(NamedTuple):
-    """A question, and the document and the heading of the section that answers it."""
+    """A question, with the document and the heading of the section that answers it."""
 
     text: str
     uri: str
     heading: str
 
     def rank(self, hits: Sequence[pb.Hit]) -> int | None:
-        """Returns which of the hits answers it; counts from 1."""
+        """Returns the rank of the hit that answers it, from 1."""
         sources = [hit.record.source for hit in hits]
         return next(
             (
@@ -53,7 +53,7 @@ class Question(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What of the questions the first hit, the first five and the first ten answer, and the mean reciprocal rank."""
+    """The shares of questions answered by the first hit, the first five and the first ten; the mean reciprocal rank."""
 
     at_1: float
     at_5: float
@@ -93,14 +93,14 @@ async def test_questions_find_the_sections_that_answer_them(database: Database, 
     print("by vector", by_vector, "by words", by_words, "hybrid", hybrid, sep="\n")
     assert hybrid.at_10 >= 0.85
     assert hybrid.mean_reciprocal_rank >= 0.6
-    # No worse than the better of its parts, but for two of the 68 questions: that much is chance.
+    # No worse than the better of its parts, give or take two of the 68 questions: that much is chance.
     assert hybrid.at_10 >= max(by_vector.at_10, by_words.at_10) - 0.03
     assert hybrid.mean_reciprocal_rank >= max(by_vector.mean_reciprocal_rank, by_words.mean_reciprocal_rank) - 0.03
 
 
 RECORDS, DIMENSION, CLUSTERS, QUERIES = 6_000, 64, 60, 10
 PLACE, SPACE = Place("acme", "knowledge/synthetic"), Space("synthetic", DIMENSION)
-# Every so many records pass, so these are 100, 20, 5, 1 and 0.1 per cent.
+# One in this many records passes: 100, 20, 5, 1 and 0.1 per cent.
 SHARES = (1, 5, 20, 100, 1000)
 
 
@@ -140,7 +140,7 @@ async def _search(
 async def test_of_the_nearest_vectors_nearly_all_are_found_however_few_pass_the_filter(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All are compared up to 2,000 records; here up to 2 per cent of them, and where the index fails.
+    # Normally up to 2,000 records are compared exactly; here up to 2 per cent, and where the index falls short.
     monkeypatch.setattr(recall, "EXACT_LEAST", 0)
     monkeypatch.setattr(recall, "EXACT_FACTOR", 0.02)
     random = np.random.default_rng(5)

@@ -167,9 +167,9 @@ async def test_what_does_not_fit_a_message_is_named_so_that_it_can_be_asked_for_
 
 @pytest.mark.parametrize("descending", [False, True])
 async def test_a_list_goes_by_id_or_by_time_and_can_be_resumed_anywhere(acme: Caller, descending: bool) -> None:
-    for name in ("b", "d", "a"):  # Each by itself, so that each has a time of its own.
+    for name in ("b", "d", "a"):  # One by one, so that each has its own time.
         await acme.write(**{name: "tea"})
-    await acme.write(z="tea", y="tea")  # Both have the same times: they go by their ids.
+    await acme.write(z="tea", y="tea")  # Both have the same times, so they sort by id.
     await acme.write(d="cold tea")
     orders = {"record_id": "abdyz", "create_time": "bdayz", "update_time": "bayzd"}
     for key, expected in orders.items():

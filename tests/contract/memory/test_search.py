@@ -1,4 +1,4 @@
-"""Search finds what fits, however it looks and wherever."""
+"""Search finds what matches, in every mode and namespace."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_a_filter_lets_through_what_contains_all_of_it(acme: Caller) -> No
 async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
     acme: Caller, globex: Caller, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_pgvector = store.abilities.name == "pgvector"  # Another's index is asked for anything, in tests.
+    is_pgvector = store.abilities.name == "pgvector"  # In tests, other stores always query their index.
     words = ["log", "topic", "offset", "lease", "memory", "vector", "turn", "step", "plan", "tool"]
     texts = {f"r{n:03}": " ".join(words[int(digit)] for digit in f"{n:03}") for n in range(300)}
     await acme(
@@ -116,7 +116,7 @@ async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
         )
     )
     await globex.write(**texts)
-    # Of the few that pass the second filter the index brings fewer than asked for: all are compared.
+    # The index returns too few of the records that pass the second filter: all of them are compared.
     for query, wanted, plan in [
         ("memory of a vector", None, pb.SEARCH_PLAN_INDEX),
         ("plan the turn", struct(rare=True), pb.SEARCH_PLAN_EXACT),
@@ -136,7 +136,7 @@ async def test_a_large_namespace_is_searched_as_well_as_a_small_one(
 async def test_what_passes_a_filter_may_become_many_or_few_between_two_searches(
     acme: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # How many pass is kept in mind for a moment, and what it is chosen by may be long out of date.
+    # How many records pass is cached for a moment, so the plan may be chosen by an outdated count.
     monkeypatch.setattr(recall, "EXACT_LEAST", 20)
     monkeypatch.setattr(recall, "EXACT_FACTOR", 0.0)
     texts = {f"r{n:03}": f"green tea of {n} leaves" for n in range(200)}

@@ -1,4 +1,4 @@
-"""Search chooses among what fits: by kind, by score, the diverse, the new; and shows what is around it."""
+"""Search chooses among matches by kind, score, diversity and age, and can show their neighbours."""
 
 from __future__ import annotations
 

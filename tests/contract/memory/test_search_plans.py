@@ -1,4 +1,4 @@
-"""However vectors are compared, what is found is the same: by a plan that is kept, of either index, or by a new one."""
+"""Search finds the same whichever way vectors are compared: by a cached plan of either index, or by a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _vector(angle: float) -> Embedding:
 
 
 def _entry(number: int) -> Entry:
-    """The higher its number, the farther it is from angle 0; the other slot has them the other way round."""
+    """Returns an entry: the higher its number, the farther from angle 0; in the other slot, the nearer."""
     record = pb.Record(record_id=f"r{number:02}", kind=EVEN if number % 2 == 0 else ODD, text=f"Number {number}")
     record.metadata.update({"third": number % 3 == 0})
     if number == 0:

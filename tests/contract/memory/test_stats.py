@@ -1,4 +1,4 @@
-"""Stats say what each namespace holds."""
+"""Stats report what each namespace holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index of vectors beside Postgres may fail, be lost or lag behind: what is found is right all the same."""
+"""A vector index beside Postgres may fail, be lost or lag behind: search results stay right."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from kfm.memory.v1 import memory_service_pb2 as pb
 
 DIMENSION = 8
 PLACE, OTHER = Place("acme", "user/ann"), Place("globex", "user/ann")
-NOBODY = "http://127.0.0.1:9"  # The port of a protocol that throws away what it gets, and that nobody serves.
+NOBODY = "http://127.0.0.1:9"  # The discard port, which nobody serves.
 
 
 @pytest.fixture
 async def index() -> AsyncGenerator[QdrantIndex]:
     index = stores.qdrant_index()
-    await index.drop(DIMENSION)  # A server may have what an earlier run left.
+    await index.drop(DIMENSION)  # A server may have leftovers of an earlier run.
     yield index
     await index.close()
 
@@ -111,7 +111,7 @@ async def test_what_a_transaction_put_into_the_index_and_did_not_commit_goes_aga
         raise psycopg.Rollback
     assert await index.count(DIMENSION) == 1
     await store.sweep(100)
-    assert await index.count(DIMENSION) == 1  # It might be under way.
+    assert await index.count(DIMENSION) == 1  # Its write might still be under way.
     async with database.connection() as connection:
         await connection.execute("UPDATE memory_vectors.dead SET ripe_time = ripe_time - interval '1 hour'")
     await store.sweep(100)

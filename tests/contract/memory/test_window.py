@@ -1,4 +1,4 @@
-"""A window of a history fits a prompt, and a summary rolls on over what it leaves out."""
+"""A window of a history fits a prompt, and a rolling summary covers what it leaves out."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ WAIT_SECONDS = 20
 
 @dataclass
 class Vendor(OpenAIChatServer):
-    """Says how many messages of the conversation it was given to summarise, once `gate` is open."""
+    """Answers with the number of messages it was given to summarise, once `gate` is open."""
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def _serve(self, request: Request, connection: object) -> bool:
         await asyncio.wait_for(self.gate.wait(), WAIT_SECONDS)
         self.reply = Reply(texts=(f"{len(self.given(-1))} messages",))
-        return await super()._serve(request, connection)  # pyright: ignore[reportArgumentType] - as it came
+        return await super()._serve(request, connection)  # pyright: ignore[reportArgumentType] - passed through
 
     def given(self, request: int) -> list[str]:
-        """Returns what was said, as a request has it."""
+        """Returns the conversation in a request."""
         question = self.requests[request].body["messages"][1]["content"]
         return [line.partition(": ")[2] for line in question.splitlines() if line.startswith(("user: ", "assistant: "))]
 
 
 @dataclass
 class Mesh:
-    """Two Memory services of one database, as two processes are, and the vendor of their summaries."""
+    """Two Memory services over one database, as in two processes, and the vendor of their summaries."""
 
     acme: Caller
     other: Caller
@@ -81,7 +81,7 @@ async def mesh(database: Database) -> AsyncGenerator[Mesh]:
 
 
 async def converse(caller: Caller, first: int, last: int, session_id: str = "s") -> None:
-    """Adds turns `first` to `last`, each of a question and an answer."""
+    """Adds turns `first` to `last`, each a question and an answer."""
     for turn in range(first, last + 1):
         answer = Message(role=ROLE_ASSISTANT, parts=said(f"a{turn}").parts)
         request = pb.AppendMessagesRequest(
@@ -124,7 +124,7 @@ async def test_a_summary_covers_what_the_window_leaves_out_and_rolls_on_from_the
     await converse(mesh.acme, 1, 4)
     assert not (await mesh.acme(window(max_turns=2))).HasField("summary")
     first = await mesh.acme(window(max_turns=2, summarize=True))
-    # Two messages further than it must, so that the next turn needs no other.
+    # Two messages more than needed, so that the next turn needs no new summary.
     assert (first.summarized_position, mesh.vendor.given(0)) == (6, turns(1, 3))
     record = first.summary
     assert record == (await mesh.acme(pb.GetRequest(namespace="session/s", record_id=summary.RECORD_ID))).record
@@ -156,7 +156,7 @@ async def test_whoever_asks_at_once_and_wherever_the_model_is_asked_once(mesh: M
     answers = await asyncio.gather(*asked)
     covered = [answer.summarized_position >= answer.first_position - 1 for answer in answers]
     assert all(covered)
-    # The first decides how far it goes; one that needs more has it roll on once.
+    # The first call decides how far the summary goes; one that needs more extends it once.
     assert len(mesh.vendor.requests) <= 2
     assert len({tuple(mesh.vendor.given(at)) for at in range(len(mesh.vendor.requests))}) == len(mesh.vendor.requests)
 
@@ -168,9 +168,9 @@ async def test_without_a_model_the_window_comes_with_the_last_summary_or_none(me
     assert (texts(failed.messages), failed.HasField("summary"), failed.summarized_position) == (turns(3, 4), False, 0)
     asked = len(mesh.vendor.requests)
     assert await mesh.acme(window(max_turns=2, summarize=True)) == failed
-    assert len(mesh.vendor.requests) == asked  # It is left alone for a while, here,
+    assert len(mesh.vendor.requests) == asked  # After a failure this service leaves the vendor alone for a while,
     mesh.vendor.fault = Fault()
-    made = await mesh.other(window(max_turns=2, summarize=True))  # and nothing stays of the failure.
+    made = await mesh.other(window(max_turns=2, summarize=True))  # but the other one does not.
     assert made.summarized_position == 6
     assert (await mesh.acme(window(max_turns=2, summarize=True))) == made
 

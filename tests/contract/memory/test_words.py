@@ -1,4 +1,4 @@
-"""Search by words among many: the rarest words of a question decide, and common ones cost no more than a bound."""
+"""Search by words among many records: the rarest words of a question decide, and the cost of common ones is bounded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tests.contract.memory.caller import USER, Caller
 
 from kfm.memory.v1 import memory_service_pb2 as pb
 
-# More than are ranked: all of them have the word `tea`.
+# More than are ranked; all have the word `tea`.
 MANY = 6_000
-# The last one, and longer, so that nothing but its other word brings it to the top.
+# Last and longest, so that only its rare word can bring it to the top.
 RARE = "tea with saffron from a crocus field in autumn"
 
 _INSERT = """
@@ -21,7 +21,7 @@ _INSERT = """
 
 @pytest.fixture
 async def crowd(acme: Caller, database_url: str) -> Caller:
-    """A caller that has so many records, without vectors: it is quicker by SQL."""
+    """A caller with MANY records without vectors, inserted by SQL for speed."""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(_INSERT, [USER, pb.RECORD_KIND_FACT, MANY, RARE, MANY])
         await connection.execute("ANALYZE memory.records")
@@ -31,7 +31,7 @@ async def crowd(acme: Caller, database_url: str) -> Caller:
 async def test_a_word_of_one_record_finds_it_among_many_that_have_the_others(crowd: Caller) -> None:
     found = await crowd.search("tea saffron", mode=pb.SEARCH_MODE_TEXT, limit=3)
     assert found[0] == f"r{MANY}"
-    # It is one, and more were asked for: what has the common word alone comes after it.
+    # Only one has it, and more were asked for: those with just the common word follow.
     assert len(set(found)) == 3
 
 

@@ -1,4 +1,4 @@
-"""Migrations as decisions: which files there are, and which a database still needs."""
+"""Migrations as decisions: which files exist, and which a database still needs."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ async def test_of_several_connections_each_run_has_one_and_one_after_another_the
 
 
 async def waiting(connection: Connection) -> int:
-    """Returns how many wait for a lock."""
+    """Returns the number of sessions that wait for a lock."""
     cursor = await connection.execute(
         "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
         " WHERE datname = current_database() AND NOT granted"
@@ -95,6 +95,6 @@ async def test_a_connection_that_is_lost_in_a_run_is_unavailable_and_one_lost_be
 
 
 async def terminate(url: str, pid: bytes) -> None:
-    """Ends a connection, and returns when it is gone."""
+    """Ends a connection, and returns once it is gone."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute("SELECT pg_terminate_backend(%s, 10000)", (int.from_bytes(pid),))

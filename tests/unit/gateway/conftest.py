@@ -12,7 +12,7 @@ from agentshell.log.postgres import PostgresLog
 
 @pytest.fixture
 async def log(database: Database) -> AsyncGenerator[PostgresLog]:
-    """A log with the topics of turns, of one partition each."""
+    """A log with the topics of turns, with one partition each."""
     log = await PostgresLog.open(database)
     await make_topics(log)
     yield log

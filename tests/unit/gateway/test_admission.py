@@ -1,4 +1,4 @@
-"""What a turn must be to be admitted, and what it is given."""
+"""What a turn needs to be admitted, and what it gets."""
 
 from typing import Any
 

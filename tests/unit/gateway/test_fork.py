@@ -1,4 +1,4 @@
-"""What a fork shares with the turn that it comes from, and what it does not."""
+"""What a fork shares with its source turn, and what it does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a turn may use: who says it, and who has the last word."""
+"""What a turn may use: who sets the limits, and who has the last word."""
 
 from datetime import timedelta
 from typing import Any

@@ -22,7 +22,7 @@ from kfm.turn.v1.turn_event_pb2 import TurnEvent
 
 
 class CountingIndex(TurnIndex):
-    """The index, and how much was written to it."""
+    """The index, counting the bytes written to it."""
 
     def __init__(self, database: Database, *, has_log: bool = True) -> None:
         super().__init__(database, has_log=has_log)
@@ -34,7 +34,7 @@ class CountingIndex(TurnIndex):
 
 
 class FailingIndex(TurnIndex):
-    """The index, on a database that is away when `away` says so."""
+    """The index, on a database that fails once when `away` is set."""
 
     away = False
 
@@ -47,7 +47,7 @@ class FailingIndex(TurnIndex):
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each batch is written at once: a batch is what a test appends together."""
+    """Makes the projector write each batch at once: a batch is what a test appends together."""
     monkeypatch.setattr(projector_module, "_LINGER_SECONDS", 0.0)
     monkeypatch.setattr(projector_module, "_RETRY_SECONDS", 0.0)
 
@@ -110,7 +110,7 @@ async def test_a_database_that_is_away_for_a_moment_loses_nothing_that_was_read(
     await append(log, *events)
     async with projecting(log, index):
         await until(lambda: is_as(index, *events))
-        events += done("T", "b")  # Read, and not saved.
+        events += done("T", "b")  # Read but not saved.
         await append(log, *events[-2:])
         await is_read(log, index, "after b")
         index.away = True
@@ -156,7 +156,7 @@ async def test_a_beginning_that_the_log_took_twice_does_not_begin_a_turn_again(l
 
 
 async def is_read(log: Log, index: TurnIndex, other: str) -> None:
-    """Returns when the projector has gone on to another turn."""
+    """Waits until the projector has moved on to another turn."""
     event = beginning(other, session=other)[0]
     await append(log, event)
     await until(lambda: is_as(index, event))

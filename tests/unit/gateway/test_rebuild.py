@@ -1,4 +1,4 @@
-"""The index, made again from the log."""
+"""The index, rebuilt from the log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_row_that_is_wrong_is_replaced_and_one_that_is_further_stays(
     further = IndexedTurn(TENANT, folded(*whole("further")), 3, 2, b"digest", 9)
     await index.save([IndexedTurn(TENANT, folded(*beginning("wrong")), 0, 0, None, 4), further])
     await rebuild(log, index)
-    further.request_digest = None  # Claims alone have one.
+    further.request_digest = None  # Only claims have one.
     assert await rows(index) == {
         "wrong": IndexedTurn(TENANT, folded(*whole("wrong")), 0, 0, None, 4),
         "further": further,

@@ -1,4 +1,4 @@
-"""What is looked up seldom: once for all who ask at once, again when it is old or when to look failed."""
+"""Rare lookups: one serves all concurrent callers; it is repeated when old, or after a failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentshell.gateway.recent import Recent
 
 
 class Looks:
-    """Counts them; the first fails where that is asked for."""
+    """Counts the lookups; with `failing`, the first one fails."""
 
     def __init__(self, *, failing: bool = False) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""Claims of turns: those that are made at once go together, and each turn is claimed once."""
+"""Claims of turns: concurrent ones are written together, and each turn is claimed once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_more_claims_than_go_together_are_all_made(index: TurnIndex) -> No
 async def test_one_who_gives_up_leaves_the_others_their_claims(index: TurnIndex) -> None:
     rows = [claim("T", b"1"), claim("U", b"2"), claim("V", b"3")]
     first, *others = [asyncio.create_task(index.claim(row)) for row in rows]
-    await asyncio.sleep(0)  # The first asks Postgres; the others wait for it.
+    await asyncio.sleep(0)  # The first queries Postgres; the others wait for it.
     first.cancel()
     given_up, *made = await asyncio.gather(first, *others, return_exceptions=True)
     assert isinstance(given_up, asyncio.CancelledError)

@@ -1,4 +1,4 @@
-"""A turn's events in a log, for tests of those who fold them."""
+"""A turn's events in a log, for tests of code that folds them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT_SECONDS = 10.0
 
 
 def told(turn_id: str, session: str = SESSION, **payload: Any) -> e.TurnEvent:
-    """An event of a turn, stamped, at a time of its own."""
+    """Returns a stamped event of a turn, at a fixed time."""
     header = EventHeader(tenant_id=TENANT, session_id=session, correlation_id=turn_id)
     event = stamp(e.TurnEvent(**payload), turn_id, header)
     event.header.time.FromDatetime(BEGUN)
@@ -63,13 +63,13 @@ def folded(*events: e.TurnEvent) -> t.Turn:
 
 
 async def append(log: Log, *events: e.TurnEvent) -> int:
-    """Appends, and returns the offset after it."""
+    """Appends events, and returns the offset after them."""
     acks = await log.append(envelope.TURNS, [record_of(event) for event in events])
     return acks[-1].offset + 1
 
 
 def again(event: e.TurnEvent) -> Record:
-    """The event as a log without memory of ids takes it a second time."""
+    """Returns the event as a record that a log which does not remember ids takes a second time."""
     record = record_of(event)
     return Record(record.key, ids.record_id(ids.ulid()), record.payload, record.headers)
 
@@ -80,7 +80,7 @@ async def make_topics(log: Log, partitions: int = 1) -> None:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Returns when the condition, which Postgres knows, holds."""
+    """Waits until the condition, which is Postgres's state, holds."""
     async with asyncio.timeout(WAIT_SECONDS):
         while not await condition():  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ from agentshell.log.assignment import assign
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[int, dict[str, tuple[int, ...]]]:
-    """Partitions, and members of which each holds some that no other holds."""
+    """Draws a number of partitions, and members with disjoint sets of them."""
     partitions = draw(st.integers(1, 12))
     members = draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True))
     owners = draw(st.lists(st.sampled_from([*members, None]), min_size=partitions, max_size=partitions))

@@ -1,4 +1,4 @@
-"""A group is what its journal says, the same for everybody who reads it."""
+"""A group is what its journal says, the same for every reader."""
 
 from __future__ import annotations
 

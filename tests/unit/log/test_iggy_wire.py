@@ -1,4 +1,4 @@
-"""How the driver of Iggy reads its address. What it says to a server is in the contract suite."""
+"""How the Iggy driver parses its address. Its exchanges with a server are in the contract suite."""
 
 from __future__ import annotations
 

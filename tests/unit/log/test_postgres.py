@@ -62,10 +62,10 @@ async def test_offsets_have_no_gaps_and_retention_deletes_from_the_start(log: Po
 async def test_no_statement_reads_the_table_of_records_from_end_to_end(database_url: str) -> None:
     async with opened(database_url) as log:
         await log.ensure_topic(Topic("topic", 2, retention=timedelta(hours=1)))
-    made = await whole_scans(database_url)  # By building the indexes.
+    made = await whole_scans(database_url)  # From building the indexes.
 
     async with opened(database_url) as log, opened(database_url) as reader:
-        # The plans are made while the table is empty, where to read all of it would seem best.
+        # Statements are planned while the table is empty, when a full scan would seem best.
         for _ in range(10):
             assert await log.read("topic", 0, 0, 10, 0) == []
             await log.apply_retention(datetime.now(UTC))
@@ -89,7 +89,7 @@ async def opened(url: str) -> AsyncGenerator[PostgresLog]:
 
 
 async def whole_scans(url: str) -> int:
-    """Returns how often the records were read from end to end, once all sessions have ended and reported theirs."""
+    """Returns how often the records were fully scanned, once all sessions have ended and reported theirs."""
     async with asyncio.timeout(WAIT), await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         while (await connection.execute(others)).rowcount:  # noqa: ASYNC110 - the server has no event for it

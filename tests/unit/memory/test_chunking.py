@@ -1,4 +1,4 @@
-"""Chunks follow a document's structure, keep to their bounds, and lose nothing."""
+"""Chunks follow a document's structure, stay within bounds, and lose nothing."""
 
 from __future__ import annotations
 

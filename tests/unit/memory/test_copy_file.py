@@ -1,4 +1,4 @@
-"""A copy's file tells a whole one from one that is cut short, and both from what is none."""
+"""The reader of copy files tells complete ones from truncated ones, and both from other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ITEMS = [
 
 
 def written(records: int = 1, messages: int = 1) -> tuple[bytes, list[int]]:
-    """Returns a file, and where each of its frames ends."""
+    """Returns a file and the end of each of its frames."""
     file, ends = BytesIO(), list[int]()
     copy_file.begin(file, REQUEST)
     ends.append(file.tell())
@@ -52,11 +52,11 @@ def test_a_file_that_is_cut_anywhere_goes_on_after_its_last_whole_item() -> None
         b"{}",
         b"\xff" * 20,
         b"not a copy of any memory, but a text of some length",
-        written()[0][: written()[1][0] - 1],  # Not even its first frame is whole.
-        written()[0][written()[1][0] :],  # It has lost its first frame.
-        written(records=2)[0],  # It has lost an item.
+        written()[0][: written()[1][0] - 1],  # Not even the first frame is complete.
+        written()[0][written()[1][0] :],  # The first frame is lost.
+        written(records=2)[0],  # An item is lost.
         written()[0] * 2,
-        written()[0][: written()[1][0]] + b"\0" * 4096,  # What a file system leaves of what was never written.
+        written()[0][: written()[1][0]] + b"\0" * 4096,  # Zeros that a file system leaves for unwritten blocks.
     ],
 )
 def test_what_is_no_copy_or_a_damaged_one_is_refused(content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The lexical embedder: stable, of length 1, and near for texts that share words or spelling."""
+"""The lexical embedder: stable vectors of length 1, near for texts that share words or spelling."""
 
 from __future__ import annotations
 

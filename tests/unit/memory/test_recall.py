@@ -27,7 +27,7 @@ def test_the_chosen_are_as_many_as_asked_for_and_each_of_them_once(
     chosen = recall.diversified(scores, vectors, diversity, limit)
     assert len(set(chosen)) == len(chosen) == min(limit, len(candidates))
     assert set(chosen) <= set(range(len(candidates)))
-    # Who asks for fewer gets the first of them.
+    # A smaller limit gives a prefix.
     assert recall.diversified(scores, vectors, diversity, max(1, limit // 2)) == chosen[: max(1, limit // 2)]
 
 

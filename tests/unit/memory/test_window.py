@@ -1,4 +1,4 @@
-"""A window has the newest turns that fit, whole."""
+"""A window has the newest whole turns that fit."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_turns_are_whole_and_of_the_newest_alone_as_much_of_its_end_as_fits() ->
         ("uauaua", 2, 0, (2, False)),
         ("uatatauaua", 3, 0, (0, False)),
         ("uauau", 9, each * 3, (2, False)),
-        ("uauaua", 9, each * 3, (4, False)),  # Half a turn stays out.
-        ("uaaa", 9, each * 2, (2, False)),  # Nothing but the newest turn, and that does not fit.
-        ("uatta", 9, each * 3, (4, False)),  # A result without its call says nothing.
-        ("uatt", 9, each, (3, False)),  # The newest comes, whatever it is.
+        ("uauaua", 9, each * 3, (4, False)),  # No half turns.
+        ("uaaa", 9, each * 2, (2, False)),  # Only the newest turn, which does not fit.
+        ("uatta", 9, each * 3, (4, False)),  # A tool result without its call is useless.
+        ("uatt", 9, each, (3, False)),  # The newest message always comes.
         ("ua", 9, 1, (1, False)),
     ]
     for roles, turns, most, (begin, is_open) in table:
@@ -66,6 +66,6 @@ def test_a_window_never_exceeds_its_limits_and_leaves_no_turn_out_that_fits(
         assert begin == 0
     elif "u" in roles[begin:]:
         assert roles[begin] == "u"
-        older = roles.rfind("u", 0, begin)  # The turn before it, where there is one.
+        older = roles.rfind("u", 0, begin)  # The turn before it, if any.
         if older >= 0 and roles[begin:].count("u") < turns:
             assert sum(map(tokens.estimate_message, messages[older:])) > most > 0

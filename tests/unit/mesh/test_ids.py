@@ -1,4 +1,4 @@
-"""Names."""
+"""Ids."""
 
 from hypothesis import given
 from hypothesis import strategies as st

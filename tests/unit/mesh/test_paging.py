@@ -1,4 +1,4 @@
-"""Page tokens go with their tenant and their query."""
+"""Page tokens are bound to their tenant and query."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_any_other_text_is_refused(text: str) -> None:
 @given(st.data())
 def test_an_altered_token_is_refused(data: st.DataObject) -> None:
     token = paging.encode(QUERY, 7, "t1")
-    at = data.draw(st.integers(0, len(token) - 2))  # Of the last character some bits say nothing.
+    at = data.draw(st.integers(0, len(token) - 2))  # Some bits of the last character are unused.
     character = data.draw(st.characters(codec="ascii").filter(lambda other: other != token[at]))
     assert refused(QUERY, token[:at] + character + token[at + 1 :])
 

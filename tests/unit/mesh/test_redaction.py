@@ -1,4 +1,4 @@
-"""What is taken out of texts before they are logged."""
+"""What is removed from texts before they are logged."""
 
 from __future__ import annotations
 

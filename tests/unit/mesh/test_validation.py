@@ -1,4 +1,4 @@
-"""What requests must be: the contract's rules, and numbers that JSON has."""
+"""What requests must satisfy: the contract's rules, and only numbers that JSON has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def fields_of(request: Message) -> list[str]:
-    """The fields that are to blame."""
+    """Returns the fields at fault."""
     try:
         validation.check(request)
     except AgentShellError as error:

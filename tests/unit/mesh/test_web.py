@@ -1,4 +1,4 @@
-"""Which addresses are the public Internet's."""
+"""Which addresses are on the public Internet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agentshell.mesh.web import is_public
 
 PRIVATE = [
-    "0.0.0.0",  # noqa: S104 - it is only looked at
+    "0.0.0.0",  # noqa: S104 - only parsed
     "10.1.2.3",
     "100.64.0.1",
     "127.0.0.1",

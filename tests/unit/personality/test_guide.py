@@ -1,4 +1,4 @@
-"""The guide's knowledge is the documentation: what it names must be there, and what is there must be named."""
+"""The guide's knowledge is the documentation: what it names must exist, and what exists must be named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published JSON Schema of `manifest.yaml`: what it is made from, and what it says of manifests."""
+"""The published JSON Schema of `manifest.yaml`: what it is made from, and what it accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which versions of a personality can be asked for."""
+"""Which versions of a personality can be requested."""
 
 from __future__ import annotations
 

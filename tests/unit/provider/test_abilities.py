@@ -1,4 +1,4 @@
-"""What requests need of providers."""
+"""What requests need from providers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVERYTHING = pb.Generation(
 
 
 def test_every_field_of_a_request_that_a_vendor_may_lack_has_an_ability() -> None:
-    """Fails where the contract gets a field that would be dropped silently."""
+    """Fails if the contract gets a field that would be dropped silently."""
     of_calls = {"embeddings", "dimension", "moderation", "token count"}
     every = {abilities.feature(value) for value in pb.Ability.values()[1:]}
     assert set(abilities.missing(EVERYTHING, ())) == every - of_calls

@@ -1,4 +1,4 @@
-"""One timer for many waits: it ends what is waited for, and nothing else."""
+"""One timer for many waits: it ends the waits it should, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOON = 0.02
 
 
 def ring(alarm: Alarm) -> None:
-    alarm._ring()  # pyright: ignore[reportPrivateUsage] - at that very moment, which no clock can arrange
+    alarm._ring()  # pyright: ignore[reportPrivateUsage] - at a moment that no clock can arrange
 
 
 async def for_ever() -> None:

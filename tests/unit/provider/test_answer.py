@@ -1,4 +1,4 @@
-"""An answer is the same whenever its deltas are taken, and they say what it is."""
+"""An answer is the same whenever its deltas are taken, and they add up to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kfm.content.v1.content_pb2 import Usage
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 Pieces = Sequence[tuple[str, str]]
-# What an answer grows by: its kind, or which tool call it belongs to, and text; `take` takes the deltas until then.
+# An answer's pieces: kind, or the index of the tool call, and text; `take` takes the deltas up to there.
 PIECES = st.lists(st.tuples(st.sampled_from(["text", "reasoning", "0", "1", "used", "take"]), st.sampled_from("ab")))
 
 
@@ -30,7 +30,7 @@ def grow(answer: Answer, kind: str, text: str) -> None:
 
 
 def read(deltas: Deltas) -> list[tuple[str, str]]:
-    """Returns deltas as pieces, each letter for itself."""
+    """Returns deltas as pieces of one letter each."""
     found: list[tuple[str, str]] = []
     for delta in deltas:
         match delta.WhichOneof("kind"):

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, where, and after how long."""
+"""Which failures are worth a retry, where, and after how long."""
 
 from __future__ import annotations
 

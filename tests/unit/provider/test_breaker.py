@@ -1,4 +1,4 @@
-"""The breaker, move by move and under any sequence of calls that overlap."""
+"""The breaker, transition by transition, and under any sequence of overlapping calls."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_any_calls_find_it_closed_or_wait_or_are_the_only_one_to_try(moves: list
         trying = [each for each in under_way if each[1] is State.HALF_OPEN]
         if breaker.state is State.HALF_OPEN:
             assert trying, "somebody is under way who will settle it"
-    now += OPEN_SECONDS  # However it went: once those under way have ended, a later call may try.
+    now += OPEN_SECONDS  # In any case: once the calls under way have ended, a later one may try.
     for each in under_way:
         breaker.is_given_up(each[0], now)
     assert breaker.ask(now) is not None

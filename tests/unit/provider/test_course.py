@@ -1,4 +1,4 @@
-"""The course of a call through endpoints that fail, by a clock and chances of the test's own."""
+"""The course of a call through failing endpoints, with the test's own clock and random numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def failure(reason: str, retry_seconds: float | None = None) -> AgentShellError:
 
 
 def stages(*endpoints: int) -> list[Stage]:
-    """One candidate for each number, with so many endpoints: `a#1`, `a#2`, `b#1`, ..."""
+    """Returns a stage for each number, with that many endpoints: `a#1`, `a#2`, `b#1`, ..."""
     return [Stage(Candidate(name, "m"), [_endpoint(f"{name}#{number + 1}") for number in range(count)])
             for name, count in zip("abc", endpoints, strict=False)]  # fmt: skip
 
@@ -53,7 +53,7 @@ def _endpoint(label: str) -> Endpoint:
 def walk(
     taken: Sequence[Stage], fail: Callable[[str], AgentShellError], seconds: float = 0.0, chance: float = 0.5
 ) -> list[tuple[str, float]]:
-    """Returns where a call goes and how long it waits before, if each attempt takes `seconds` and fails as told."""
+    """Returns the endpoints that a call tries and its wait before each; attempts take `seconds` and fail by `fail`."""
     clock = Clock()
     steps: list[tuple[str, float]] = []
     run = course(taken, MAX_ATTEMPTS, DEADLINE, clock, lambda: chance)

@@ -1,4 +1,4 @@
-"""In which order endpoints are tried: by health, and among equals by weight."""
+"""The order in which endpoints are tried: by health, and among equals by weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 100), st.floats(0, 1
 
 
 def endpoint(label: str, weight: int = 1) -> Endpoint:
-    # No adapter is asked anything here.
+    # No adapter is called here.
     return Endpoint(label, cast("Adapter", None), weight, Breaker(1, 10.0), Slots(label, 1, 0))
 
 
@@ -33,7 +33,7 @@ def test_each_endpoint_is_in_the_order_once_and_no_fitter_one_comes_later(rows: 
 
 
 def test_among_equals_each_is_first_and_second_in_proportion_to_its_weight() -> None:
-    draw, weights, draws = random.Random(7), [1, 2, 5], 20_000  # noqa: S311 - no secret
+    draw, weights, draws = random.Random(7), [1, 2, 5], 20_000  # noqa: S311 - not secret
     orders = [weighted_order([0, 0, 0], weights, [draw.random() for _ in weights]) for _ in range(draws)]
 
     first = Counter(order[0] for order in orders)

@@ -1,4 +1,4 @@
-"""Server-sent events come whole, however the bytes of a stream are cut."""
+"""Server-sent events come whole, however the bytes of a stream are split."""
 
 from __future__ import annotations
 

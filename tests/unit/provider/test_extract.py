@@ -1,4 +1,4 @@
-"""The local provider's answers: the passage that fits, quoted by whole blocks and cited; or plainly nothing."""
+"""The local provider's answers: the matching passage, quoted in whole blocks and cited; or plainly nothing."""
 
 from __future__ import annotations
 

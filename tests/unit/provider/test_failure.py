@@ -1,4 +1,4 @@
-"""Vendors' failures become our reasons, and their words are shown without secrets."""
+"""Vendors' failures become our reasons, and their messages are shown without secrets."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ STATUSES = {
         (Failure(Kind.ANSWERED, 504), error_pb2.ERROR_REASON_PROVIDER_TIMEOUT),
         (Failure(Kind.ANSWERED, 400, "API_KEY_INVALID"), error_pb2.ERROR_REASON_PROVIDER_KEY_INVALID),
         (Failure(Kind.ANSWERED, 429, "RESOURCE_EXHAUSTED"), error_pb2.ERROR_REASON_PROVIDER_RATE_LIMITED),
-        # Where the money is spent, trying again only adds to the storm.
+        # When the money is spent, retries only add to the load.
         (Failure(Kind.ANSWERED, 429, "insufficient_quota"), error_pb2.ERROR_REASON_PROVIDER_KEY_INVALID),
-        # The vendor's own name of an error goes before the status, which within a stream is 200.
+        # The vendor's own error code takes precedence over the status, which is 200 within a stream.
         (Failure(Kind.ANSWERED, 200, "overloaded_error"), error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE),
         (Failure(Kind.ANSWERED, 400, "model_not_found"), error_pb2.ERROR_REASON_MODEL_NOT_FOUND),
         (

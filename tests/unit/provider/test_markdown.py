@@ -1,4 +1,4 @@
-"""Markdown is cut into blocks that can be quoted as they are."""
+"""Markdown is split into blocks that can be quoted as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attempt has used: the vendor's word wherever there is one, an estimate only for the rest."""
+"""What an attempt has used: the vendor's figures if there are any, an estimate only for the rest."""
 
 from __future__ import annotations
 

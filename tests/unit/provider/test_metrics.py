@@ -1,4 +1,4 @@
-"""What attempts are measured by: Prometheus figures, and spans with OpenTelemetry's names."""
+"""How attempts are measured: Prometheus metrics, and spans with OpenTelemetry's names."""
 
 from __future__ import annotations
 

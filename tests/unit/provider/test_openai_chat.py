@@ -1,4 +1,4 @@
-"""What chunks of Chat Completions become, in each way that servers have of sending them."""
+"""What chunks of Chat Completions become, in each form that servers send them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def piece(arguments: str = "", name: str = "", **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "deltas",
     [
-        # As OpenAI.
+        # OpenAI's form.
         [
             piece("", "a", index=0, id="1"),
             piece('{"n":1}', index=0),

@@ -1,4 +1,4 @@
-"""Answers that must be JSON of a schema."""
+"""Answers that must be JSON that matches a schema."""
 
 from __future__ import annotations
 

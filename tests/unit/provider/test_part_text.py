@@ -1,4 +1,4 @@
-"""Schemas of tools, which are made of their Structs once."""
+"""Schemas of tools, converted from their Structs once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a request leads to: its provider, an alias of whoever is nearest, or a model's full name."""
+"""Where a request is routed: to its provider, by the nearest alias, or by a model's full name."""
 
 from __future__ import annotations
 

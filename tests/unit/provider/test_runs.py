@@ -1,4 +1,4 @@
-"""Requests that are repeated while they run."""
+"""Requests repeated while they run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUEST = Request("acme", "turn-1/step-1", b"digest")
 
 
 class Model:
-    """Says a word for each permission, and counts how often it is asked."""
+    """Says each word once the test provides it, and counts its calls."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -49,7 +49,7 @@ async def read(runs: Runs, request: Request, work: Work) -> tuple[str, GenerateR
 
 
 async def heard(run: Follower) -> tuple[str, GenerateResponse]:
-    """Returns all words and the answer."""
+    """Returns all the words and the answer."""
     text, answer = "", None
     while answer is None:
         deltas, answer = await run.read()

@@ -1,4 +1,4 @@
-"""Slots: a bound on calls, a bounded queue in order, and no hole where somebody left it."""
+"""Slots: a bound on calls, a bounded queue in order, and no slot lost when a waiter leaves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kfm.error.v1 import error_pb2
 
 
 async def settle() -> None:
-    """Lets all that can run do so: nothing here waits for anything but slots."""
+    """Lets every runnable task run: here tasks wait only for slots."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -58,7 +58,7 @@ async def test_a_slot_given_to_a_call_that_is_cancelled_at_that_moment_goes_to_t
     first, second = (asyncio.create_task(slots.take()) for _ in range(2))
     await settle()
 
-    slots.give_back()  # To the first, which has not run since.
+    slots.give_back()  # To the first, which has not run yet.
     first.cancel()
     await settle()
 
@@ -72,7 +72,7 @@ async def test_a_slot_given_back_as_the_first_in_line_is_cancelled_goes_to_the_n
     await settle()
 
     first.cancel()
-    slots.give_back()  # The first is cancelled, and has not run since.
+    slots.give_back()  # The first is cancelled, but has not run yet.
     await settle()
 
     assert (first.cancelled(), second.done(), slots.in_use) == (True, True, 1)

@@ -1,4 +1,4 @@
-"""Which output schemas OpenAI can hold a model to."""
+"""Which output schemas OpenAI can enforce."""
 
 from __future__ import annotations
 

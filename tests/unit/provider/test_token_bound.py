@@ -1,4 +1,4 @@
-"""The most tokens that a request can be."""
+"""The maximum number of tokens in a request."""
 
 from __future__ import annotations
 

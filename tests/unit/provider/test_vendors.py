@@ -1,6 +1,6 @@
-"""Calls through all vendors: what is tried where, what a caller sees of it, and what is written down.
+"""Calls through all vendors: what is tried where, what a caller sees of it, and what is recorded.
 
-The vendors are `local` and adapters that play a script; how real ones fail is the contract suite's matter.
+The vendors are `local` and adapters that play a script; the contract suite covers how real ones fail.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PRICES = Prices(
 
 
 class Hang:
-    """Where a script waits until `go` is set, which may be never."""
+    """Makes a script wait until `go` is set, perhaps forever."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -68,7 +68,7 @@ Script = Sequence[Item | AgentShellError | Exception | Hang]
 
 
 class Scripted:
-    """Plays a script a call, the last one again and again."""
+    """Plays one script for each call, then repeats the last one."""
 
     default_model = "m"
 
@@ -91,7 +91,7 @@ class Scripted:
                     await item.go.wait()
                 elif isinstance(item, Exception):
                     raise item
-                elif isinstance(item, pb.GenerationDelta):  # What was yielded is its reader's.
+                elif isinstance(item, pb.GenerationDelta):  # A copy, for what is yielded belongs to its reader.
                     yield [pb.GenerationDelta.FromString(item.SerializeToString())]
                 else:
                     yield pb.GenerateResponse.FromString(item.SerializeToString())
@@ -112,11 +112,11 @@ class Scripted:
         return pb.CountTokensResponse(input_tokens=7, model=model)
 
     async def close(self) -> None:
-        """Has nothing to let go of."""
+        """Has nothing to release."""
 
 
 class Stage:
-    """Vendors whose scripts are told by the base URL of their endpoints: `a1` is the first of vendor `a`."""
+    """Vendors whose scripts are chosen by the base URL of their endpoints: `a1` is the first of vendor `a`."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Stage:
         self.spent: list[Spent] = []
 
     async def read(self, *candidates: Candidate, seconds: float = WAIT_SECONDS) -> list[Item]:
-        """Returns all that is told, and the answer."""
+        """Returns all streamed items and the answer."""
         deadline, told = time.monotonic() + seconds, list[Item]()
         answer = await self.vendors.generate(candidates, GENERATION, deadline, self.spent, told.extend)
         return [*told, answer]
@@ -207,7 +207,7 @@ async def test_a_passing_failure_before_any_content_is_tried_again_unseen(monkey
     items = await stage.read(A)
 
     assert items == [SAID, text("It "), text("is."), answer(usage=priced(USED, 150))]
-    assert [each.usage for each in stage.spent] == [NOTHING, NOTHING, priced(USED, 150)]  # Nobody bills a failure.
+    assert [each.usage for each in stage.spent] == [NOTHING, NOTHING, priced(USED, 150)]  # Failures are not billed.
     assert stage.failures == ["PROVIDER_UNAVAILABLE", "PROVIDER_UNAVAILABLE", ""]
 
 
@@ -230,7 +230,7 @@ async def test_endpoints_and_then_candidates_are_asked_until_one_answers(monkeyp
 
     items = await stage.read(A, B)
 
-    assert items[-1] == answer()  # What b's model costs is unknown, which is not nothing.
+    assert items[-1] == answer()  # The price of b's model is unknown, which is not zero.
     assert stage.calls == {"a1": 3, "a2": 1, "b1": 1}
     assert [each.provider for each in stage.spent] == ["a"] * 4 + ["b"]
 
@@ -249,7 +249,7 @@ async def test_an_endpoint_that_limits_the_rate_or_refuses_its_key_is_tried_last
     limited, refused = failure("PROVIDER_RATE_LIMITED", 30), failure("PROVIDER_KEY_INVALID")
     stage = Stage(monkeypatch, {"a1": [[limited]], "a2": [[refused]], "a3": [GOOD]})
 
-    for _ in range(40):  # By chance each endpoint is tried first sooner or later, and those that fail once.
+    for _ in range(40):  # At random each endpoint comes first sooner or later; a failing one is tried only once.
         await stage.read(A)
 
     assert stage.calls == {"a1": 1, "a2": 1, "a3": 40}

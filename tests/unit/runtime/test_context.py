@@ -1,4 +1,4 @@
-"""What of a conversation a model is sent."""
+"""Which parts of a conversation a model gets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_oldest_results_are_shortened_first_and_the_newest_are_whole() -> No
     sent = context.fit(SYSTEM, [said(ROLE_USER, "Hi")], [], QUESTION, transcript, total(transcript) - 100)
     texts = result_texts(sent)
     shortened = f"{text[:600]}\n[... 6200 characters left out ...]\n{text[-200:]}"
-    assert texts == [shortened] * 4 + [text] * 5  # Some at once: a vendor's cache of prompts goes on to hit.
+    assert texts == [shortened] * 4 + [text] * 5  # Several at a time, so that a vendor's prompt cache keeps hitting.
     assert sent[1] == said(ROLE_USER, "Hi")
     assert [m.role for m in sent[3:]] == [ROLE_ASSISTANT, ROLE_TOOL] * 9
 
@@ -139,7 +139,7 @@ passages = st.lists(st.builds(passage, st.sampled_from(["", "a", "b"]), st.float
 
 @st.composite
 def transcripts(draw: st.DrawFn) -> list[Message]:
-    """Rounds of calls, of which some have no result, and results may be several messages."""
+    """Draws rounds of calls; some calls have no result, and results may take several messages."""
     messages: list[Message] = []
     for number in range(draw(st.integers(0, 6))):
         names = [f"c{number}_{index}" for index in range(draw(st.integers(0, 3)))]

@@ -1,4 +1,4 @@
-"""Who of many tenants is next, and who gets a worker's places."""
+"""Which of many tenants is next, and who gets a worker's places."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_priority_that_is_not_said_is_the_normal_one() -> None:
 
 
 class Waiting:
-    """Those who want places, and in which order they got them."""
+    """Tasks that want places, and the order in which they got them."""
 
     def __init__(self, most: int) -> None:
         self.places = Places(most)
@@ -49,13 +49,13 @@ class Waiting:
     async def ask(
         self, tenant_id: str, name: str = "", priority: Priority.ValueType = PRIORITY_NORMAL
     ) -> asyncio.Task[None]:
-        """Asks for a place, and returns when it was given or is waited for."""
+        """Requests a place, and returns once it is given or waited for."""
         task = asyncio.create_task(self._take(tenant_id, name or tenant_id, priority))
         await asyncio.sleep(0)
         return task
 
     async def give_back(self, tenant_id: str) -> None:
-        """Gives a place back, and returns when the next has it."""
+        """Gives a place back, and returns once the next task has it."""
         self.places.give_back(tenant_id)
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""What an attempt says is in the log no later than its result, and the last of it goes there with the result."""
+"""An attempt's output is in the log no later than its result, and the last of it is appended with the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def log(database: Database) -> AsyncGenerator[Log]:
 
 
 class Speaker:
-    """A runner that says something, goes on when the log has it, and ends with its last words."""
+    """A runner that says something, goes on once the log has it, and ends with its last words."""
 
     def __init__(self, log: Log, *last: str) -> None:
         self._log = log

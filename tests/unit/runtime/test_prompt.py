@@ -1,4 +1,4 @@
-"""What a model is asked."""
+"""The prompts that models get."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from kfm.provider.v1.provider_service_pb2 import ToolDefinition
 from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import ModelChoice, ModelStep, PlanStep, Step
 
-ROOM = 100_000  # tokens: more than any of these needs
+ROOM = 100_000  # tokens: more than any prompt here needs
 
 
 def said(role: int, text: str) -> Message:

@@ -1,4 +1,4 @@
-"""What a worker is told of the turn's limits."""
+"""What a worker learns of the turn's limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def usd(micros: int) -> Money:
 
 
 def limits_below(asking: Step, limits: TurnLimits) -> TurnLimits:
-    """Returns what the turn below may use, once a step has used 20 tokens for 7 millionths of a dollar."""
+    """Returns the sub-turn's limits once a step has used 20 tokens for 7 micro-USD."""
     result = says("Hm.", tokens=10, cost_micros=7)
     driver = Driver(request(THINKS, asking, limits=limits), lambda step: result if step.HasField("model") else None)
     driver.run()

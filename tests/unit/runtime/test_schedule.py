@@ -1,4 +1,4 @@
-"""Which turns may begin."""
+"""Which turns may start."""
 
 from collections import Counter
 

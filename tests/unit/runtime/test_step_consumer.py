@@ -1,4 +1,4 @@
-"""A worker among others: what it keeps when partitions move, and what it does not let stop it."""
+"""A worker among others: what it keeps when partitions move, and what does not stop it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOUND_SECONDS = 30.0
 
 
 class Log(PostgresLog):
-    """Tells of empty commits, by which a member says that it lives."""
+    """A log that signals empty commits, a member's heartbeat."""
 
     has_lived: asyncio.Event
 
@@ -53,7 +53,7 @@ async def log(database: Database) -> AsyncGenerator[Log]:
 
 
 class Work:
-    """A runner whose attempts last until they are let go; it counts how often each is made."""
+    """A runner whose attempts last until released; it counts the attempts at each step."""
 
     def __init__(self) -> None:
         self.made = Counter[str]()
@@ -72,7 +72,7 @@ class Work:
         return StepResult()
 
     async def wait(self, attempts: int) -> None:
-        """Returns once so many attempts have been begun."""
+        """Waits until `count` attempts have begun."""
         async with asyncio.timeout(BOUND_SECONDS), self._begun:
             await self._begun.wait_for(lambda: self.made.total() >= attempts)
 
@@ -92,7 +92,7 @@ async def ask(log: Log, turn_id: str, **fields: Message) -> None:
     request = StepRequest(turn_id=turn_id, step=step, attempt=1, header=header)
     if fields:
         request.dependencies.append(fields["dependency"])
-        request.output_offsets.append(99)  # There is nothing.
+        request.output_offsets.append(99)  # Nothing is there.
     request.deadline.FromNanoseconds(time.time_ns() + 60_000_000_000)
     await log.append(envelope.STEPS, [command_record(StepCommand(run=request))])
 
@@ -106,7 +106,7 @@ def asked(turn_id: str, tenant_id: str, priority: Priority.ValueType = PRIORITY_
 
 
 async def results(log: Log, count: int) -> list[str]:
-    """Returns the turns of the first so many results."""
+    """Returns the turns of the first `count` results."""
     async with asyncio.timeout(BOUND_SECONDS):
         while len(records := await log.read(envelope.TURNS, 0, 0, count, 0.0)) < count:
             await log.read(envelope.TURNS, 0, len(records), count, BOUND_SECONDS)
@@ -128,7 +128,7 @@ async def test_a_worker_goes_on_with_what_is_in_the_partitions_that_it_keeps(log
         first.gate.set()
         second.gate.set()
         assert sorted(await results(log, 2)) == sorted(turns)
-        await ask(log, "another")  # Whoever has it; by then the first has gone on.
+        await ask(log, "another")  # Either worker may get it; by then the first one has continued.
         await results(log, 3)
         assert first.made.keys() | second.made.keys() == {*turns, "another"}
         assert (first.made + second.made) == {**dict.fromkeys(turns, 1), moved: 2, "another": 1}
@@ -142,7 +142,7 @@ async def test_tenants_take_turns_at_a_workers_places_and_what_is_urgent_comes_f
     worker = Worker(log, {"noop": work}, 1)
     for request in (asked("1", "flood"), asked("2", "flood"), asked("3", "flood", PRIORITY_HIGH), asked("4", "small")):
         worker.start(request, lambda made: ended.put_nowait(made.event.turn_id))
-    await work.wait(1)  # By then the others wait for the one place.
+    await work.wait(1)  # By now the others wait for the only place.
     work.gate.set()
     async with asyncio.timeout(BOUND_SECONDS):
         assert [await ended.get() for _ in range(4)] == ["1", "3", "4", "2"]

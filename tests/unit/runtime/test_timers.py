@@ -1,4 +1,4 @@
-"""When an owner is to look at a turn."""
+"""When an owner must look at a turn."""
 
 from __future__ import annotations
 

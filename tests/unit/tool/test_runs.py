@@ -1,4 +1,4 @@
-"""One run for each request, however often it is asked for meanwhile."""
+"""One run for each request, however often it is repeated meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOUND_SECONDS = 10
 
 
 class Tool:
-    """Begins, and goes on when it may."""
+    """Begins, and waits until it may end."""
 
     def __init__(self) -> None:
         self.begun = 0

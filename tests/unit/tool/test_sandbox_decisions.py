@@ -1,4 +1,4 @@
-"""What the sandbox decides without a process: frames, outcomes, and what a tool may ask of the host."""
+"""What the sandbox decides without a process: frames, outcomes, and which host calls a tool may make."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_whatever_a_worker_says_is_an_output_or_a_typed_error(said: dict[str, An
     try:
         outcome.read("tool", said)
     except AgentShellError as error:
-        assert error.name.startswith("TOOL_")  # noqa: PT017 - both ways are right
+        assert error.name.startswith("TOOL_")  # noqa: PT017 - both outcomes are right
 
 
 def test_an_output_is_what_the_tool_answers() -> None:
@@ -117,7 +117,7 @@ async def test_whatever_a_tool_asks_of_the_host_it_gains_nothing(name: str, argu
     try:
         answer = await abilities.answer(name, arguments)
     except AgentShellError as error:
-        assert (error.name, name == "progress") == ("TOOL_ABILITY_DENIED", False)  # noqa: PT017 - both ways are right
+        assert (error.name, name == "progress") == ("TOOL_ABILITY_DENIED", False)  # noqa: PT017 - both outcomes are right
     else:
         assert name == "progress"
         assert answer.keys() <= {"value", "error"}
@@ -159,7 +159,7 @@ def test_whatever_a_url_says_it_leads_to_a_host_that_is_granted_or_nowhere(text:
     except EgressError:
         return
     except AgentShellError as error:
-        assert error.name == "HOST_NOT_ALLOWED"  # noqa: PT017 - both ways are right
+        assert error.name == "HOST_NOT_ALLOWED"  # noqa: PT017 - both outcomes are right
         return
 
     assert f"{url.scheme}://{url.netloc.decode()}" in allowed
@@ -167,12 +167,12 @@ def test_whatever_a_url_says_it_leads_to_a_host_that_is_granted_or_nowhere(text:
 
 
 class Ended:
-    """Stands for a process that says what it was given to say, and has ended."""
+    """Stands in for a process that has written its output and ended."""
 
     pid = 0
 
     def kill(self) -> None:
-        """There is nothing to kill."""
+        """Nothing to kill."""
 
     async def wait(self) -> int:
         return -9
@@ -199,13 +199,13 @@ async def test_whatever_a_worker_sends_the_call_ends_and_nothing_is_gained(piece
     _, writer = await asyncio.open_connection(sock=ours)
     process: Any = Ended()
     worker = Worker(process, writer, said)
-    way = Egress(ToolConfig(http_hosts=("127.0.0.1:9",)), {})  # Which the pack does not declare.
+    way = Egress(ToolConfig(http_hosts=("127.0.0.1:9",)), {})  # The pack does not declare this host.
     abilities = Abilities(grant(config=way.config), Budget("tool", 3, 0), way, told.append)
 
     try:
         outcome.read("tool", await worker.call({}, abilities.answer))
     except AgentShellError as error:
-        assert error.name.startswith("TOOL_")  # noqa: PT017 - all ways are right
+        assert error.name.startswith("TOOL_")  # noqa: PT017 - any outcome is right
     except (WorkerDied, FrameError):
         assert worker.spent
     finally:
@@ -213,7 +213,7 @@ async def test_whatever_a_worker_sends_the_call_ends_and_nothing_is_gained(piece
         await writer.wait_closed()
         its.close()
 
-    assert way.web._client is None, "nobody went anywhere"  # pyright: ignore[reportPrivateUsage] - what else would tell
+    assert way.web._client is None, "nobody went anywhere"  # pyright: ignore[reportPrivateUsage] - the only sign
     assert len(told) <= 3
 
 

@@ -1,4 +1,4 @@
-"""Runs a turn by the engine's decisions alone: a function answers for the steps, and time is a number."""
+"""Runs a turn by the engine's decisions alone: a function provides the steps' results, and time is simulated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_ROUNDS = 1000
 
 
 def says(text: str, tokens: int = 1, cost_micros: int | None = 1) -> t.StepResult:
-    """Returns a result that is a text; its cost is unknown for None."""
+    """Returns a text result; a cost of None is unknown."""
     result = t.StepResult(output=Message(role=ROLE_ASSISTANT, parts=[Part(text=Text(text=text))]), provider="driver")
     result.usage.CopyFrom(Usage(input_tokens=tokens, output_tokens=tokens))
     if cost_micros is not None:
@@ -37,7 +37,7 @@ def says(text: str, tokens: int = 1, cost_micros: int | None = 1) -> t.StepResul
 
 
 def asks(*names: str, **arguments: Any) -> t.StepResult:
-    """Returns a model's result that asks for tools, all with the same arguments."""
+    """Returns a model's result that calls tools, all with the same arguments."""
     result = says("")
     for index, name in enumerate(names):
         asked = result.output.parts.add().tool_call
@@ -47,12 +47,12 @@ def asks(*names: str, **arguments: Any) -> t.StepResult:
 
 
 def fails(code: int = INVALID_ARGUMENT, message: str = "down") -> Failure:
-    """Returns a failure; by default one that does not pass."""
+    """Returns a failure; by default a permanent one."""
     return Failure(code=code, reason=ERROR_REASON_PROVIDER_UNAVAILABLE, message=message)  # pyright: ignore[reportArgumentType] - a code
 
 
 def request(*steps: t.Step, **changes: Any) -> e.TurnRequested:
-    """Returns what a turn is asked: `steps` are its plan, `limits` those that differ."""
+    """Returns a turn's request: `steps` are its plan, and `limits` override the defaults."""
     limits = t.TurnLimits(max_steps=25, max_attempts=3)
     limits.MergeFrom(changes.pop("limits", t.TurnLimits()))
     if not limits.HasField("max_duration"):
@@ -68,7 +68,7 @@ def noop(step_id: str, *needs: str, **fields: Any) -> t.Step:
 
 
 class Driver:
-    """One turn. `events` is its history, `turn` its fold; `now` moves by a millisecond with each event."""
+    """One turn. `events` is its history, `turn` its fold; `now` advances with each event."""
 
     def __init__(self, requested: e.TurnRequested, answer: Answer = lambda step: says(step.step_id)) -> None:
         self.requested = requested
@@ -88,7 +88,7 @@ class Driver:
         self._fold = state.Fold(turn)
 
     def write(self, event: e.TurnEvent) -> bool:
-        """Writes an event down and folds it; returns whether it changed anything."""
+        """Writes an event and folds it; returns whether it changed anything."""
         self.now += _TICK
         event.turn_id = TURN_ID
         header = event.header
@@ -100,7 +100,7 @@ class Driver:
         return self._fold.apply(event)
 
     def decide(self) -> list[e.TurnEvent]:
-        """Writes what must follow, until nothing does, and returns it."""
+        """Writes the engine's decisions until there are no more, and returns them."""
         made: list[e.TurnEvent] = []
         for _ in range(_MAX_ROUNDS):
             decided = decide(self.turn, self.requested)
@@ -114,7 +114,7 @@ class Driver:
         raise AssertionError("deciding has no end")
 
     def settle(self, step_id: str, outcome: t.StepResult | Failure) -> bool:
-        """Writes what came of the step's last attempt; returns whether that changed anything."""
+        """Writes the outcome of the step's last attempt; returns whether that changed anything."""
         step = self.step(step_id)
         if isinstance(outcome, Failure):
             event = e.TurnEvent(step_failed=e.StepFailed(step_id=step.step_id, attempt=step.attempt, failure=outcome))
@@ -125,7 +125,7 @@ class Driver:
         return self.write(event)
 
     def run(self) -> t.Turn:
-        """Decides and answers until the turn is over, or nothing is to be done but wait; returns the turn."""
+        """Decides and answers until the turn is over or can only wait; returns the turn."""
         for _ in range(_MAX_ROUNDS):
             self.decide()
             attempts = [(step, outcome) for step in self._under_way() if (outcome := self._answer(step)) is not None]
@@ -139,45 +139,45 @@ class Driver:
         raise AssertionError("the turn has no end")
 
     def provide(self, step_id: str, text: str) -> bool:
-        """Answers what the turn waits for."""
+        """Provides the input that the turn waits for."""
         answer = Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
         provided = e.InputProvided(step_id=self.step(step_id).step_id, input=answer, principal_id="ann")
         return self.write(e.TurnEvent(input_provided=provided))
 
     def cancel(self) -> bool:
-        """Asks for the turn to end."""
+        """Requests the turn's cancellation."""
         return self.write(
             e.TurnEvent(turn_cancel_requested=e.TurnCancelRequested(message="enough", principal_id="ann"))
         )
 
     def take_over(self) -> list[e.TurnEvent]:
-        """Does what a new owner does with the turn of another."""
+        """Does what a new owner does with another's turn."""
         made = restart(self.turn)
         for event in made:
             assert self.write(event)
         return made
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass, and ends what waits too long: questions, then the turn."""
+        """Lets time pass, and expires the questions whose time is up."""
         self.now += timedelta(seconds=seconds)
         for event in expire_inputs(self.turn, self.now.replace(tzinfo=None)):
             assert self.write(event)
 
     def expire(self) -> bool:
-        """Ends the turn because its time is up."""
+        """Ends the turn as timed out."""
         return self.write(expire(self.turn))
 
     def step(self, step_id: str) -> t.Step:
-        """Returns a step by its name, without the turn's."""
+        """Returns a step by its name within the turn."""
         whole = step_id if step_id.startswith(f"{TURN_ID}/") else f"{TURN_ID}/{step_id}"
         return next(step for step in self.turn.plan.steps if step.step_id == whole)
 
     def states(self) -> dict[str, str]:
-        """Returns where each step stands, by its name."""
+        """Returns each step's state by name."""
         return {name_of(s): t.StepState.Name(s.state).removeprefix("STEP_STATE_") for s in self.turn.plan.steps}
 
     def kinds(self) -> list[str]:
-        """Returns what happened, in order: the kind and the step's name."""
+        """Returns the kind and the step's name of each event, in order."""
         return [_told(recorded.event) for recorded in self.events]
 
     def _under_way(self) -> Iterable[t.Step]:

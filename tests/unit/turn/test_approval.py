@@ -1,4 +1,4 @@
-"""A turn waits for somebody, at no cost, for as long as it takes."""
+"""A turn waits for somebody at no cost, for as long as it takes."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""What succeeded is undone in reverse when a step fails that says so."""
+"""When a step fails that says so, the steps that succeeded are undone in reverse order."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""The document shows what the code does."""
+"""The documentation shows what the code does."""
 
 from pathlib import Path
 

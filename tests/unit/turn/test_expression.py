@@ -1,4 +1,4 @@
-"""What expressions see, and what they may yield."""
+"""What expressions can see and yield."""
 
 import pytest
 from tests.unit.turn.driver import noop, says
@@ -10,7 +10,7 @@ from kfm.turn.v1 import turn_pb2 as t
 
 
 def turn() -> t.Turn:
-    """Returns a turn in which a step said JSON, a tool answered, memory found something, and one has not begun."""
+    """Returns a turn with a step that said JSON, a tool's answer, a memory step's hits, and a step not begun yet."""
     told = t.Turn(turn_id="T", input=Message(parts=[Part(text=Text(text="hello"))]))
     told.plan.steps.extend([noop(f"T/{name}", state=t.STEP_STATE_SUCCEEDED) for name in ("said", "tool", "memory")])
     said, tool, memory = told.plan.steps

@@ -1,4 +1,4 @@
-"""Plans grow: by a list to fan out over, by what a model writes."""
+"""Plans grow: by a list to fan out over, and by plans that a model writes."""
 
 import json
 

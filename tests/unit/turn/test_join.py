@@ -1,4 +1,4 @@
-"""Which steps begin, and which are not needed any more."""
+"""Which steps begin, and which are no longer needed."""
 
 import pytest
 from tests.unit.turn.driver import Driver, asks, noop, request, says
@@ -10,7 +10,7 @@ CONTINUE = t.ON_FAILURE_CONTINUE
 
 
 def waiting(*steps: t.Step) -> Driver:
-    """Begins a turn whose steps are answered by the test."""
+    """Begins a turn whose steps the test answers."""
     driver = Driver(request(*steps), lambda _: None)
     driver.run()
     return driver

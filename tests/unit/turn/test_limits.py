@@ -1,4 +1,4 @@
-"""What a turn may use. Each limit that is hit is a failure that says so."""
+"""What a turn may use. Each limit that is reached gives a failure that says so."""
 
 import pytest
 from tests.unit.turn.driver import UNAVAILABLE, Driver, asks, fails, noop, request, says

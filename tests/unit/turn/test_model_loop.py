@@ -1,4 +1,4 @@
-"""A model asks for tools, gets what they answer, and is asked again, until it asks for none."""
+"""A model calls tools, gets their results and is asked again, until it calls none."""
 
 from tests.unit.turn.driver import Driver, asks, fails, noop, request, says
 

@@ -1,4 +1,4 @@
-"""Today's code decides what recorded histories say was decided, and tells where it would not."""
+"""Today's code makes the decisions in recorded histories, and reports where it would not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_the_golden_histories_are_those_that_the_engine_makes() -> None:
 
 def test_a_decision_that_is_not_todays_is_told_with_what_is_decided_instead() -> None:
     events = direct().events
-    events[4].event.step_scheduled.attempt = 2  # The first attempt at the second step.
+    events[4].event.step_scheduled.attempt = 2  # It was the first attempt at the second step.
     [first, *_] = divergences(events)
     assert first.recorded == events[4]
     assert [(each.step_scheduled.step_id, each.step_scheduled.attempt) for each in first.decided] == [("T/answer", 1)]
@@ -93,7 +93,7 @@ def test_what_an_owner_had_not_read_does_not_count_against_it() -> None:
     seen.CopyFrom(driver.turn)
     driver.cancel()
     driver.turn, written = seen, driver.turn
-    driver.decide()  # It schedules `b`, for it does not know.
+    driver.decide()  # It schedules `b`, unaware of the cancellation.
     driver.turn = written
     driver.decide()
     assert driver.kinds()[-3:] == ["turn_cancel_requested", "step_scheduled b", "turn_cancelled"]

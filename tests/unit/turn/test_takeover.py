@@ -1,4 +1,4 @@
-"""A turn goes on when its owner is gone, and ends when somebody wants it to."""
+"""A turn goes on when its owner is gone, and ends when somebody cancels it."""
 
 from tests.unit.turn.driver import UNAVAILABLE, Driver, fails, noop, request, says
 

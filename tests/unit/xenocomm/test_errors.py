@@ -1,4 +1,4 @@
-"""What the mesh says of a failure reaches the caller whole."""
+"""Everything the mesh says about a failure reaches the caller."""
 
 from __future__ import annotations
 

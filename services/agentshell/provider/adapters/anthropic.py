@@ -1,7 +1,7 @@
-"""Anthropic's Messages, through Anthropic's own SDK.
+"""Anthropic's Messages API, through Anthropic's own SDK.
 
-A request's passages go as delimited text. System messages before all others are the system prompt; a later one stays
-in its place, and a model that cannot take it there refuses. Reasoning goes back with Anthropic's proof or not at all.
+A request's passages are sent as delimited text. Leading system messages are the system prompt; a later one stays in
+place, and a model that cannot take it there refuses. Reasoning is sent back with Anthropic's proof or not at all.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _FINISH: Mapping[str, pb.FinishReason.ValueType] = {
     "refusal": pb.FINISH_REASON_CONTENT_FILTER,
 }
 _EFFORTS: Mapping[pb.ReasoningEffort.ValueType, str] = {
-    pb.REASONING_EFFORT_MINIMAL: "low",  # There is none below.
+    pb.REASONING_EFFORT_MINIMAL: "low",  # The lowest there is.
     pb.REASONING_EFFORT_LOW: "low",
     pb.REASONING_EFFORT_MEDIUM: "medium",
     pb.REASONING_EFFORT_HIGH: "high",
 }
-# How long what is cached may be kept: the first that is long enough is asked for.
+# How long cached input may be kept: the first lifetime that is long enough is requested.
 _LIFETIMES = {"5m": timedelta(minutes=5), "1h": timedelta(hours=1)}
-# What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one.
+# Prefixes of `Reasoning.signature`, so that another vendor's proof is never sent to this one.
 _THINKING = b"anthropic/thinking/"
 _REDACTED = b"anthropic/redacted/"
 
@@ -128,7 +128,7 @@ class _Growth:
         self.failed: Failure | None = None
         self.answer = Answer(provider)
         self._model = model
-        self._calls: dict[int, int] = {}  # Index of a block -> which call of the answer it is.
+        self._calls: dict[int, int] = {}  # Index of a block -> index of its call in the answer.
         self._stop_reason = ""
         self._counts: dict[str, int] = {}
 
@@ -182,7 +182,7 @@ class _Growth:
                 pass
 
     def _count(self, usage: Mapping[str, Any]) -> None:
-        """Takes over counts, which are of the whole answer so far and not of the event."""
+        """Takes over counts, which are for the whole answer so far and not for the event."""
         details = (usage.get("output_tokens_details"), usage.get("cache_creation"))
         parts: list[Mapping[str, Any]] = [usage, *filter(None, details)]
         self._counts |= {name: value for part in parts for name, value in part.items() if isinstance(value, int)}
@@ -192,7 +192,7 @@ class _Growth:
         counts = self._counts
         cached, written = counts.get("cache_read_input_tokens", 0), counts.get("cache_creation_input_tokens", 0)
         return content_pb2.Usage(
-            input_tokens=counts["input_tokens"] + cached + written,  # Anthropic counts these apart.
+            input_tokens=counts["input_tokens"] + cached + written,  # Anthropic counts these separately.
             output_tokens=counts["output_tokens"],
             cached_input_tokens=cached,
             cache_write_tokens=written,
@@ -202,8 +202,8 @@ class _Growth:
 
 
 def _prompt(generation: pb.Generation, provider: str) -> dict[str, Any]:
-    """Returns all of a request that is read, and thus counted."""
-    numbers = count(1)  # Passages are numbered through the whole request, for citing.
+    """Returns the part of a request that the model reads, which is what is counted."""
+    numbers = count(1)  # Passages are numbered across the whole request, for citing.
     contents = [
         [block for part in message.parts for block in _blocks(part, message.role, numbers, provider)]
         for message in generation.messages
@@ -229,7 +229,7 @@ def _prompt(generation: pb.Generation, provider: str) -> dict[str, Any]:
 
 
 def _mark(blocks: Sequence[dict[str, Any]], cache: pb.PromptCache, provider: str) -> None:
-    """Marks where what comes again ends; reasoning cannot be marked."""
+    """Marks where the part to cache ends; reasoning cannot be marked."""
     control = {"type": "ephemeral"}
     if cache.HasField("ttl"):
         wanted = cache.ttl.ToTimedelta()
@@ -274,7 +274,7 @@ def _output(generation: pb.Generation, provider: str) -> dict[str, Any]:
     if generation.HasField("output_schema"):
         from anthropic import transform_schema
 
-        try:  # What Anthropic cannot hold to goes into descriptions: the answer is validated by the whole schema later.
+        try:  # What Anthropic cannot enforce goes into descriptions; the answer is fully validated later.
             schema = transform_schema(part_text.schema(generation.output_schema))
         except ValueError as error:
             raise unsupported(provider, f"this output schema: {error}") from error
@@ -301,7 +301,7 @@ def _role(role: content_pb2.Role.ValueType) -> str:
             return "assistant"
         case content_pb2.ROLE_SYSTEM:
             return "system"
-        case _:  # Results of tools are the user's there.
+        case _:  # Tool results belong to the user there.
             return "user"
 
 

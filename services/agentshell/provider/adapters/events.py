@@ -1,6 +1,6 @@
-"""Server-sent events whose data is JSON, read as they come. Pure.
+"""Reads server-sent events whose data is JSON, as they come. Pure.
 
-The SDKs' own readers pass each line through three generators, which costs more than all else in reading it.
+The SDKs' own readers pass each line through three generators, which costs more than the rest of reading it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic_core import from_json  # In a third of the time of json's.
+from pydantic_core import from_json  # Takes a third of the time of json's.
 
 MAX_EVENT_BYTES = 32 * 2**20
 _END = b"[DONE]"
@@ -23,7 +23,7 @@ class Events:
         self._bytes = 0
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """Yields what the next bytes end, but for the end mark that some vendors send.
+        """Yields the events that the next bytes complete, except the end mark that some vendors send.
 
         Raises ValueError for data that is not JSON, and for an event of more than MAX_EVENT_BYTES.
         """
@@ -32,7 +32,7 @@ class Events:
             if line.startswith(b"data:"):
                 self._data.append(line[5:])
                 self._bytes += len(line)
-            elif self._data and line in (b"", b"\r"):  # A blank line ends an event. What else there is names it only.
+            elif self._data and line in (b"", b"\r"):  # A blank line ends an event. Other lines only name it.
                 text = b"\n".join(self._data).strip()
                 self._data, self._bytes = [], 0
                 if text != _END:

@@ -1,7 +1,7 @@
 """The Gemini API, through Google's own SDK.
 
-A request's passages go as delimited text, and the system messages before all others as the system instruction. Proof of
-thoughts goes back with the part that it came with. Google keeps the beginnings of requests by itself.
+A request's passages are sent as delimited text, and leading system messages as the system instruction. Proof of
+thoughts is sent back with the part that it came with. Google caches the beginnings of requests by itself.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ _NUMBERS: tuple[tuple[str, Literal["max_output_tokens", "temperature", "top_p", 
 )
 _MODES = {pb.ToolChoice.MODE_NONE: "NONE", pb.ToolChoice.MODE_REQUIRED: "ANY"}
 _EFFORT = "REASONING_EFFORT_"
-# Gemini 2.5 takes no level but the most tokens to think: those that Google itself takes for OpenAI's efforts.
+# Gemini 2.5 takes no level but a limit on thinking tokens: these are the ones that Google maps OpenAI's efforts to.
 _BUDGETS: Mapping[pb.ReasoningEffort.ValueType, int] = {
     pb.REASONING_EFFORT_MINIMAL: 1024,
     pb.REASONING_EFFORT_LOW: 1024,
     pb.REASONING_EFFORT_MEDIUM: 8192,
     pb.REASONING_EFFORT_HIGH: 24_576,
 }
-# What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one: the proof of a
+# Prefixes of `Reasoning.signature`, so that another vendor's proof is never sent to this one: for the proof of a
 # thought itself, or of the part after it.
 _THOUGHT = b"gemini/thought/"
 _PART = b"gemini/part/"
-# From Gemini 3 on, the first call of a message has a proof. For calls of another vendor's model Google names this one.
+# From Gemini 3 on, a message's first call needs a proof. For calls by another vendor's model, Google defines this one.
 _NO_PROOF = "skip_thought_signature_validator"
 _NEEDS_NO_PROOF = ("gemini-1", "gemini-2", "gemma")
 
@@ -105,7 +105,7 @@ class GeminiAdapter:
         return converse(self._sdk, partial(self._stream, generation, model), _Growth(self._provider, model), model)
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text. What that used is an estimate where Google does not say it."""
+        """Returns one vector per text. The usage is an estimate if Google does not report it."""
         model = model or _EMBEDDING_MODEL
         path = self._path(model)
         size = {"outputDimensionality": dimension} if dimension else {}
@@ -142,7 +142,7 @@ class GeminiAdapter:
             return json.loads(text)
 
     def _path(self, model: str) -> str:
-        """Returns the model's place in a URL. Raises MODEL_NOT_FOUND for a name that no model has."""
+        """Returns the model's path in a URL. Raises MODEL_NOT_FOUND for a name that no model can have."""
         if not _MODEL_PATH.fullmatch(model):
             raise no_model(self._provider, model)
         return model if "/" in model else f"models/{model}"
@@ -155,7 +155,7 @@ class GeminiAdapter:
         return await ask(http, asked.url, asked.headers.items(), asked.data)
 
     def _connect(self, key: str, http: Http) -> tuple[Any, Http]:
-        """Returns what is within the SDK's client: its models of requests have no way to count all of one's tokens."""
+        """Returns the SDK client's inner client: the SDK's own request types cannot count all of a request's tokens."""
         from google.genai import Client
         from google.genai.types import HttpOptions
 
@@ -190,7 +190,7 @@ class _Growth:
                 self._reason = reason
                 if reason not in _FINISH:
                     self.failed = Failure(Kind.ANSWERED, 0, reason, candidate.get("finishMessage", ""))
-        if event.get("promptFeedback", {}).get("blockReason"):  # There is no answer then.
+        if event.get("promptFeedback", {}).get("blockReason"):  # Then there is no answer.
             self._reason = self._reason or "SAFETY"
         if counts := event.get("usageMetadata"):
             usage = _usage(counts)
@@ -232,7 +232,7 @@ def _usage(counts: Mapping[str, int | Any]) -> content_pb2.Usage:
     written = {detail["modality"]: detail.get("tokenCount", 0) for detail in counts.get("candidatesTokensDetails", ())}
     return content_pb2.Usage(
         input_tokens=counts.get("promptTokenCount", 0) + counts.get("toolUsePromptTokenCount", 0),
-        output_tokens=counts.get("candidatesTokenCount", 0) + thoughts,  # Google counts these apart.
+        output_tokens=counts.get("candidatesTokenCount", 0) + thoughts,  # Google counts these separately.
         cached_input_tokens=counts.get("cachedContentTokenCount", 0),
         reasoning_tokens=thoughts,
         image_input_tokens=read.get("IMAGE", 0),
@@ -246,13 +246,13 @@ def _explain(error: Exception) -> Failure | None:
 
     if not isinstance(error, errors.APIError):
         return None
-    failed: Any = error  # Its response is of one of four libraries.
+    failed: Any = error  # Its response may be from any of four libraries.
     return failure.answered(failed.code, failed.response.headers, failed.details)
 
 
 def _request(generation: pb.Generation, model: str, provider: str) -> dict[str, Any]:
     name = model.rpartition("/")[2]
-    numbers = count(1)  # Passages are numbered through the whole request, for citing.
+    numbers = count(1)  # Passages are numbered across the whole request, for citing.
     messages = list(generation.messages)
     first = sum(1 for _ in takewhile(lambda message: message.role == content_pb2.ROLE_SYSTEM, messages))
     system = list(chain.from_iterable(_parts(message, {}, numbers, provider) for message in messages[:first]))
@@ -298,7 +298,7 @@ def _config(generation: pb.Generation, model: str) -> dict[str, Any]:
 
 def _thinking(effort: pb.ReasoningEffort.ValueType, model: str) -> dict[str, Any]:
     if effort == pb.REASONING_EFFORT_NONE:
-        return {"thinkingBudget": 0}  # A model that cannot but think refuses.
+        return {"thinkingBudget": 0}  # A model that always thinks refuses.
     if model.startswith("gemini-2"):
         return {"thinkingBudget": _BUDGETS[effort], "includeThoughts": True}
     return {"thinkingLevel": pb.ReasoningEffort.Name(effort).removeprefix(_EFFORT), "includeThoughts": True}
@@ -318,7 +318,7 @@ def _contents(
         is_model = message.role == content_pb2.ROLE_ASSISTANT
         if is_model and not model.startswith(_NEEDS_NO_PROOF):
             _prove(parts)
-        if contents and message.role == before == content_pb2.ROLE_TOOL:  # Results of one message's calls.
+        if contents and message.role == before == content_pb2.ROLE_TOOL:  # Results for one message's calls.
             contents[-1]["parts"] += parts
         elif parts:
             contents.append({"role": "model" if is_model else "user", "parts": parts})
@@ -327,7 +327,7 @@ def _contents(
 
 
 def _prove(parts: Sequence[dict[str, Any]]) -> None:
-    """Says of calls without proof that they have none."""
+    """Marks the first call as having no proof, if it has none."""
     first = next((part for part in parts if "functionCall" in part), None)
     if first is not None:
         first.setdefault("thoughtSignature", _NO_PROOF)
@@ -336,7 +336,7 @@ def _prove(parts: Sequence[dict[str, Any]]) -> None:
 def _parts(
     message: content_pb2.Message, names: Mapping[str, str], numbers: Iterable[int], provider: str
 ) -> Iterable[dict[str, Any]]:
-    """Yields a message's parts, and each proof with the part that follows it, or alone at the end."""
+    """Yields a message's parts, each proof with the part that follows it, or alone at the end."""
     proof = ""
     for part in message.parts:
         if part.HasField("reasoning"):

@@ -1,7 +1,7 @@
-"""Connections to a vendor, over aiohttp: its parser is in C, and httpx2's own is not.
+"""Connections to a vendor, over aiohttp, because its parser is in C and httpx2's own is not.
 
-Answers that are streamed are asked for here directly, with the headers of the vendor's SDK: to take a request through
-all the SDK's objects costs more than all else in a call. The SDKs send the rest over the same connections.
+Streamed answers are requested here directly, with the headers of the vendor's SDK: taking a request through all the
+SDK's objects costs more than the rest of a call. The SDKs send everything else over the same connections.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Headers: TypeAlias = Iterable[tuple[str, str]]
 
 
 class Http:
-    """Connections, kept open for a minute after their last use. How many there are at once is decided above.
+    """Connections, kept open for a minute after their last use. Their number is limited above.
 
-    A vendor that says nothing for `silence_seconds` has failed.
+    A vendor that sends nothing for `silence_seconds` has failed.
     """
 
     def __init__(self, silence_seconds: float) -> None:
@@ -42,8 +42,8 @@ class Http:
     async def request(
         self, method: str, url: str, headers: Headers, body: bytes, *, decompress: bool = True
     ) -> aiohttp.ClientResponse:
-        """Returns when the head of the answer is there; the caller releases it. Raises aiohttp's errors."""
-        if self._session is None:  # Made within the loop that it is of.
+        """Returns a response once its head has arrived; the caller releases it. Raises aiohttp's errors."""
+        if self._session is None:  # Made within the event loop that it belongs to.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS, ssl=self._tls)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return await self._session.request(
@@ -64,17 +64,17 @@ class Http:
 
 
 class _Transport(httpx2.AsyncBaseTransport):
-    """How an SDK sends over our connections. Failures are httpx2's: SDKs tell a timeout from a lost connection."""
+    """Sends an SDK's requests over our connections. Raises httpx2's errors, which SDKs tell apart."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Returns when the head of the response is there. Raises httpx2.TransportError."""
-        # As they are: httpx2 guesses the encoding anew for each that is asked for.
+        """Returns a response once its head has arrived. Raises httpx2.TransportError."""
+        # Taken raw: httpx2 guesses the encoding again for each one that is looked up.
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
         with _httpx2_errors(request):
-            # It is httpx2 that decompresses.
+            # httpx2 decompresses.
             response = await self._http.request(
                 request.method, str(request.url), headers, request.content, decompress=False
             )
@@ -99,7 +99,7 @@ class _Body(httpx2.AsyncByteStream):
                 yield data
 
     async def aclose(self) -> None:
-        self._response.release()  # To be used again if it was read to its end, and closed otherwise.
+        self._response.release()  # Reuses the connection if this was read to its end, and closes it otherwise.
 
 
 @contextmanager
@@ -113,12 +113,12 @@ def _httpx2_errors(request: httpx2.Request) -> Generator[None]:
         raise httpx2.ConnectError(str(error), request=request) from error
     except aiohttp.InvalidURL as error:
         raise httpx2.UnsupportedProtocol(str(error), request=request) from error
-    except (aiohttp.ClientError, OSError) as error:  # Cut, or not HTTP.
+    except (aiohttp.ClientError, OSError) as error:  # Cut off, or not HTTP.
         raise httpx2.RemoteProtocolError(str(error), request=request) from error
 
 
 def _proxy(url: str) -> str | None:
-    """Returns the proxy that the environment has for a URL; None: there is none."""
+    """Returns the proxy that the environment sets for a URL; None: there is none."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     found = proxies.get(parts.scheme) or proxies.get("all")

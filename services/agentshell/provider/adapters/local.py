@@ -1,6 +1,6 @@
-"""The local provider: no model, no key, no network. Quotes the passages of the request and says that it does.
+"""The local provider: no model, no key, no network. Quotes the passages of the request and says so.
 
-Deterministic: it has one answer to a request, at any temperature and seed. For demos, tests and work offline.
+Deterministic: a request has one answer, at any temperature and seed. For demos, tests and offline work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORD_GROUP = re.compile(r"(?:\S+\s*){1,4}|\s+")
 
 
 class LocalAdapter:
-    """Answers by extraction. The estimator's count of tokens is its own, and costs nothing."""
+    """Answers by extraction. Its token counts are exactly the estimator's, and cost nothing."""
 
     default_model = _MODEL
     abilities = frozenset(
@@ -32,7 +32,7 @@ class LocalAdapter:
         self._provider = access.provider
 
     async def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
-        """Yields the answer by groups of words, and the whole answer with its citations."""
+        """Yields the answer in groups of words, and then the whole answer with its citations."""
         self._check(model)
         found = extract.extract(_questions(generation.messages), _passages(generation.messages))
         text, reason = _limit(found.text, generation.parameters)
@@ -56,13 +56,13 @@ class LocalAdapter:
         raise unsupported(self._provider, "moderation")
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
-        """Returns what an answer's usage will say."""
+        """Returns what an answer's usage will report."""
         self._check(model)
         read = tokens.estimate_generation(generation)
         return pb.CountTokensResponse(input_tokens=read, provider=self._provider, model=_MODEL)
 
     async def close(self) -> None:
-        """Has nothing to let go of."""
+        """Has nothing to close."""
 
     def _check(self, model: str) -> None:
         if model != _MODEL:
@@ -82,7 +82,7 @@ def _passages(messages: Sequence[content_pb2.Message]) -> list[content_pb2.Passa
 
 
 def _limit(text: str, parameters: pb.GenerationParameters) -> tuple[str, pb.FinishReason.ValueType]:
-    """Cuts the answer where a stop text begins, and before the word that would exceed the limit."""
+    """Cuts the answer off where a stop text begins, and before the word that would exceed the limit."""
     ends = [at for at in (text.find(stop) for stop in parameters.stop if stop) if at >= 0]
     text = text[: min(ends, default=len(text))]
     if not parameters.HasField("max_output_tokens") or tokens.estimate(text) <= parameters.max_output_tokens:
@@ -97,7 +97,7 @@ def _limit(text: str, parameters: pb.GenerationParameters) -> tuple[str, pb.Fini
 
 
 def _within(citations: Sequence[content_pb2.Citation], end: int) -> list[content_pb2.Citation]:
-    """Returns the citations of what is left of the text."""
+    """Returns the citations for the text that is left."""
     kept = [citation for citation in citations if citation.start_index < end]
     for citation in kept:
         citation.end_index = min(citation.end_index, end)

@@ -1,7 +1,7 @@
-"""OpenAI's Responses, through OpenAI's own SDK.
+"""OpenAI's Responses API, through OpenAI's own SDK.
 
-Nothing is stored there: each request has the whole conversation. Passages go as delimited text. Reasoning goes back
-with OpenAI's proof or not at all. Stop texts and seeds are not of this API; `openai_chat` has them.
+Nothing is stored there: each request has the whole conversation. Passages are sent as delimited text. Reasoning is sent
+back with OpenAI's proof or not at all. This API has no stop texts and no seeds; `openai_chat` has them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-# What `Reasoning.signature` begins with, so that another vendor's proof is never sent to this one.
+# A prefix of `Reasoning.signature`, so that another vendor's proof is never sent to this one.
 _PROOF = b"openai/reasoning/"
 _PARAGRAPH = "\n\n"
-# There are 12 hours, too, which cost more; how much is known for few models.
+# There is a lifetime of 12 hours too, which costs more; how much is known for few models.
 _CACHE_LIFETIMES = {"30m": timedelta(minutes=30)}
 _MODES = {pb.ToolChoice.MODE_NONE: "none", pb.ToolChoice.MODE_REQUIRED: "required"}
 _ROLES = {content_pb2.ROLE_SYSTEM: "system", content_pb2.ROLE_ASSISTANT: "assistant"}
@@ -48,7 +48,7 @@ _INCOMPLETE: Mapping[str, pb.FinishReason.ValueType] = {
 
 
 class OpenAIAdapter:
-    """Generates by Responses, counts tokens by the vendor's own count, embeds and moderates."""
+    """Generates with Responses, counts tokens by the vendor's own count, embeds and moderates."""
 
     abilities = frozenset(
         {
@@ -79,11 +79,11 @@ class OpenAIAdapter:
         return converse(self._api.sdk, partial(self._ask, generation, model), _Growth(self._api.provider, model), model)
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text."""
+        """Returns one vector per text."""
         return await self._api.embed(texts, model, dimension)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
-        """Returns a verdict a text."""
+        """Returns one verdict per text."""
         return await self._api.moderate(texts, model)
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
@@ -109,8 +109,8 @@ async def count_tokens(api: OpenAIApi, generation: pb.Generation, model: str) ->
 
 
 def question(generation: pb.Generation, provider: str) -> dict[str, Any]:
-    """Returns what a request reads."""
-    numbers = count(1)  # Passages are numbered through the whole request, for citing.
+    """Returns the part of a request that the model reads."""
+    numbers = count(1)  # Passages are numbered across the whole request, for citing.
     items = [item for message in generation.messages for item in _items(message, provider, numbers)]
     body: dict[str, Any] = {"input": items}
     choice = generation.tool_choice
@@ -121,7 +121,7 @@ def question(generation: pb.Generation, provider: str) -> dict[str, Any]:
                 "name": tool.name,
                 "description": tool.description,
                 "parameters": parameters_of(tool),
-                "strict": False,  # Or the vendor would demand schemas of its own kind.
+                "strict": False,  # Otherwise the vendor would demand schemas of its strict kind.
             }
             for tool in generation.tools
         ]
@@ -147,7 +147,7 @@ def _parameters(generation: pb.Generation, provider: str) -> dict[str, Any]:
 
 
 def _items(message: content_pb2.Message, provider: str, numbers: Iterable[int]) -> Iterable[dict[str, Any]]:
-    """Yields a message as OpenAI's items: calls, results and reasoning stand beside messages there, in their order."""
+    """Yields a message as OpenAI's items, in order: calls, results and reasoning go beside messages there."""
     content: list[dict[str, Any]] = []
     for part in message.parts:
         if block := _block(part, message.role, provider, numbers):
@@ -162,18 +162,17 @@ def _items(message: content_pb2.Message, provider: str, numbers: Iterable[int]) 
 def _said(role: content_pb2.Role.ValueType, content: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     if not content:
         return
-    if (
-        role == content_pb2.ROLE_ASSISTANT
-    ):  # What it said before goes as text: its own form has ids, which are not kept.
+    if role == content_pb2.ROLE_ASSISTANT:
+        # Earlier answers are sent as text: OpenAI's own form has ids, which are not kept.
         yield {"role": "assistant", "content": _PARAGRAPH.join(block["text"] for block in content)}
-    else:  # What stands beside a tool's result is the caller's.
+    else:  # What comes with a tool's result is the caller's.
         yield {"role": _ROLES.get(role, "user"), "content": content}
 
 
 def _block(
     part: content_pb2.Part, role: content_pb2.Role.ValueType, provider: str, numbers: Iterable[int]
 ) -> dict[str, Any] | None:
-    """Returns what belongs within a message; None: it stands beside it, or is not sent."""
+    """Returns a part that goes inside a message; None: it goes beside the message, or is not sent."""
     match part.WhichOneof("kind"):
         case "text" if part.text.text:
             return {"type": "input_text", "text": part.text.text}
@@ -188,7 +187,7 @@ def _block(
 
 
 def _item(part: content_pb2.Part) -> dict[str, Any] | None:
-    """Returns what stands beside messages; None: it is not sent."""
+    """Returns a part that goes beside messages; None: it is not sent."""
     match part.WhichOneof("kind"):
         case "tool_call":
             call = part.tool_call
@@ -213,7 +212,7 @@ class _Growth:
         self.failed: Failure | None = None
         self.answer = Answer(provider)
         self._model = model
-        self._calls: dict[int, int] = {}  # Index of an item -> which call of the answer it is.
+        self._calls: dict[int, int] = {}  # Index of an item -> index of its call in the answer.
         self._usage: content_pb2.Usage | None = None
         self._refused = False
         self._finish_reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED

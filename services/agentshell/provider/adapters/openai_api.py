@@ -1,6 +1,6 @@
-"""What the adapters of OpenAI's APIs share: the way there, vectors, verdicts, and the forms that all of them take.
+"""What the adapters of OpenAI's APIs share: requests, vectors, verdicts, and the forms that all of them take.
 
-What comes is taken as plain JSON: the models of OpenAI's SDK would refuse what OpenAI's imitators leave out.
+Answers are read as plain JSON: the types of OpenAI's SDK would reject what OpenAI's imitators leave out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agentshell.provider.adapters.stainless import Client
 from kfm.content.v1 import content_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only who calls OpenAI pays for it.
+if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only a call to OpenAI pays for it.
     from aiohttp import ClientResponse
     from openai import AsyncOpenAI
     from openai._types import RequestOptions
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # The SDK takes half a second and 40 MB to import: only who c
     from agentshell.provider.adapters.http import Http
 
 MODEL = "gpt-6.1-sol"
-_NO_KEY = "none"  # The SDK demands one, or takes what it finds in the environment.
+_NO_KEY = "none"  # The SDK demands a key, or else takes one from the environment.
 _EMBEDDING_MODEL = "text-embedding-3-small"
 _MODERATION_MODEL = "omni-moderation-latest"
 
@@ -39,7 +39,7 @@ EFFORTS: Mapping[pb.ReasoningEffort.ValueType, str] = {
 
 
 class OpenAIApi:
-    """One endpoint of OpenAI, or of whoever speaks as it does (`is_openai`: False)."""
+    """One endpoint of OpenAI, or of a server that speaks its protocol (`is_openai`: False)."""
 
     def __init__(self, access: Access, *, is_openai: bool = True) -> None:
         self.provider = access.provider
@@ -48,7 +48,7 @@ class OpenAIApi:
         self.sdk = Sdk(access, "openai", self._connect, stainless.explain("openai"))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> ClientResponse:
-        """Returns a streamed answer, to be read and released by the caller."""
+        """Returns a streamed answer, which the caller reads and releases."""
         return await (await self.sdk.open()).stream(path, body)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -57,7 +57,7 @@ class OpenAIApi:
         return await client.post(path, cast_to=object, body=body, options=_options(client))
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text; its usage is absent where the vendor does not say it."""
+        """Returns one vector per text; usage is absent if the vendor does not report it."""
         model = model or _EMBEDDING_MODEL
         body: dict[str, Any] = {"input": list(texts), "model": model, "encoding_format": "float"}
         if dimension:
@@ -75,7 +75,7 @@ class OpenAIApi:
             )
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
-        """Returns a verdict a text."""
+        """Returns one verdict per text."""
         model = model or _MODERATION_MODEL
         with self.sdk.failing(model):
             answer = await self.ask("/moderations", {"input": list(texts), "model": model})
@@ -90,13 +90,13 @@ class OpenAIApi:
 
         api_key, sending = key or _NO_KEY, http.client()
         client = AsyncOpenAI(api_key=api_key, base_url=self._base_url, max_retries=0, http_client=sending)
-        if not self._is_openai:  # Nobody else is told of the account that the SDK finds in the environment.
+        if not self._is_openai:  # Nobody else is told the account that the SDK finds in the environment.
             client.organization = client.project = None
         return Client(client, http, has_key=bool(key))
 
 
 def _options(client: AsyncOpenAI) -> RequestOptions:
-    """Returns whose key is sent: nobody's where there is none."""
+    """Returns the options that send the key, or none if there is no key."""
     from openai import Omit
 
     if client.api_key == _NO_KEY:
@@ -105,31 +105,31 @@ def _options(client: AsyncOpenAI) -> RequestOptions:
 
 
 def member(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns what is in a JSON object by that name, as an object; one without members where it is missing or null."""
+    """Returns a member of a JSON object that is itself an object; an empty one if it is missing or null."""
     return found.get(name) or {}
 
 
 def number(found: Mapping[str, Any], name: str) -> int:
-    """Returns the number in a JSON object by that name; 0 where it is missing or null."""
+    """Returns a member of a JSON object that is a number; 0 if it is missing or null."""
     return found.get(name) or 0
 
 
 def parameters_of(tool: pb.ToolDefinition) -> Mapping[str, Any]:
-    """Returns the schema of a tool's arguments, which may not be missing."""
+    """Returns the schema of a tool's arguments, which the API requires."""
     return part_text.tool_schema(tool.input_schema) or {"type": "object", "properties": {}}
 
 
 def image_url(image: content_pb2.Image) -> str:
-    """Returns where a picture is; what is in the request goes as a data URL."""
+    """Returns an image's URL; an image in the request itself becomes a data URL."""
     if image.WhichOneof("source") == "uri":
         return image.uri
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
 
 def cache(prompt_cache: pb.PromptCache, provider: str, lifetimes: Mapping[str, timedelta]) -> dict[str, Any]:
-    """Returns the hints of a request's cache. OpenAI keeps the beginnings of requests by itself.
+    """Returns a request's cache hints. OpenAI caches the beginnings of requests by itself.
 
-    `lifetimes`: those that the API offers, shortest first; the first that is long enough is asked for.
+    `lifetimes`: those that the API offers, shortest first; the first that is long enough is requested.
     """
     hints: dict[str, Any] = {}
     if prompt_cache.key:

@@ -1,6 +1,6 @@
 """OpenAI's Chat Completions, through OpenAI's own SDK.
 
-Passages go as delimited text. Reasoning of earlier turns is left out: this API takes none back.
+Passages are sent as delimited text. Reasoning of earlier turns is left out: this API takes none back.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ROLES = {content_pb2.ROLE_SYSTEM: "system", content_pb2.ROLE_USER: "user", cont
 
 
 class OpenAIChatAdapter:
-    """Generates by Chat Completions, counts tokens by the vendor's own count, embeds and moderates."""
+    """Generates with Chat Completions, counts tokens by the vendor's own count, embeds and moderates."""
 
     abilities = openai.OpenAIAdapter.abilities | {pb.ABILITY_STOP, pb.ABILITY_SEED}
 
@@ -65,11 +65,11 @@ class OpenAIChatAdapter:
         return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text."""
+        """Returns one vector per text."""
         return await self._api.embed(texts, model, dimension)
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
-        """Returns a verdict a text."""
+        """Returns one verdict per text."""
         return await self._api.moderate(texts, model)
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
@@ -88,7 +88,7 @@ class OpenAIChatAdapter:
 
 
 class ChatGrowth:
-    """Reads the chunks of one answer, whichever of their fields are there."""
+    """Reads the chunks of one answer, whichever of their fields are present."""
 
     def __init__(self, generation: pb.Generation, provider: str, model: str) -> None:
         self.failed: Failure | None = None
@@ -98,7 +98,7 @@ class ChatGrowth:
         self._usage: content_pb2.Usage | None = None
         self._refused = False
         self._ids: list[str] = []  # Of the calls.
-        self._indices: dict[int | None, int] = {}  # The vendor's index -> which call of the answer it is.
+        self._indices: dict[int | None, int] = {}  # The vendor's index -> index of the call in the answer.
         self._finish_reason = ""
 
     @property
@@ -119,11 +119,11 @@ class ChatGrowth:
             self.answer.used(usage)
 
     def finish(self) -> pb.GenerateResponse:
-        """Returns the whole answer. What the vendor does not say that it used is estimated."""
+        """Returns the whole answer. Usage that the vendor does not report is estimated."""
         reason = _FINISH[self._finish_reason]
         if self._refused:
             reason = pb.FINISH_REASON_CONTENT_FILTER
-        elif self._ids and reason == pb.FINISH_REASON_STOP:  # So it is where the request demanded the tool.
+        elif self._ids and reason == pb.FINISH_REASON_STOP:  # As when the request demanded the tool.
             reason = pb.FINISH_REASON_TOOL_CALLS
         response = self.answer.finish(self._model, reason, self._usage)
         if self._usage is None:
@@ -133,13 +133,13 @@ class ChatGrowth:
         return response
 
     def _grow(self, delta: Mapping[str, Any]) -> None:
-        # Two names that OpenAI's imitators have for it; OpenAI shows no reasoning here.
+        # OpenAI's imitators have two names for it; OpenAI shows no reasoning here.
         if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
             self.answer.reasoning(reasoning)
         match delta.get("content"):
             case str(text) if text:
                 self.answer.text(text)
-            case [*blocks]:  # Mistral's models that reason.
+            case [*blocks]:  # Mistral's reasoning models.
                 for block in blocks:
                     self._add(block)
             case _:
@@ -158,7 +158,7 @@ class ChatGrowth:
             self.answer.text(block["text"])
 
     def _call(self, call: Mapping[str, Any]) -> None:
-        """Adds a piece of a tool call. Some leave out its index, or give all calls the same one, or name none."""
+        """Adds a piece of a tool call. Some vendors leave out its index or its id, or give all calls the same index."""
         function = member(call, "function")
         name, arguments = function.get("name") or "", function.get("arguments") or ""
         at, call_id = call.get("index"), call.get("id") or ""
@@ -186,8 +186,8 @@ def _usage(usage: Mapping[str, Any]) -> content_pb2.Usage:
 
 
 def request(generation: pb.Generation, provider: str, limit_name: str) -> dict[str, Any]:
-    """Returns a request but for its model. `limit_name`: what the server calls the most tokens to write."""
-    numbers = count(1)  # Passages are numbered through the whole request, for citing.
+    """Returns a request without its model. `limit_name`: what the server calls the limit on output tokens."""
+    numbers = count(1)  # Passages are numbered across the whole request, for citing.
     messages = [sent for message in generation.messages for sent in _messages(message, provider, numbers)]
     body: dict[str, Any] = {"messages": messages, **_tools(generation)}
     if generation.HasField("output_schema"):
@@ -227,7 +227,7 @@ def _tools(generation: pb.Generation) -> dict[str, Any]:
 
 
 def _messages(message: content_pb2.Message, provider: str, numbers: Iterable[int]) -> Iterable[dict[str, Any]]:
-    """Yields a message as OpenAI's: results of tools are messages of their own there, before the rest."""
+    """Yields a message as OpenAI's: tool results are messages of their own there, before the rest."""
     content: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     for part in message.parts:
@@ -250,7 +250,7 @@ def _messages(message: content_pb2.Message, provider: str, numbers: Iterable[int
             case _:  # Reasoning, which this API does not take back.
                 pass
     if content or calls:
-        role = _ROLES.get(message.role, "user")  # What stands beside a tool's result is the caller's.
+        role = _ROLES.get(message.role, "user")  # What comes with a tool's result is the caller's.
         sent: dict[str, Any] = {"role": role, "content": _content(content)}
         if calls:
             sent["tool_calls"] = calls
@@ -258,7 +258,7 @@ def _messages(message: content_pb2.Message, provider: str, numbers: Iterable[int
 
 
 def _content(content: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
-    """Returns text as one string, which every server takes, unless a picture needs the longer form."""
+    """Returns text as one string, which every server accepts, unless an image needs the longer form."""
     if any(item["type"] != "text" for item in content):
         return content
     return "\n\n".join(item["text"] for item in content) or None

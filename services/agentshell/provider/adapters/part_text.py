@@ -1,4 +1,4 @@
-"""How parts that a vendor has no form of its own for become text. Pure."""
+"""Turns parts into text for vendors that have no form of their own for them. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentshell.content import plain
 from kfm.content.v1 import content_pb2
 
 _CLOSING = "</passage"
-# The schemas of tools, which come again with each call: to make one of its Struct takes longer than all else of a tool.
+# Tools' schemas, which recur in every call: making one from its Struct takes longer than the rest of a tool.
 _KEPT_SCHEMAS = 256
 _MAX_KEPT_BYTES = 8 * 1024
 
@@ -34,22 +34,22 @@ def result(result: content_pb2.ToolResult) -> str:
 
 
 def marked_result(answered: content_pb2.ToolResult) -> str:
-    """Returns what a tool answered, marked where it failed: for APIs that have no field for that."""
+    """Returns what a tool answered, marked if it failed, for APIs that have no field for that."""
     return f"Error: {result(answered)}" if answered.is_error else result(answered)
 
 
 def dump(value: struct_pb2.Struct | struct_pb2.Value) -> str:
-    """Returns a structure as JSON, always the same: a Struct's own order is another in each process."""
+    """Returns a structure as JSON with sorted keys: a Struct's own order differs from process to process."""
     return json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
 
 
 def schema(value: struct_pb2.Struct) -> dict[str, Any]:
-    """Returns a JSON Schema, always in the same order, so that vendors find what they keep of requests."""
+    """Returns a JSON Schema, always in the same order, so that vendors' prompt caches hit."""
     return json.loads(dump(value))
 
 
 def tool_schema(value: struct_pb2.Struct) -> Mapping[str, Any]:
-    """Returns the JSON Schema of a tool's arguments as `schema` does; the same one to all, so nobody may change it."""
+    """Returns the JSON Schema of a tool's arguments, as `schema` does. Callers share it and must not change it."""
     content = value.SerializeToString(deterministic=True)
     return _kept_schema(content) if len(content) <= _MAX_KEPT_BYTES else schema(value)
 

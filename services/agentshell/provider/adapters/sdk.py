@@ -1,7 +1,7 @@
-"""A vendor's SDK: its client, opened at the first call with the key there is, and its exceptions, made ours.
+"""A vendor's SDK: its client, opened at the first call with the current key, and its exceptions, turned into ours.
 
-An SDK takes up to a second and 60 MB to import: only who calls its vendor pays for it, off the event loop. All SDKs
-speak over connections of ours, so that timeouts are the same, and none tries again by itself.
+An SDK takes up to a second and 60 MB to import: only a process that calls its vendor pays for that, off the event loop.
+All SDKs use our connections, so that timeouts are the same, and none retries by itself.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Explain = Callable[[Exception], "Failure | None"]
 class Sdk(Generic[_C]):
     """The SDK of one vendor, for one adapter.
 
-    `module`: what is imported at the first call. `connect` makes a client with a key, over our connections. `explain`
-    reads the SDK's own exceptions; None: it is none of them.
+    `module` is imported at the first call. `connect` makes a client with a key, over our connections. `explain` reads
+    the SDK's own exceptions, and returns None for any other.
     """
 
     def __init__(self, access: Access, module: str, connect: Connect[_C], explain: Explain) -> None:
@@ -43,18 +43,18 @@ class Sdk(Generic[_C]):
         self._client: tuple[str, _C] | None = None
 
     async def open(self) -> _C:
-        """Returns the client. A key may be replaced while this runs. Raises PROVIDER_KEY_INVALID."""
+        """Returns the client, a new one if the key has changed. Raises PROVIDER_KEY_INVALID."""
         key = self._access.key.read()
         if self._http is None:
             http = await asyncio.to_thread(_prepare, self._module, self._access.silence_seconds)
-            self._http = self._http or http  # Another call may have been here meanwhile.
+            self._http = self._http or http  # Another call may have got here first.
         if self._client is None or self._client[0] != key:
             self._client = (key, self._connect(key, self._http))
         return self._client[1]
 
     @contextmanager
     def failing(self, model: str) -> Generator[None]:
-        """Makes what fails within it our error."""
+        """Turns exceptions within the block into our errors."""
         try:
             yield
         except AgentShellError:
@@ -70,7 +70,7 @@ class Sdk(Generic[_C]):
         return failure.error(found, self._access.provider, model, self._access.key, cause)
 
     def cut(self, model: str) -> AgentShellError:
-        """The error for an answer that ended before its end."""
+        """Returns the error for an answer that was cut off."""
         return self.error(Failure(Kind.CONNECTION), model)
 
     async def close(self) -> None:
@@ -92,14 +92,14 @@ def _read(error: Exception) -> Failure | None:
             return Failure(Kind.CONNECTION)
         case httpx2.DecodingError():
             return Failure(Kind.MALFORMED)
-        case ValueError() | LookupError() | AttributeError() | TypeError():  # What we read is not what we expect.
+        case ValueError() | LookupError() | AttributeError() | TypeError():  # What we read is not what we expected.
             return Failure(Kind.MALFORMED, message=type(error).__name__)
         case _:
             return None
 
 
 def _prepare(module: str, silence_seconds: float) -> Http:
-    """Imports the SDK and returns its connections: none yet."""
+    """Imports the SDK and returns its connections, none of them open yet."""
     importlib.import_module(module)
     from agentshell.provider.adapters.http import Http
 

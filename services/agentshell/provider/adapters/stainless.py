@@ -22,17 +22,17 @@ class SdkClient(Protocol):
 
     @property
     def base_url(self) -> URL:
-        """Where the vendor is."""
+        """The vendor's URL."""
         ...
 
     @property
     def auth_headers(self) -> dict[str, str]:
-        """As whom it is asked."""
+        """The headers that carry the key."""
         ...
 
     @property
     def default_headers(self) -> Mapping[str, Any]:
-        """Who asks, and in what form; a value that is no text omits its header."""
+        """The SDK's other headers; a value that is not a string omits its header."""
         ...
 
 
@@ -40,7 +40,7 @@ _C = TypeVar("_C", bound=SdkClient)
 
 
 class Client(Generic[_C]):
-    """An SDK's client, and how answers are streamed without it."""
+    """An SDK's client, and a way to stream answers without it."""
 
     def __init__(self, sdk: _C, http: Http, *, has_key: bool = True) -> None:
         self.sdk = sdk
@@ -55,7 +55,7 @@ class Client(Generic[_C]):
 
 
 def explain(module: str) -> Explain:
-    """Returns how the exceptions of the SDK `module` are read."""
+    """Returns a function that reads the exceptions of the SDK `module`."""
 
     def read(error: Exception) -> Failure | None:
         sdk: Any = importlib.import_module(module)

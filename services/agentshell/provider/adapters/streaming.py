@@ -1,7 +1,7 @@
-"""An answer that is streamed, asked for and read without its vendor's SDK.
+"""Requests and reads a streamed answer without the vendor's SDK.
 
-The SDK's client says where the vendor is, as whom it is asked, and who asks. Its objects for each request and each
-event would cost more than all else in a call, and refuse what a vendor's imitators leave out.
+The SDK's client only supplies the URL and the headers. Its objects for each request and each event would cost more than
+the rest of a call, and reject what a vendor's imitators leave out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 class Growth(Protocol):
-    """How an API's events become an answer. `failed`: what the vendor says went wrong within the stream."""
+    """Turns an API's events into an answer. `failed`: what the vendor says went wrong within the stream."""
 
     answer: Answer
     failed: Failure | None
@@ -48,9 +48,9 @@ class Growth(Protocol):
 
 
 async def ask(http: Http, url: str, headers: Headers, body: Mapping[str, Any]) -> ClientResponse:
-    """Returns an answer whose events are to be read; the caller releases it.
+    """Returns an answer whose events are still to be read; the caller releases it.
 
-    Raises Refused for the status of an error, ValueError for what is no stream of events, and aiohttp's errors.
+    Raises Refused for an error status, ValueError if it is not a stream of events, and aiohttp's errors.
     """
     response = await http.request("POST", url, headers, _to_json(body).encode())
     try:
@@ -68,7 +68,7 @@ async def ask(http: Http, url: str, headers: Headers, body: Mapping[str, Any]) -
 async def converse(
     sdk: Sdk[Any], ask: Callable[[], Awaitable[ClientResponse]], growth: Growth, model: str
 ) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
-    """Yields what the answer to `ask` grows by, together what came together, and, last, the whole."""
+    """Yields what the answer to `ask` grows by, batched as it arrives, and, last, the whole."""
     events = Events()
     with sdk.failing(model):
         response = await ask()
@@ -82,14 +82,14 @@ async def converse(
                 if growth.failed:
                     raise sdk.error(growth.failed, model)
         finally:
-            response.release()  # To be used again if it was read to its end, and closed otherwise.
+            response.release()  # Reuses the connection if this was read to its end, and closes it otherwise.
         if not growth.is_whole:
             raise sdk.cut(model)
         yield growth.finish()
 
 
 def _read(growth: Growth, events: Events, data: bytes) -> Exception | None:
-    """Adds the next bytes. Returns what is wrong with what comes after that."""
+    """Adds the next bytes. Returns what is wrong with them beyond what was added."""
     try:
         for event in events.feed(data):
             growth.read(event)

@@ -1,7 +1,7 @@
-"""Output schemas as OpenAI takes them. Pure.
+"""Output schemas in OpenAI's form. Pure.
 
-OpenAI holds a model to a schema only if the schema is of its strict kind: each object closed, all of its properties
-required, and nothing of JSON Schema beyond a list. Any other schema is sent as advice.
+OpenAI enforces a schema only if it is of its strict kind: each object closed, all of its properties required, and only
+listed keywords of JSON Schema. Any other schema is sent as advice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SCHEMAS_BY_NAME = ("properties", "$defs", "definitions")
 
 
 def answer(schema: struct_pb2.Struct) -> dict[str, Any]:
-    """Returns the named schema of an answer, and whether the model is held to it."""
+    """Returns the named schema of an answer, and whether the model must follow it."""
     wanted = part_text.schema(schema)
     strict = wanted.get("type") == "object" and "anyOf" not in wanted and is_strict(wanted)
     return {"name": _NAME, "schema": wanted, "strict": strict}
@@ -54,7 +54,7 @@ def is_strict(schema: Mapping[str, Any]) -> bool:
     within: list[Any] = [inner for name in _SCHEMAS_BY_NAME for inner in schema.get(name, {}).values()]
     within += schema.get("anyOf", ())
     within += [schema["items"]] if "items" in schema else []
-    return all(not isinstance(inner, bool) and is_strict(inner) for inner in within)  # `true` lets everything through.
+    return all(not isinstance(inner, bool) and is_strict(inner) for inner in within)  # `true` allows anything.
 
 
 def _is_object(schema: Mapping[str, Any]) -> bool:

@@ -1,1 +1,1 @@
-"""What a worker can run: one file a kind of step."""
+"""The kinds of steps that a worker runs: one module each."""

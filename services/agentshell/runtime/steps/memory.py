@@ -16,7 +16,7 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 
 class MemoryRunner:
-    """Searches the step's namespaces, else the personality's knowledge; its output is the passages found."""
+    """Searches the step's namespaces, or else the personality's knowledge. Its output is the passages found."""
 
     def __init__(self, memory: grpc.aio.Channel, sources: Sources, max_passages: int) -> None:
         self._memory = MemoryServiceStub(memory)
@@ -38,7 +38,7 @@ class MemoryRunner:
         return result
 
     async def _query(self, request: StepRequest) -> str:
-        """Returns what the turn asks, with what was asked before it where it needs that to be understood."""
+        """Returns the step's input, with the user's previous message if it refers back to that."""
         question = text_of(request.input)
         if not prompt.refers_back(question):
             return prompt.search_query(question)

@@ -8,7 +8,7 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 
 class NoopRunner:
-    """Hands the turn's input on."""
+    """Returns the step's input as its output."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         return StepResult(output=request.input)

@@ -1,4 +1,4 @@
-"""What a prompt is made of: the personality, what was said before, the tools."""
+"""The sources of a prompt: the personality, the history and the tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Digest = tuple[str, str]
 
 
 class Sources:
-    """Asks the services that have it. What a personality's digest determines never changes, and is kept."""
+    """Fetches them from their services. Caches what a personality's digest determines, which never changes."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Sources:
         return self._personalities[key]
 
     async def history(self, request: StepRequest) -> Sequence[Message]:
-        """Returns the last messages of the session, oldest first: the same for all steps of a turn."""
+        """Returns the session's newest messages, oldest first: the same ones for all steps of a turn."""
         if request.header.session_id == envelope.own_session_id(request.turn_id):
             return []
         key = (request.header.tenant_id, request.turn_id)
@@ -67,15 +67,15 @@ class Sources:
         return self._histories[key]
 
     async def tools(self, personality: Personality, names: Sequence[str] = ()) -> list[ToolDefinition]:
-        """Returns the tools of these names, or all that there are now of the personality's. Asks nobody if it has none.
+        """Returns the named tools, or all available ones of the personality. Makes no call if it has none.
 
-        Raises TOOL_NOT_FOUND for a name that is given.
+        Raises TOOL_NOT_FOUND if a named tool does not exist.
         """
         if not (names or personality.tools):
             return []
         key = (call.tenant(), personality.personality_id, personality.digest)
         known = self._tools.get(key) or await self._list_tools(*key[1:])
-        if known.keys() >= set(personality.tools):  # Else some may be away for a while.
+        if known.keys() >= set(personality.tools):  # Otherwise some may be temporarily unavailable.
             _keep(self._tools, key, known)
         for name in names:
             if name not in known:
@@ -88,7 +88,7 @@ class Sources:
 
     async def _list_tools(self, personality_id: str, digest: str) -> Mapping[str, ToolDefinition]:
         asked = ListToolsRequest(personality_id=personality_id, personality_digest=digest, page_size=_PAGE_TOOLS)
-        page = await self._tool.ListTools(asked)  # A model is offered 128 at the most.
+        page = await self._tool.ListTools(asked)  # A model is offered at most 128.
         return {
             tool.name: ToolDefinition(name=tool.name, description=tool.description, input_schema=tool.input_schema)
             for tool in page.tools

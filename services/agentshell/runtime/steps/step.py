@@ -1,4 +1,4 @@
-"""The port of a kind of step."""
+"""The port for kinds of steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 Emit = Callable[[Sequence[str]], Awaitable[None]]
 
-# The message of the cancellation of an attempt that another worker makes again: what it began elsewhere goes on.
+# The cancellation message of an attempt that another worker redoes: what it started elsewhere continues.
 HANDED_OVER = "handed over"
 
 
@@ -18,9 +18,9 @@ class StepRunner(Protocol):
     """Runs steps of one kind."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
-        """Runs one attempt, within the call of who asked for the turn. `emit` publishes text as it comes.
+        """Runs one attempt, as the turn's principal. `emit` publishes text as it comes.
 
-        Every effect carries the step's id as its key. Raises what the attempt failed with. Cancelled, it ends what it
-        began elsewhere, unless the cancellation's message is HANDED_OVER.
+        Every effect carries the step's id as its key. Raises the error that the attempt fails with. When cancelled, it
+        stops what it started elsewhere, unless the cancellation's message is HANDED_OVER.
         """
         ...

@@ -17,9 +17,9 @@ from kfm.turn.v1.turn_pb2 import AgentStep, StepResult
 
 
 class ToolRunner:
-    """Runs a tool of the turn's personality; its output is the result. What the tool says on its way is dropped.
+    """Runs a tool of the turn's personality. Its output is the result; progress messages are dropped.
 
-    One that is another personality is a turn of that, as an agent step's.
+    A tool that is another personality runs a sub-turn, like an agent step.
     """
 
     def __init__(self, tool: grpc.aio.Channel, agent: StepRunner) -> None:
@@ -41,7 +41,7 @@ class ToolRunner:
         return StepResult(output=_output(last.result), provider="tool")
 
     async def _last(self, invocation: InvokeToolRequest) -> InvokeToolResponse:
-        """Returns the response that ends a call, and is no failure."""
+        """Returns the response that ends a call. Raises its failure."""
         stream = self._tool.InvokeTool(invocation)
         try:
             async for response in stream:

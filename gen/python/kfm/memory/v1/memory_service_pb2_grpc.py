@@ -26,9 +26,11 @@ if _version_not_supported:
 
 
 class MemoryServiceStub:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
-    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
-    `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. Every call sees only the tenant of its credential, except that reads of
+    `knowledge/<name>` also see what personality packs provide to all tenants. A namespace is `user/<id>`,
+    `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    A call with a `request_id` that was used for a different request fails with REQUEST_ID_REUSED; a paged call with an
+    invalid token fails with PAGE_TOKEN_INVALID.
     """
 
     def __init__(self, channel):
@@ -125,34 +127,39 @@ class MemoryServiceStub:
 
 
 class MemoryServiceServicer:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
-    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
-    `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. Every call sees only the tenant of its credential, except that reads of
+    `knowledge/<name>` also see what personality packs provide to all tenants. A namespace is `user/<id>`,
+    `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    A call with a `request_id` that was used for a different request fails with REQUEST_ID_REUSED; a paged call with an
+    invalid token fails with PAGE_TOKEN_INVALID.
     """
 
     def Write(self, request, context):
-        """Writes a record; one with the same id in the namespace is replaced.
+        """Writes a record, replacing the one with the same id in the namespace, if any. Idempotent by `request_id`. Fails
+        with VERSION_CONFLICT, or TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchWrite(self, request, context):
-        """Writes several records, all or none. They take at most 3 MiB, serialized.
+        """Writes several records, all or none, of at most 3 MiB serialized in total. Idempotent by `request_id`. Fails with
+        TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Finds the records that fit a query best, best first: as many as were asked for, if so many pass its filters.
+        """Returns the records that best match a query, best first: as many as asked for, if enough pass the filters and fit
+        in a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Returns a record.
+        """Returns a record. Fails with RECORD_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,80 +180,85 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Forgets records for good, visible to the very next read. Nothing found is no error.
+        """Forgets records for good, visible to the very next read. Finding nothing is not an error. Idempotent by
+        `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForgetUser(self, request, context):
-        """Forgets all of a user: the records of `user/<id>`, the records and sessions anywhere that name the user, and what
-        caches hold of them.
+        """Forgets everything about a user: the records of `user/<id>`, all records and sessions that name the user, and what
+        caches hold of them. Idempotent by `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReceipts(self, request, context):
-        """Lists what Forget and ForgetUser have forgotten, newest first. A receipt has no text of what was forgotten.
+        """Lists the receipts of Forget and ForgetUser, newest first. A receipt contains no text of what was forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """Streams all of a user, or of namespaces, or of the tenant: a copy that Import takes. Resumable.
+        """Streams everything about a user, in a namespace, or of the tenant: a copy that Import accepts. What is written
+        meanwhile may or may not be included. Resumes from a cursor. Fails with CURSOR_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Import(self, request_iterator, context):
-        """Takes what Export brought. What is already there at the same or a later version is left: a repeat does no harm.
+        """Writes what Export returned. Each request is written completely or not at all. An item that already exists at the
+        same or a later version is left alone, so repeating is harmless. Fails with TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Counts what a namespace, or each of the tenant's, holds, and says which embedder its vectors are of.
+        """Counts what a namespace, or each of the tenant's namespaces, holds, and names the embedder of its vectors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AppendMessages(self, request, context):
-        """Adds messages to the history of a session, in order, once for each `request_id`.
+        """Appends messages to the history of a session, in order. Idempotent by `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Lists the newest messages of a session's history, oldest of them first.
+        """Lists the newest messages of a session's history, each page from oldest to newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetWindow(self, request, context):
-        """Returns as much of a session's history as fits a number of turns and tokens, and a summary of what came before.
+        """Returns the part of a session's history that fits in a number of turns and tokens, and a summary of what came
+        before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ingest(self, request_iterator, context):
-        """Takes documents apart into records: first a `start`, then for each document its `document` and its bytes.
-        A document whose content the namespace already has is left as it is; of a changed one, the chunks that changed are
-        replaced. Where a document is refused, those before it stay.
+        """Splits documents into records: first comes a `start`, then for each document its `document` and its bytes. A
+        document whose content the namespace already has is left alone; of a changed one, the chunks that changed are
+        replaced. If a document is refused, those before it stay. Fails with FEATURE_UNSUPPORTED for an unknown media type,
+        TOO_LARGE for more than 16 MiB or 20000 chunks, or INVALID_REQUEST for a malformed document.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IngestWithProgress(self, request_iterator, context):
-        """As Ingest, and tells of each document as soon as it is in.
+        """Like Ingest, and reports each document as soon as it is in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,9 +361,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemoryService:
-    """Remembers, recalls and forgets. All calls see the credential's tenant alone, except that reads of `knowledge/<name>`
-    also see what personality packs bring for all tenants. A namespace is `user/<id>`, `session/<id>`,
-    `personality/<id>` or `knowledge/<name>`.
+    """Remembers, recalls and forgets. Every call sees only the tenant of its credential, except that reads of
+    `knowledge/<name>` also see what personality packs provide to all tenants. A namespace is `user/<id>`,
+    `session/<id>`, `personality/<id>` or `knowledge/<name>`.
+    A call with a `request_id` that was used for a different request fails with REQUEST_ID_REUSED; a paged call with an
+    invalid token fails with PAGE_TOKEN_INVALID.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Numbers in other dress."""
+"""Converts numbers to other notations."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the numerals are made of."""
+"""The table of Roman numerals."""
 
 LETTERS = (
     *((1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC")),
