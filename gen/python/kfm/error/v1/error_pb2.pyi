@@ -143,7 +143,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LOG_UNAVAILABLE: _ErrorReason.ValueType  # 60
     """UNAVAILABLE: the log is unreachable, or did not confirm in time. What was appended may or may not be there."""
     ERROR_REASON_OFFSET_OUT_OF_RANGE: _ErrorReason.ValueType  # 61
-    """OUT_OF_RANGE: the offset is older than the log retains, or beyond its end."""
+    """OUT_OF_RANGE: the offset is older than what the log retains."""
     ERROR_REASON_TOPIC_MISMATCH: _ErrorReason.ValueType  # 62
     """FAILED_PRECONDITION: the topic exists with a different number of partitions, or with a different durability."""
     ERROR_REASON_RECORD_UNDECODABLE: _ErrorReason.ValueType  # 63
@@ -314,7 +314,7 @@ has `problem`.
 ERROR_REASON_LOG_UNAVAILABLE: ErrorReason.ValueType  # 60
 """UNAVAILABLE: the log is unreachable, or did not confirm in time. What was appended may or may not be there."""
 ERROR_REASON_OFFSET_OUT_OF_RANGE: ErrorReason.ValueType  # 61
-"""OUT_OF_RANGE: the offset is older than the log retains, or beyond its end."""
+"""OUT_OF_RANGE: the offset is older than what the log retains."""
 ERROR_REASON_TOPIC_MISMATCH: ErrorReason.ValueType  # 62
 """FAILED_PRECONDITION: the topic exists with a different number of partitions, or with a different durability."""
 ERROR_REASON_RECORD_UNDECODABLE: ErrorReason.ValueType  # 63

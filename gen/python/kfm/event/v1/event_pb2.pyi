@@ -20,7 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class EventHeader(_message.Message):
     """The envelope of an event; the message that contains it is the event. In the log, `type` and `traceparent` travel as
-    record headers under these names, so that they can be read without knowing the message.
+    record headers under these names, so that they can be read without knowing the message. A payload in the log also
+    leaves out what the record's key says, and `correlation_id`, which equals the message's `turn_id`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

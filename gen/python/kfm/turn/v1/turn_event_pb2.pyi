@@ -26,8 +26,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TurnEvent(_message.Message):
-    """An event of a turn. The record of topic `agent.turns`, keyed by session: the source of truth that all state is folded
-    from.
+    """An event of a turn. The record of topic `agent.turns`, keyed by session (`tenant_id/session_id`): the source of truth
+    that all state is folded from.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -298,7 +298,9 @@ Global___PlanCreated: _TypeAlias = PlanCreated  # noqa: Y015
 
 @_typing.final
 class PlanExtended(_message.Message):
-    """The plan grew by steps, which are listed right after the step that they grew from."""
+    """The plan grew by steps, which are listed right after the step that they grew from. In the log, the ids of steps leave
+    out the turn's id, and so begin with `/`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -564,7 +566,7 @@ Global___TurnCancelled: _TypeAlias = TurnCancelled  # noqa: Y015
 
 @_typing.final
 class StepCommand(_message.Message):
-    """A manager's command to the workers. The record of topic `agent.steps`, keyed by turn."""
+    """A manager's command to the workers. The record of topic `agent.steps`, keyed by turn (`turn_id`)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
