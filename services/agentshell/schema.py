@@ -32,7 +32,7 @@ class Schema:
 
 
 def _refuse(uri: str) -> NoReturn:
-    raise ValueError("a schema refers to nothing outside of itself")
+    raise ValueError("a schema must not refer to anything outside itself")
 
 
 def _told(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""What only the driver of Iggy has to show: whom its server sees, what its connections cost a lease, who may log in."""
+"""What concerns only the Iggy driver: whom its server sees, what connections cost a lease, who may log in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.contract.log_stores import (
 
 from agentshell.log.log import Lease, Log, Topic
 from agentshell.mesh.errors import AgentShellError
-from agentshell.turn.records import record_of, stamp
+from agentshell.turn.records import event_of, record_of, stamp
 from agentshell.turn.state import apply
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
@@ -40,7 +40,7 @@ from apache_iggy import IggyClient
 from agentshell.log.iggy import IggyLog
 from agentshell.log.iggy_wire import Wire, tcp_config
 
-LEASE_SECONDS = 600.0  # No lease ends by silence in a test.
+LEASE_SECONDS = 600.0  # No lease expires in a test.
 MEMBER = """
 import asyncio, sys
 from agentshell.log.iggy import IggyLog
@@ -76,7 +76,7 @@ async def open_log(store: Store) -> IggyLog:
 
 
 def journal(store: Store) -> tuple[Wire, str]:
-    """A connection to the journals, and the one that these tests use."""
+    """Returns a connection to the stream of group journals, and the name of the tests' journal."""
     server, _, stream = store.url.partition("#")
     return Wire(server, f"{stream}.groups"), "topic/group"
 
@@ -147,13 +147,13 @@ async def test_an_owner_that_has_stood_still_for_a_lease_appends_no_more(store: 
     assert isinstance(log, IggyLog)
     await log.ensure_topic(Topic("topic", PARTITIONS))
     lease = await join(log, "owner")
-    time.sleep(0.4)  # noqa: ASYNC251 - the process stands still, as one that is stopped or swaps
+    time.sleep(0.4)  # noqa: ASYNC251 - the process hangs, as if stopped or swapping
     assert await reason_of(log.append("topic", [record("late")], lease)) == error_pb2.ERROR_REASON_FENCED
     assert names(await read_all(log)) == []
 
 
 async def test_what_two_owners_decide_alike_has_one_effect(store: Store, log: IggyLog) -> None:
-    """The old owner does not say that it appends as such, the worst that Iggy lets through: the ids are what helps."""
+    """The old owner appends without its lease, the worst case that Iggy lets through: only the ids protect."""
     other = await open_log(store)
     requested = happened(turn_requested=e.TurnRequested(personality_id="guide"))
     planned = happened(plan_created=e.PlanCreated(plan=t.Plan(steps=[t.Step(step_id="a", noop=t.NoopStep())])))
@@ -168,7 +168,7 @@ async def test_what_two_owners_decide_alike_has_one_effect(store: Store, log: Ig
     await log.append("topic", [record_of(scheduled)])
 
     turn, expected = t.Turn(), t.Turn()
-    written = [e.TurnEvent.FromString(stored.record.payload) for stored in await read_all(other)]
+    written = [event_of(stored.record) for stored in await read_all(other)]
     assert [apply(turn, event) for event in written] == [True, True, True, False, False, True, False]
     assert all(apply(expected, event) for event in (requested, planned, scheduled, succeeded))
     assert turn == expected

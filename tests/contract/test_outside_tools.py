@@ -1,6 +1,6 @@
 """Tools that reach outside: pages, HTTP operations, Model Context Protocol servers, and other personalities.
 
-What each may reach, its pack declares, the operator allows, and the tenant's policy leaves.
+A tool may reach what its pack declares, the operator allows and the tenant's policy permits.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ tools:
 
 
 class Site(BaseHTTPRequestHandler):
-    """A site that says what it was asked."""
+    """A site that echoes its requests."""
 
     protocol_version = "HTTP/1.1"
     seen: list[dict[str, Any]]
@@ -114,12 +114,12 @@ class Site(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the base class's names
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
 def site() -> Generator[str]:
-    """The host of a site on this machine."""
+    """A site on this machine; yields its host."""
     Site.seen = []
     with http_site(Site) as host:
         yield host
@@ -127,7 +127,7 @@ def site() -> Generator[str]:
 
 @pytest.fixture(scope="module")
 async def mesh(postgres_url: str, tmp_path_factory: pytest.TempPathFactory, site: str) -> AsyncGenerator[Mesh]:
-    """The services, with one pack whose tools reach outside."""
+    """The services, with a pack whose tools reach outside."""
     config = ToolConfig(
         max_seconds=20,
         http_hosts=(site, NAME),
@@ -160,7 +160,7 @@ def test_what_is_listed_is_what_pack_operator_and_policy_leave(names: dict[str, 
 
 @pytest.fixture
 async def names(mesh: Mesh) -> dict[str, list[str]]:
-    """The tools that tenants have."""
+    """The names of each tenant's tools."""
     return {tenant: [tool.name for tool in (await mesh.list("web", tenant=tenant)).tools] for tenant in TENANTS}
 
 
@@ -286,8 +286,8 @@ async def test_a_servers_tool_is_called_and_its_answer_checked(mesh: Mesh) -> No
         ("broken", {}, "TOOL_NOT_FOUND", "has no tool 'broken'"),
         ("absent", {}, "TOOL_NOT_FOUND", "has no tool 'absent'"),
         ("greet", {}, "TOOL_ABILITY_DENIED", "tool.mcp_servers"),
-        ("die", {}, "TOOL_SERVER_UNAVAILABLE", "broke off"),
-        ("endless", {}, "TOOL_SERVER_UNAVAILABLE", "broke off"),
+        ("die", {}, "TOOL_SERVER_UNAVAILABLE", "broke the connection"),
+        ("endless", {}, "TOOL_SERVER_UNAVAILABLE", "broke the connection"),
     ],
 )
 async def test_what_goes_wrong_at_a_server_is_said_and_the_next_call_works(
@@ -300,7 +300,7 @@ async def test_what_goes_wrong_at_a_server_is_said_and_the_next_call_works(
 
 
 async def test_a_call_that_is_cancelled_is_cancelled_at_its_server(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_CANCEL_SECONDS", BOUND_SECONDS)  # However late this process gets to it.
+    monkeypatch.setattr(connection, "_CANCEL_SECONDS", BOUND_SECONDS)  # However slow this process is.
     call = mesh.begin("hang", {}, "hang", **WEB)
     assert (await call.read()).progress == "asked to hang"
     before = int(str(await mesh.result("cancelled", {}, "before", **WEB)))
@@ -320,7 +320,7 @@ async def test_a_server_that_does_not_listen_is_not_waited_for_and_not_used_agai
     servers = Servers(patient, {})
 
     def call(egress: Egress, tool: str) -> Awaitable[Value]:
-        invocation: Any = SimpleNamespace(grant=grant, egress=egress, progress=print)  # All that it uses.
+        invocation: Any = SimpleNamespace(grant=grant, egress=egress, progress=print)  # All it uses.
         return McpTool(pb.McpTool(server="program", name=tool), servers).call({}, invocation)
 
     pid = (await call(patient, "pid")).string_value
@@ -349,7 +349,7 @@ async def test_a_server_is_reached_over_http_where_an_operator_allows_its_host()
     server = MCPServer("greeter")
 
     @server.tool()
-    def greet(name: str) -> str:  # pyright: ignore[reportUnusedFunction] - the server's
+    def greet(name: str) -> str:  # pyright: ignore[reportUnusedFunction] - the server calls it
         """Greets."""
         return f"Hello {name}"
 
@@ -375,11 +375,11 @@ async def test_a_server_is_reached_over_http_where_an_operator_allows_its_host()
 
 @asynccontextmanager
 async def served(app: Any) -> AsyncGenerator[str]:
-    """The host where an ASGI application is served."""
+    """Serves an ASGI application and yields its host."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(BOUND_SECONDS):
-        while not server.started:  # noqa: ASYNC110 - it tells by no event
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
     yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True

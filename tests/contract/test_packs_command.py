@@ -32,7 +32,7 @@ def test_a_new_pack_is_good_and_its_editor_knows_the_schema(tmp_path: Path) -> N
     checked = run("validate", folder)
     assert (checked.exit_code, checked.stderr) == (0, "")
     digest = run("digest", folder).stdout.strip()
-    assert checked.stdout == f"{folder}: chef 0.1.0 is good, {digest}\n"
+    assert checked.stdout == f"{folder}: chef 0.1.0 is valid, {digest}\n"
     assert (folder.parent / manifest_schema.FILE).read_text() == manifest_schema.text()
     assert (
         (folder / "manifest.yaml").read_text().startswith("# yaml-language-server: $schema=../manifest.schema.json\n")
@@ -43,12 +43,12 @@ def test_a_new_pack_is_good_and_its_editor_knows_the_schema(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["new", "a/b"], 2, "'a/b' cannot be its id: manifest.yaml:2: id: write 1 to 128 letters"),
-        (["new", "chef"], 2, "chef is there already; choose another id"),
-        (["validate", "nowhere"], 2, "nowhere is no directory; name the folder of a pack"),
-        (["digest", "nowhere"], 2, "nowhere is no directory; name the folder of a pack"),
+        (["new", "a/b"], 2, "'a/b' cannot be a personality's id: manifest.yaml:2: id: write 1 to 128 letters"),
+        (["new", "chef"], 2, "chef already exists; choose another id"),
+        (["validate", "nowhere"], 2, "nowhere is not a directory; name the folder of a pack"),
+        (["digest", "nowhere"], 2, "nowhere is not a directory; name the folder of a pack"),
         (["pack", "chef", "--key", "chef/manifest.yaml"], 2, "chef/manifest.yaml: "),
-        (["test", "chef", "--case", "other"], 2, "chef has no such case in tests/*.yaml; there are: knows what it is"),
+        (["test", "chef", "--case", "other"], 2, "chef has no such case in tests/*.yaml; it has: knows what it is"),
         (["list", "--address", "127.0.0.1:1"], 3, "`agentshell up` starts a mesh"),
     ],
 )
@@ -69,7 +69,7 @@ def test_what_cannot_be_done_says_why(
             "manifest.yaml",
             "version",
             "vershun",
-            "manifest.yaml:3: vershun: unknown key; remove it, or mend its spelling",
+            "manifest.yaml:3: vershun: unknown key; remove it, or correct its spelling",
         ),
         (
             "prompts/system.md",
@@ -98,7 +98,7 @@ def test_what_is_wrong_with_a_pack_is_named_with_its_file_and_line(
     first, *_, last = ended.stdout.splitlines()
     assert ended.exit_code == 1
     assert first.startswith(f"{folder}/{expected}")
-    assert last.startswith(f"{good}: chef 0.1.0 is good")
+    assert last.startswith(f"{good}: chef 0.1.0 is valid")
 
 
 def test_all_that_is_wrong_with_a_manifest_is_said_at_once(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(tmp_path: Path) -> No
     text = (folder / "manifest.yaml").read_text()
     (folder / "manifest.yaml").write_text(text.replace("version: 0.1.0", "version: 1").replace("tags", "tag"))
     assert run("validate", folder).stdout.splitlines() == [
-        f"{folder}/manifest.yaml:6: tag: unknown key; remove it, or mend its spelling",
+        f"{folder}/manifest.yaml:6: tag: unknown key; remove it, or correct its spelling",
         f"{folder}/manifest.yaml:3: version: not a semantic version; write three numbers, such as 1.0.0",
     ]
 
@@ -137,7 +137,7 @@ async def test_what_the_mesh_serves_is_listed_with_what_is_wrong_and_reloaded(tm
         rows = [line.split() for line in ended.stdout.splitlines()]
         assert [row[:-2] for row in rows[1:]] == [
             ["chef", "1.1.0", "by", "its", "id", "serving", "none"],
-            ["chef", "1.0.0", "where", "nobody", "is", "named", "serving", "none"],
+            ["chef", "1.0.0", "unless", "another", "is", "named", "serving", "none"],
         ]
         assert [row[-1] for row in rows[1:]] == ["packs/chef-next", "packs/chef"]
 
@@ -193,4 +193,4 @@ def test_two_cases_of_one_name_are_refused() -> None:
     one = b"cases:\n  - {name: a, input: b}\n"
     with pytest.raises(PackError) as caught:
         cases.parse({"tests/b.yaml": one, "tests/a.yaml": one, "tests/readme.md": b"x"})
-    assert str(caught.value) == "tests/b.yaml:2: 'a' is there twice; rename one"
+    assert str(caught.value) == "tests/b.yaml:2: 'a' appears twice; rename one"

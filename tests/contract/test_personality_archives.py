@@ -1,4 +1,4 @@
-"""Packs that come as archives: who vouches for them, and what serves while one is not good."""
+"""Packs that come as archives: who vouches for them, and what serves while one is bad."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def archive(prompt: str = "From an archive.", version: str = "1.0.0") -> bytes:
 
 
 def put(place: Path, content: bytes, key: bytes | None = KEY) -> str:
-    """Puts an archive somewhere, signed by a key, and returns how the configuration names it."""
+    """Writes an archive, signed with a key if given, and returns its path for the configuration."""
     place.write_bytes(content)
     signed = Path(f"{place}.sig")
     signed.unlink(missing_ok=True)
@@ -59,12 +59,17 @@ async def test_a_signed_archive_is_served_as_a_folder_would_be(tmp_path: Path) -
     ("content", "key", "config", "expected"),
     [
         (archive(), None, TRUSTED, "chef.tar.gz: has no signature beside it; make one with `agentshell packs pack"),
-        (archive(), signature.new_key(), TRUSTED, "chef.tar.gz: its signature is by none of 'personality.trusted_keys"),
-        (archive(), KEY, {}, "chef.tar.gz: its signature is by none of 'personality.trusted_keys'; sign it anew"),
-        (archive(), signature.new_key(), {"allow_unsigned": "all"}, "chef.tar.gz: its signature is by none of"),
+        (
+            archive(),
+            signature.new_key(),
+            TRUSTED,
+            "chef.tar.gz: its signature is not by any of 'personality.trusted_keys",
+        ),
+        (archive(), KEY, {}, "chef.tar.gz: its signature is not by any of 'personality.trusted_keys'; sign it again"),
+        (archive(), signature.new_key(), {"allow_unsigned": "all"}, "chef.tar.gz: its signature is not by any of"),
         (b"PK", KEY, TRUSTED, "chef.tar.gz: not gzip: "),
         (archive("{{ nobody }}"), KEY, TRUSTED, "chef.tar.gz/prompt.md:1: 'nobody' is undefined; give it a default"),
-        (None, None, TRUSTED, "chef.tar.gz: cannot be read: No such file or directory; mend that"),
+        (None, None, TRUSTED, "chef.tar.gz: cannot be read: No such file or directory; fix that"),
     ],
 )
 async def test_what_nobody_vouches_for_or_is_no_pack_is_rejected(
@@ -85,7 +90,7 @@ async def test_an_archive_that_changes_on_disk_is_loaded_with_nobody_asking(tmp_
         await mesh.service.start()
         async with mesh.watch() as change:
             put(place, archive())
-            while (loaded := await change()).HasField("rejected"):  # It came before its signature.
+            while (loaded := await change()).HasField("rejected"):  # The archive arrives before its signature.
                 continue
             assert loaded.loaded.system_prompt == "From an archive."
             put(place, archive("A newer one."), None)
@@ -132,7 +137,7 @@ def test_a_trusted_key_that_is_none_stops_the_start(key: str) -> None:
 
 @dataclass
 class Site:
-    """Serves files by https, at a certificate that only `authority` vouches for."""
+    """Serves files over HTTPS, with a certificate from `authority`."""
 
     authority: Path
     pages: dict[str, bytes] = field(default_factory=dict[str, bytes])
@@ -188,7 +193,7 @@ async def test_an_archive_comes_by_https_with_its_signature_beside_it(
             monkeypatch.setenv("SSL_CERT_FILE", str(pages.authority))
             await mesh.reload()
             [failure] = await mesh.failures()
-            assert failure.message.endswith("/packs/chef.tar.gz answers 404; mend that")
+            assert failure.message.endswith("/packs/chef.tar.gz answers 404; fix that")
             pages.pages["/packs/chef.tar.gz"] = archive()
             await mesh.reload()
             [failure] = await mesh.failures()

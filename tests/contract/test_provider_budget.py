@@ -1,4 +1,4 @@
-"""Budgets hold to the micro-USD: at the same time, across processes, and through lost answers."""
+"""Budgets hold to the micro-USD: under concurrency, across processes, and through lost answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def spent(database: Database) -> dict[str, int]:
 
 @asynccontextmanager
 async def locked(database: Database) -> AsyncGenerator[Callable[[int], Awaitable[None]]]:
-    """Keeps all accounts locked during the block; what it gives waits until so many writers wait for them."""
+    """Locks all accounts during the block; yields a function that waits until `writers` writers wait for them."""
     async with database.transaction() as connection, database.connection() as watcher:
 
         async def wait_for(writers: int) -> None:
@@ -70,12 +70,12 @@ async def locked(database: Database) -> AsyncGenerator[Callable[[int], Awaitable
 async def reserve(
     budgets: Budgets, principal: Principal, purpose: pb.Purpose, most_tokens: int, most_cost_micros: int | None
 ) -> Reservation:
-    """Reserves what a call of somebody may use."""
+    """Reserves what a principal's call may use."""
     return await budgets.reserve(budgets.limits(principal, purpose), most_tokens, most_cost_micros)
 
 
 async def granted(outcomes: Iterable[asyncio.Task[Reservation]]) -> list[bool]:
-    """Waits for calls; those that were refused were refused for their budget."""
+    """Waits for calls and returns which were granted; the others must be refused for their budget."""
     found: list[bool] = []
     for outcome in outcomes:
         (result,) = await asyncio.gather(outcome, return_exceptions=True)
@@ -92,11 +92,11 @@ async def granted(outcomes: Iterable[asyncio.Task[Reservation]]) -> list[bool]:
 async def test_200_calls_at_once_in_two_processes_never_exceed_the_cap(
     seed: int, database: Database, database_url: str
 ) -> None:
-    draw = random.Random(seed)  # noqa: S311 - amounts of a test
+    draw = random.Random(seed)  # noqa: S311 - test amounts
     asked = [draw.randint(1, 200_000) for _ in range(200)]
     cap = {"cost_usd": 5, "period": "day"}
     async with AsyncExitStack() as stack, database.connection() as connection:
-        # Postgres itself watches: a single micro-USD above the cap fails the statement.
+        # Postgres itself checks: a single micro-USD above the cap fails the statement.
         await connection.execute("ALTER TABLE provider.spending ADD CHECK (name NOT LIKE 'day/%' OR spent <= 5000000)")
         processes = [await stack.enter_async_context(opened(database, cap, {"tokens": 10**9}))]
         other = await Database.open(database_url, 2)
@@ -124,7 +124,7 @@ async def test_as_many_calls_as_fit_are_let_through_and_not_one_more(database: D
     other = await Database.open(database_url, 2)
     async with opened(database, {"cost_usd": 0.05}) as one, opened(other, {"cost_usd": 0.05}) as two:
         await reserve(one, ANN, NO_PURPOSE, 1, 0)
-        async with locked(database) as wait_for:  # Both find the accounts as they are now, or so they would think.
+        async with locked(database) as wait_for:  # Both would see the accounts as they are now.
             calls = [asyncio.create_task(reserve(b, ANN, NO_PURPOSE, 1, 500)) for _ in range(100) for b in (one, two)]
             await wait_for(2)
         assert sum(await granted(calls)) == 100
@@ -182,7 +182,7 @@ async def test_what_is_reserved_is_spent_until_it_is_settled_and_a_crash_frees_n
         await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 401))
         reservation = await reserve(subject, ANN, NO_PURPOSE, 1, 400)
         await subject.settle(reservation, 1, 150)
-        await subject.settle(reservation, 1, 0)  # Once is enough.
+        await subject.settle(reservation, 1, 0)  # Settling again changes nothing.
 
         assert await spent(database) == {DAY: 750}
         await reserve(subject, ANN, NO_PURPOSE, 1, 250)
@@ -287,7 +287,7 @@ async def test_a_refusal_names_the_budget_what_is_left_and_when_it_begins_anew(d
         "asked": "0.500001 USD",
         "reset_time": "2026-12-01T00:00:00Z",
     }
-    assert error.quotas == (("tenant:acme", "of 12.500000 USD a month, 12.000000 USD are spent or reserved"),)
+    assert error.quotas == (("tenant:acme", "12.000000 USD of 12.500000 USD per month are spent or reserved"),)
     assert error.retry_delay is None
 
 
@@ -300,7 +300,7 @@ async def test_a_turn_has_a_limit_of_its_own(database: Database) -> None:
 
     assert error.reason == error_pb2.ERROR_REASON_TOKEN_LIMIT
     assert error.metadata == {"limit": "100 tokens", "spent": "60 tokens", "asked": "41 tokens", "left_tokens": "40"}
-    assert error.quotas == (("turn:t1", "of 100 tokens, 60 tokens are used or reserved"),)
+    assert error.quotas == (("turn:t1", "60 tokens of 100 tokens are used or reserved"),)
     assert error.retry_delay is None
 
 
@@ -323,12 +323,12 @@ async def test_without_postgres_calls_are_refused_and_afterwards_the_books_are_r
 ) -> None:
     async with Relay(database_url) as relay:
         cut = await Database.open(relay.url, 2)
-        async with cut.connection():  # Or the pool's first connection may be the one whose answer is lost.
+        async with cut.connection():  # Otherwise the lost answer may be that of the pool's first connection.
             pass
         async with opened(cut, {"cost_usd": 1}) as subject:
             before = await reserve(subject, ANN, NO_PURPOSE, 1, 300)
             relay.lose_answers()
-            lost = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 40))  # Reserved, and nobody hears of it.
+            lost = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 40))  # Reserved, but the answer is lost.
             refused = await refusal(reserve(subject, ANN, NO_PURPOSE, 1, 5))
             await subject.settle(before, 1, 200)
             assert await spent(database) == {DAY: 340}
@@ -390,7 +390,7 @@ async def test_a_caller_that_gives_up_as_its_answer_comes_has_nothing_reserved(d
 
         async def cancel_the_other() -> None:
             await reserve(subject, ANN, NO_PURPOSE, 1, 1)
-            other.cancel()  # It has the answer of the same batch, and has not heard it yet.
+            other.cancel()  # The answer of the same batch is there, but not delivered yet.
 
         one = asyncio.create_task(cancel_the_other())
         other = asyncio.create_task(reserve(subject, ANN, NO_PURPOSE, 1, 500))

@@ -1,4 +1,4 @@
-"""The sandbox of a pack's tools: what it lets out, what it ends, and what it refuses to begin."""
+"""The sandbox of a pack's tools: what it lets out, what it stops, and what it refuses to start."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def run(
     told: list[str] | None = None,
     **arguments: Any,
 ) -> Any:
-    """Calls `attempt` of a tool with this source."""
+    """Calls `attempt` in a tool with this source."""
     code = pb.ToolCode(files={"tools/attempt.py": source}, http_hosts=hosts, tier=tier)
     function = pb.ToolFunction(module="tools.attempt")
     function.tool.name = "attempt"
@@ -68,14 +68,14 @@ async def run(
 
 
 async def refusal(sandbox: Sandbox, source: str, **named: Any) -> tuple[str, Mapping[str, str]]:
-    """Returns reason and metadata of the error that a call must end with."""
+    """Returns the reason and metadata of the error of a call that must fail."""
     with pytest.raises(AgentShellError) as caught:
         await run(sandbox, source, **named)
     return caught.value.name, caught.value.metadata
 
 
 class Site(BaseHTTPRequestHandler):
-    """A site that says what it was asked."""
+    """A site that echoes its requests."""
 
     seen: list[tuple[str, str]]
 
@@ -89,12 +89,12 @@ class Site(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
 def site() -> Generator[str]:
-    """The host of a site on this machine."""
+    """A site on this machine; yields its host."""
     Site.seen = []
     with http_site(Site) as host:
         yield host
@@ -102,7 +102,7 @@ def site() -> Generator[str]:
 
 @pytest.fixture(scope="module")
 async def sandbox(site: str) -> AsyncGenerator[Sandbox]:
-    """One whose operator allows the site, and has a secret for it."""
+    """A sandbox whose operator allows the site, and has a secret for it."""
     secret = ToolSecretConfig(host=site, personalities=("strangers",), value_env="SITE_KEY")
     policies = {
         "narrow": TenantPolicyConfig(http_hosts=("example.com",)),
@@ -124,8 +124,8 @@ async def sandbox(site: str) -> AsyncGenerator[Sandbox]:
 
 
 def pids(sandbox: Sandbox) -> list[int]:
-    """The processes that wait."""
-    return [worker.pid for pool in sandbox._pools.values() for worker in pool._idle]  # pyright: ignore[reportPrivateUsage] - who they are is nobody else's
+    """Returns the pids of the idle workers."""
+    return [worker.pid for pool in sandbox._pools.values() for worker in pool._idle]  # pyright: ignore[reportPrivateUsage] - only tests need it
 
 
 # --- calls
@@ -180,12 +180,12 @@ async def test_a_worker_serves_one_tenant_and_is_used_again(sandbox: Sandbox) ->
 
 async def test_a_cancelled_call_is_killed_at_once(sandbox: Sandbox) -> None:
     told: list[str] = []
-    # Has all workers that there may be, so that no spare is on its way meanwhile.
+    # Starts all workers allowed, so that no spare starts in the meantime.
     await asyncio.gather(*(run(sandbox, ADD, x=1) for _ in range(2)))
     others = set(_children()) - set(pids(sandbox))  # The suite's Postgres is a child, too.
     call = asyncio.create_task(run(sandbox, FOREVER, told=told))
     async with asyncio.timeout(BOUND_SECONDS):
-        while "begun" not in told:  # noqa: ASYNC110 - it is told by no event
+        while "begun" not in told:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
     busy = set(_children()) - others - set(pids(sandbox))
     assert len(busy) == 1
@@ -228,10 +228,10 @@ asyncio.run(run(Sandbox.of(Egress(ToolConfig(max_workers=1), {{}})), FOREVER, to
         busy = [int(pid) for pid in (await process.stdout.readline()).split()]
         assert busy
 
-        process.kill()  # With no warning.
+        process.kill()  # By SIGKILL.
 
         await process.wait()
-        while any(map(_runs, busy)):  # noqa: ASYNC110 - the kernel's
+        while any(map(_runs, busy)):  # noqa: ASYNC110 - the kernel sends no event
             await asyncio.sleep(0.01)
 
 
@@ -272,7 +272,7 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(sandbox: Sandbox, sit
         (("{site}",), "http://localhost:{port}/", "acme", "pack"),
         (("example.com",), "http://example.com/", "acme", "operator"),
         (("{site}",), "http://{site}/", "narrow", "tenant"),
-        # A name that an operator allows, at an address that is not public.
+        # A name that the operator allows, at an address that is not public.
         (("localhost:{other}",), "http://localhost:{other}/", "acme", "operator"),
     ],
 )
@@ -283,7 +283,7 @@ async def test_a_host_is_gone_to_where_pack_operator_and_tenant_let_it(
     names = {"site": site, "port": site.partition(":")[2], "other": OTHER_PORT}
     declared, url = tuple(host.format(**names) for host in hosts), url.format(**names)
 
-    if not refused_by:  # Not a URL that anybody may go to, which is the tool's to handle.
+    if not refused_by:  # A malformed URL is an error for the tool to handle.
         assert "must begin with" in await run(sandbox, GET_OR_SAY, hosts=declared, tenant=tenant, url=url)
     else:
         reason, metadata = await refusal(sandbox, GET_OR_SAY, hosts=declared, tenant=tenant, url=url)
@@ -329,7 +329,7 @@ async def test_a_host_that_cannot_be_reached_is_the_tools_to_handle(site: str) -
     found = await run(sandbox, GET_OR_SAY, hosts=(closed,), url=f"http://{closed}/")
 
     await sandbox.close()
-    assert found == "127.0.0.1 cannot be reached, or broke off: ConnectError"
+    assert found == "127.0.0.1 cannot be reached, or broke the connection: ConnectError"
 
 
 # --- what it refuses
@@ -386,7 +386,7 @@ async def test_an_image_that_is_not_what_was_built_is_built_again(tmp_path: Path
     async def build_quickly(directory: Path) -> None:
         await asyncio.to_thread(shutil.copy, built, directory)
 
-    with pytest.MonkeyPatch.context() as patch:  # Else it takes half a minute.
+    with pytest.MonkeyPatch.context() as patch:  # Otherwise it takes half a minute.
         patch.setattr(image, "_build_apart", build_quickly)
         assert await image.ensure(tmp_path, told.append) == copy
 
@@ -402,13 +402,13 @@ async def test_a_build_that_nobody_waits_for_any_more_leaves_no_process_behind(t
         async with asyncio.timeout(BOUND_SECONDS):
             while len(_processes_about(tmp_path)) < 2:  # noqa: ASYNC110 - the builder, and the compiler that it runs
                 await asyncio.sleep(0.01)
-            _signal(tmp_path, signal.SIGSTOP)  # It ends by nothing but a kill.
+            _signal(tmp_path, signal.SIGSTOP)  # Only a kill ends it now.
 
             building.cancel()
 
             with pytest.raises(asyncio.CancelledError):
                 await building
-            while _processes_about(tmp_path):  # noqa: ASYNC110 - the kernel's
+            while _processes_about(tmp_path):  # noqa: ASYNC110 - the kernel sends no event
                 await asyncio.sleep(0.01)
     finally:
         _signal(tmp_path, signal.SIGKILL)
@@ -421,7 +421,7 @@ def _signal(directory: Path, number: signal.Signals) -> None:
 
 
 def _processes_about(directory: Path) -> list[int]:
-    """Those that were started with a path in it."""
+    """Returns the processes whose command line names the directory."""
     found: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

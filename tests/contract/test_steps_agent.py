@@ -1,4 +1,4 @@
-"""Steps that have another personality answer; the gateway here plays what the real one does, and what befalls it."""
+"""Steps that another personality answers; the gateway here plays the real one, faults included."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ BEGUN = TurnEvent(turn_id=CHILD, turn_requested=TurnRequested())
 FAILURE = Failure(reason=error_pb2.ERROR_REASON_STEP_LIMIT, message="too many steps")
 UNAVAILABLE = AgentShellError(error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the server is draining")
 
-# What a stream does: sends an event, fails, waits for ever (None), or ends.
+# What a stream does: sends an event, fails, waits forever (None), or ends.
 Act = TurnEvent | AgentShellError | None
 
 
 class Gateway(TurnServiceServicer):
-    """Has a script for each stream that it is asked for, in order; keeps what it was asked."""
+    """Plays one script for each stream requested, in order; keeps the requests."""
 
     def __init__(self) -> None:
         self.streams: list[Sequence[Act]] = []
@@ -85,7 +85,7 @@ class Gateway(TurnServiceServicer):
 
 
 class Subject:
-    """The runner, and the gateway that it calls."""
+    """The runner and the gateway that it calls."""
 
     def __init__(self, gateway: Gateway, inside: grpc.aio.Channel) -> None:
         self.gateway = gateway
@@ -202,7 +202,7 @@ async def test_the_end_of_a_step_is_the_end_of_its_sub_turn(subject: Subject) ->
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert subject.gateway.cancelled.get_nowait() == pb.CancelTurnRequest(turn_id=CHILD, message="step T/ask was ended")
+    assert subject.gateway.cancelled.get_nowait() == pb.CancelTurnRequest(turn_id=CHILD, message="step T/ask has ended")
 
 
 async def test_a_sub_turn_ends_at_the_steps_deadline(subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""Steps that have a model write a plan, over the real services and a model vendor's HTTP server."""
+"""Steps in which a model writes a plan, over the real services and a model vendor's HTTP server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def services(database: Database, tmp_path: Path) -> AsyncIterator[Services
 
 
 def answer(services: Services, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
-    """Has the vendor's model say one text after the other."""
+    """Makes the vendor's model answer with the texts, one for each request."""
     waiting = list(texts)
     events = OpenAIChatServer.events
 
@@ -55,7 +55,7 @@ async def write(services: Services, request: StepRequest, said: list[str] | None
 
 
 def asked(services: Services) -> list[list[str]]:
-    """The messages of each request to the vendor, without the first, which are the system's and the user's."""
+    """Returns the messages of each request to the vendor, without the first two (the system's and the user's)."""
     return [[message["content"] for message in request.body["messages"][2:]] for request in services.vendor.requests]
 
 
@@ -89,7 +89,7 @@ async def test_a_plan_that_cannot_be_run_is_mended_by_the_model(
         f"That plan cannot be run:\n- {problem}\nSay the whole plan again, mended: one JSON object and nothing else."
         for problem in (
             "there is no JSON object in the answer",
-            f"steps[0].tool: there is no 'abacus'; there are: {names}",
+            f"steps[0].tool: there is no tool 'abacus'; the tools are: {names}",
         )
     ]
     assert asked(services) == [[], ["I cannot.", mends[0]], ["I cannot.", mends[0], BAD, mends[1]]]
@@ -101,7 +101,7 @@ async def test_a_plan_is_mended_twice_and_then_fails(services: Services, monkeyp
     with pytest.raises(AgentShellError) as caught:
         await write(services, planning())
     assert caught.value.reason == error_pb2.ERROR_REASON_PLAN_INVALID
-    assert "no 'abacus'" in caught.value.message
+    assert "no tool 'abacus'" in caught.value.message
     assert len(services.vendor.requests) == 3
 
 

@@ -1,4 +1,4 @@
-"""TLS at the addresses of a network: real certificates, made here, and a real server."""
+"""TLS on network addresses: real certificates, made here, and a real server."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ SERVICE = "kfm.personality.v1.PersonalityService"
 
 
 class Probe(PersonalityServiceServicer):
-    """Says who calls."""
+    """Answers with the caller's tenant."""
 
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:
         return pb.GetResponse(personality=pb.Personality(personality_id=call.tenant()))
 
 
 class Place:
-    """A server with an authority; its certificate is of `localhost`."""
+    """A server with its own authority; its certificate is for `localhost`."""
 
     def __init__(self, directory: Path) -> None:
         self.authority, self.stranger = Authority(directory / "ours"), Authority(directory / "others")
@@ -61,7 +61,7 @@ class Place:
     async def serve(self, mesh_address: str = "", **more: Path) -> AsyncGenerator[None]:
         config = ServerConfig(address="127.0.0.1:0")
         server = Server(config, mesh_address or self.socket, self.keyring, self.config(**more))
-        probe = Probe()  # pyright: ignore[reportAbstractUsage] - it is asked for nothing else
+        probe = Probe()  # pyright: ignore[reportAbstractUsage] - no other RPC is called
         server.add(SERVICE, lambda made: add_PersonalityServiceServicer_to_server(probe, made))
         await server.start()
         await server.ready()
@@ -72,7 +72,7 @@ class Place:
             await server.stop(0)
 
     async def tenant(self, secured: grpc.ChannelCredentials | bool, key: str = "", address: str = "") -> str:
-        """Connects anew as a client of the SDK, and returns as whom it was answered."""
+        """Connects as a new SDK client, and returns the tenant that the server saw."""
         async with Client.connect(address or self.address, key or self.key, tls=secured) as client:
             answer = await PersonalityServiceStub(client.channel).Get(pb.GetRequest(), timeout=WAIT_SECONDS)
         return answer.personality.personality_id
@@ -192,10 +192,10 @@ def _no_clients(place: Place) -> TlsConfig:
     [
         (_other_key, "tls.key_file", "is not the key of tls.certificate_file"),
         (_no_file, "tls.certificate_file", "cannot be read: No such file or directory"),
-        (_no_certificate, "tls.certificate_file", "is not what it must be, as PEM and without a password"),
-        (_locked_key, "tls.key_file", "is not what it must be, as PEM and without a password"),
-        (_odd_key, "tls.key_file", "is of a kind that gRPC does not serve with"),
-        (_no_clients, "tls.client_ca_file", "is not what it must be, as PEM and without a password"),
+        (_no_certificate, "tls.certificate_file", "is not the right kind of PEM, or has a password"),
+        (_locked_key, "tls.key_file", "is not the right kind of PEM, or has a password"),
+        (_odd_key, "tls.key_file", "is of a kind that gRPC cannot serve with"),
+        (_no_clients, "tls.client_ca_file", "is not the right kind of PEM, or has a password"),
     ],
 )
 async def test_a_process_does_not_start_with_files_that_do_not_go_together(

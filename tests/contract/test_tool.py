@@ -1,4 +1,4 @@
-"""ToolService over a real server, beside the real Memory and Personality services and a real database."""
+"""ToolService over a real server, with the real Memory and Personality services and a real database."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KNOWLEDGE = "knowledge: {sources: [{type: directory, path: knowledge}]}\n"
 
 
 class Memory(MemoryService):
-    """Whose searches a test can count and hold up."""
+    """A Memory service whose searches a test can count and hold up."""
 
     def __init__(self, database: Database, store: PgvectorStore) -> None:
         super().__init__(MemoryConfig(), database, store)
@@ -68,7 +68,7 @@ class Memory(MemoryService):
 
 
 class Mesh:
-    """The services, and the means to call them."""
+    """The services, with helpers to call them."""
 
     def __init__(self, served: Member, outside: grpc.aio.Channel, memory: Memory, packs: Path) -> None:
         self.outside = outside
@@ -93,7 +93,7 @@ class Mesh:
         personality_id: str = "all",
         tenant: str = "acme",
     ) -> Any:
-        """Returns the call, under way."""
+        """Begins a call and returns it."""
         given = Struct()
         given.update(arguments or {})
         call = ToolCall(call_id="c1", name=name, arguments=given)
@@ -104,19 +104,19 @@ class Mesh:
         return [response async for response in self.begin(*call, **named)]
 
     async def result(self, *call: Any, **named: Any) -> dict[str, Any]:
-        """Returns the output of a call that must have one."""
+        """Returns the output of a call that must succeed."""
         last = (await self.invoke(*call, **named))[-1]
         assert last.result.call_id == "c1", last
         assert not last.result.is_error
         return MessageToDict(last.result.output)
 
     async def failure(self, *call: Any, **named: Any) -> tuple[str, str, dict[str, str]]:
-        """Returns reason, message and metadata of the failure that a call must answer."""
+        """Returns the reason, message and metadata of the failure with which a call must end."""
         *_, last = await self.invoke(*call, **named)
         return error_pb2.ErrorReason.Name(last.failure.reason), last.failure.message, dict(last.failure.metadata)
 
     async def refused(self, *call: Any, **named: Any) -> AgentShellError:
-        """Returns the error that a call must end with."""
+        """Returns the error of a call that must be refused."""
         return await refusal(self.invoke(*call, **named))
 
     async def list(
@@ -135,7 +135,7 @@ class Mesh:
 
 @asynccontextmanager
 async def serve(database: Database, packs: Path, config: ToolConfig = ToolConfig()) -> AsyncGenerator[Mesh]:  # noqa: B008 - frozen
-    """The three services in one process, anew."""
+    """Serves the three services in one process."""
     memory = Memory(database, await PgvectorStore.open(database))
     async with member() as served, channel.connect(served.mesh_address, served.keyring) as inside:
         personalities = PersonalityService(PersonalityConfig(directories=(packs,), default="all"), inside)
@@ -171,7 +171,7 @@ async def mesh(database: Database, tmp_path: Path) -> AsyncIterator[Mesh]:
         yield made
 
 
-# --- which tools there are
+# --- the list of tools
 
 
 async def test_a_personality_has_the_tools_that_its_pack_exposes(mesh: Mesh) -> None:
@@ -267,14 +267,15 @@ async def test_memory_is_searched_for_the_caller_alone(mesh: Mesh) -> None:
         (
             "calculator",
             {"expression": "1 / 0"},
-            "arguments of tool 'calculator': expression: division by zero, at character 1. Mend them and call it again",
+            "arguments of tool 'calculator': expression: division by zero, at character 1. "
+            "Correct them and call it again",
             "expression",
         ),
         (
             "memory_search",
             {"query": "onions", "limit": 21},
             "arguments of tool 'memory_search': limit: input should be less than or equal to 20, not 21. "
-            "Mend them and call it again",
+            "Correct them and call it again",
             "limit",
         ),
         *(
@@ -282,7 +283,7 @@ async def test_memory_is_searched_for_the_caller_alone(mesh: Mesh) -> None:
                 "clock",
                 {"time_zone": zone},
                 f"arguments of tool 'clock': time_zone: no time zone {zone!r}; write one such as Europe/Vienna. "
-                "Mend them and call it again",
+                "Correct them and call it again",
                 "time_zone",
             )
             for zone in ("Europe/Atlantis", "Europe", "../etc/passwd")
@@ -329,7 +330,7 @@ async def test_an_attempt_that_crashed_before_its_result_was_kept_runs_again_and
 ) -> None:
     call = ("memory_write", {"text": "Ann likes onions."})
     written = await mesh.result(*call)
-    async with database.connection() as connection:  # As a crash leaves it: claimed, done, not kept.
+    async with database.connection() as connection:  # As a crash leaves it: claimed and done, but not stored.
         await connection.execute("UPDATE tool.results SET result = NULL")
 
     assert await mesh.result(*call, attempt=2) == written
@@ -371,11 +372,11 @@ async def test_a_result_is_kept_for_a_day(mesh: Mesh, database: Database) -> Non
     assert rows == [("step",)]
 
 
-# --- while it runs
+# --- while a tool runs
 
 
 async def held_search(mesh: Mesh, **named: Any) -> asyncio.Task[list[pb.InvokeToolResponse]]:
-    """Begins a search that is held up, and returns when it has reached Memory."""
+    """Begins a search that is held up, and returns once it has reached Memory."""
     mesh.memory.open.clear()
     search = asyncio.create_task(mesh.invoke("memory_search", {"query": "onions"}, **named))
     await asyncio.wait_for(mesh.memory.searched.acquire(), BOUND_SECONDS)

@@ -1,4 +1,4 @@
-"""What the explorer has found, each as small as it gets: a defect that is back fails here by its name."""
+"""Minimal reproductions of the defects that the explorer found: if one comes back, the test named after it fails."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from agentshell.runtime.steps.step import Emit
 from agentshell.runtime.sub_turns import SubTurns
 from agentshell.runtime.worker import Worker
 from agentshell.turn import envelope
-from agentshell.turn.records import command_record, record_of, stamp
+from agentshell.turn.records import command_record, event_of, record_of, stamp
 from agentshell.turn.state import apply, is_over
 from kfm.error.v1 import error_pb2
 from kfm.event.v1.event_pb2 import EventHeader
@@ -67,7 +67,7 @@ _STEP_SECONDS = 0.3
 
 @pytest.fixture
 async def driver(database: Database) -> AsyncGenerator[PostgresLog]:
-    """A log that works."""
+    """A log without faults."""
     log = await PostgresLog.open(database)
     yield log
     await log.close()
@@ -75,12 +75,12 @@ async def driver(database: Database) -> AsyncGenerator[PostgresLog]:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    """Nothing goes wrong but what a test has go wrong."""
+    """A page with no random faults: only what a test provokes goes wrong."""
     return Page(tmp_path / "page")
 
 
 class _Overtaking(FaultyLog):
-    """A log in which a cancellation is written just before what its owner first decides."""
+    """A log that writes a cancellation just before the owner's first decision."""
 
     has_overtaken = False
 
@@ -94,7 +94,7 @@ class _Overtaking(FaultyLog):
 
 @asynccontextmanager
 async def _asked(driver: PostgresLog, log: FaultyLog, database: Database, plan: Plan) -> AsyncGenerator[None]:
-    """A manager that works with `log`, and a turn that it is asked for."""
+    """Runs a manager over `log`, with one requested turn."""
     parking = Parking(database)
     await parking.open()
     for topic in (envelope.TURNS, envelope.OUTPUTS, envelope.STEPS):
@@ -145,7 +145,7 @@ async def test_an_owner_that_does_not_hear_that_its_append_succeeded_goes_on_wit
 
 
 class _Uncommitted(FaultyLog):
-    """A log that takes no first commit."""
+    """A log that fails the first commit."""
 
     is_lost = False
 
@@ -157,7 +157,7 @@ class _Uncommitted(FaultyLog):
 
 
 class _Patient:
-    """Makes a step that takes a while."""
+    """A runner whose steps take a while."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         await asyncio.sleep(_STEP_SECONDS)
@@ -165,7 +165,7 @@ class _Patient:
 
 
 class _Endless:
-    """Makes a step that has no end."""
+    """A runner whose steps never end."""
 
     async def run(self, request: StepRequest, emit: Emit) -> StepResult:
         await asyncio.Event().wait()
@@ -186,7 +186,7 @@ async def test_a_worker_that_cannot_commit_makes_the_attempts_that_it_was_asked_
     await driver.append(envelope.STEPS, [command_record(StepCommand(run=request))])
     try:
         [stored] = await driver.read(envelope.TURNS, 0, 0, 1, _BOUND_SECONDS)
-        assert TurnEvent.FromString(stored.record.payload).step_succeeded.step_id == f"{_TURN}/a"
+        assert event_of(stored.record).step_succeeded.step_id == f"{_TURN}/a"
     finally:
         await consumer.stop(0)
 
@@ -194,7 +194,7 @@ async def test_a_worker_that_cannot_commit_makes_the_attempts_that_it_was_asked_
 async def test_a_clock_that_is_set_back_does_not_put_off_an_attempt_that_is_made_again(
     driver: PostgresLog, page: Page
 ) -> None:
-    """The request was written before the clock was set back by an hour."""
+    """The request was written before the clock was set back an hour."""
     then = time.time_ns() // 1_000_000 + 3_600_000
     request = StepRequest(turn_id=_TURN, step=Step(step_id=f"{_TURN}/a", noop=NoopStep()), attempt=2, header=_HEADER)
     request.header.time.FromMilliseconds(then)
@@ -228,7 +228,7 @@ async def test_a_clock_that_is_set_back_gives_an_attempt_no_more_time(driver: Po
 def test_a_token_that_expires_on_its_way_as_the_clock_jumps_is_no_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refusal is for good: the turn would fail, and what it said be missing from the history."""
+    """A refusal is final: the turn would fail, and its messages would be missing from the history."""
     files = (tmp_path / "keys.json", tmp_path / "mesh.key")
     with monkeypatch.context() as an_hour_ago:
         an_hour_ago.setattr(credentials, "time", SimpleNamespace(time=lambda: time.time() - 3600))
@@ -239,12 +239,12 @@ def test_a_token_that_expires_on_its_way_as_the_clock_jumps_is_no_refusal(
 
 
 async def _end(log: PostgresLog) -> Turn:
-    """Returns the turn as the log has it, once it is over."""
+    """Returns the turn folded from the log once it is over."""
     turn, offset = Turn(), 0
     async with asyncio.timeout(_BOUND_SECONDS):
         while not is_over(turn):
             for stored in await log.read(envelope.TURNS, 0, offset, 100, _BOUND_SECONDS):
-                apply(turn, TurnEvent.FromString(stored.record.payload))
+                apply(turn, event_of(stored.record))
                 offset = stored.offset + 1
     return turn
 
@@ -253,7 +253,7 @@ async def _end(log: PostgresLog) -> Turn:
 async def test_a_sub_turn_that_was_claimed_and_not_yet_appended_when_all_was_killed_is_run_by_the_next_attempt() -> (
     None
 ):
-    claim_of_the_sub_turn = Shot("mesh", "after claim a turn in the index", 3)  # The turn itself is asked for twice.
+    claim_of_the_sub_turn = Shot("mesh", "after claim a turn in the index", 3)  # The turn itself is requested twice.
     with tempfile.TemporaryDirectory(prefix="as-") as directory:
         async with Explorer.open(EMBEDDED, Path(directory), 1) as explorer:
             await explorer.fire([claim_of_the_sub_turn], sorts=["sub-turn"])
@@ -264,9 +264,9 @@ async def test_a_personality_that_is_not_loaded_yet_is_unavailable_and_not_unkno
     async with grpc.aio.insecure_channel("unix:nobody") as nobody:
         service = PersonalityService(PersonalityConfig(), nobody)
         request = personality_service_pb2.GetRequest(personality_id="guide", digest="sha256:of a turn under way")
-        asking = asyncio.ensure_future(service.Get(request, None))  # pyright: ignore[reportArgumentType] - it asks nothing of it
+        asking = asyncio.ensure_future(service.Get(request, None))  # pyright: ignore[reportArgumentType] - does not use it
         await asyncio.wait([asking], timeout=0.2)
-        if asking.done():  # It may wait as well.
+        if asking.done():  # Waiting is fine, too.
             error = asking.exception()
             assert isinstance(error, AgentShellError)
             assert error.code in errors.TRANSIENT_CODES, "or the turn that is pinned to it fails for good"

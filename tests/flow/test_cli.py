@@ -48,7 +48,7 @@ _DIRECT_TURN = ["TurnRequested", "PlanCreated", *["StepScheduled", "StepSucceede
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended."""
+    """A finished command: its exit code and output."""
 
     code: int
     out: str
@@ -59,7 +59,7 @@ class Ended:
 
 
 async def start(*arguments: str, data_dir: Path, environment: Mapping[str, str] | None = None) -> Process:
-    """Starts a command on a data directory, with ports of its own."""
+    """Starts a command on a data directory, with free ports."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTSHELL_", "OPENAI_"))}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "agentshell.cli", *arguments),
@@ -91,7 +91,7 @@ async def ended_of(process: Process) -> Ended:
 
 
 async def listed(mesh: Mesh, *options: str, state: TurnState.ValueType) -> list[Turn]:
-    """Lists turns, once they are all in a state: the index may be a moment behind."""
+    """Lists turns once all are in a state: the index may lag a moment behind."""
     async with asyncio.timeout(_COMMAND_SECONDS):
         while True:
             ended = await agentshell("turns", "list", *options, "--json", data_dir=mesh.data_dir)
@@ -110,7 +110,7 @@ def _name(event: TurnEvent) -> str:
 
 @asynccontextmanager
 async def _database(mesh: Mesh) -> AsyncGenerator[Database]:
-    """The bundled Postgres of a mesh."""
+    """Opens the bundled Postgres of a mesh."""
     directory = quote(str(mesh.data_dir.absolute() / "postgres" / "socket"), safe="")
     database = await Database.open(f"postgresql://postgres@/postgres?host={directory}", 2)
     try:
@@ -121,7 +121,7 @@ async def _database(mesh: Mesh) -> AsyncGenerator[Database]:
 
 @pytest.fixture(scope="module")
 async def embedded(tmp_path_factory: pytest.TempPathFactory, vendor_process: OpenAIChatServer) -> AsyncGenerator[Mesh]:
-    """What `agentshell up` runs where nothing but a vendor is configured: everything, with the bundled Postgres."""
+    """What `agentshell up` runs with only a vendor configured: everything, with the bundled Postgres."""
     mesh = Mesh(tmp_path_factory.mktemp("cli"), "", environment_for(vendor_process), separate=False)
     await mesh.start()
     async with Client.connect(mesh.endpoints.address, key_file(mesh.data_dir).read_text().strip()) as client:
@@ -205,7 +205,7 @@ async def test_a_turn_outlives_its_caller_until_it_is_cancelled(embedded: Mesh, 
     asking.send_signal(signal.SIGINT)
     ended = await ended_of(asking)
     assert ended.code == 130
-    assert ended.err == f"\nthe turn goes on: `agentshell turns watch {turn_id}`\n"
+    assert ended.err == f"\nthe turn is still running: `agentshell turns watch {turn_id}`\n"
     running = await listed(embedded, "--state", "running", state=TURN_STATE_RUNNING)
     assert turn_id in [turn.turn_id for turn in running]
     cancelled = await agentshell("turns", "cancel", turn_id, "--message", "enough", data_dir=embedded.data_dir)
@@ -223,7 +223,7 @@ async def test_a_question_is_shown_answered_and_its_turn_forked(embedded: Mesh) 
         turn_id = await waits(client, asks(choices=["yes", "no"]))
     for arguments in (["turns", "show", turn_id], ["turns", "answer", turn_id, "ask", "maybe"]):
         ended = await agentshell(*arguments, data_dir=embedded.data_dir)
-        assert ("one of: yes | no" in ended.out) or ("is none of" in ended.err and ended.code == 1)
+        assert ("one of: yes | no" in ended.out) or ("is not one of" in ended.err and ended.code == 1)
     answered = await agentshell("turns", "answer", turn_id, "ask", "yes", data_dir=embedded.data_dir)
     assert (answered.code, answered.err) == (0, "")
     watched = await agentshell("turns", "watch", turn_id, data_dir=embedded.data_dir)
@@ -252,7 +252,7 @@ async def test_a_new_key_opens_a_tenant_of_its_own(embedded: Mesh) -> None:
 
 async def test_an_operator_finds_replays_and_drops_what_cannot_be_decoded(embedded: Mesh) -> None:
     async def buried(offset: int) -> DeadLetter:
-        """Returns the one dead letter that is listed, once the log has it."""
+        """Returns the only dead letter listed, once the log has it."""
         async with asyncio.timeout(_COMMAND_SECONDS):
             while not await log.read(TURNS + SUFFIX, ack.partition, offset, 1, 1.0):
                 pass
@@ -269,7 +269,7 @@ async def test_an_operator_finds_replays_and_drops_what_cannot_be_decoded(embedd
             assert all(said in shown.out for said in ("undecodable", "default/poison", b"\xff no event".hex(" ")))
             replayed = await agentshell("dlq", "replay", letter.dead_letter_id, data_dir=embedded.data_dir)
             assert replayed == Ended(0, f"{letter.dead_letter_id} replayed\n", "")
-            again = await buried(3)  # After its claim and its settlement: nobody can decode it now either.
+            again = await buried(3)  # After its claim and settlement: it still cannot be decoded.
             dropped = await agentshell("dlq", "drop", again.dead_letter_id, data_dir=embedded.data_dir)
             assert dropped == Ended(0, f"{again.dead_letter_id} dropped\n", "")
             assert await agentshell("dlq", "list", "--json", data_dir=embedded.data_dir) == Ended(0, "", "")
@@ -279,7 +279,7 @@ async def test_an_operator_finds_replays_and_drops_what_cannot_be_decoded(embedd
 
 async def test_the_index_of_turns_is_made_again_from_the_log(embedded: Mesh) -> None:
     command = ("turns", "list", "--limit", "10000", "--json")
-    async with asyncio.timeout(_COMMAND_SECONDS):  # Nothing more is written to it when it has the end of each turn.
+    async with asyncio.timeout(_COMMAND_SECONDS):  # Once the index has the end of each turn, no more is written to it.
         while not all(map(is_over, (before := await agentshell(*command, data_dir=embedded.data_dir)).messages(Turn))):
             pass
     async with _database(embedded) as database, database.connection() as connection:
@@ -319,7 +319,7 @@ async def test_doctor_says_how_to_mend_what_is_wrong(tmp_path: Path) -> None:
     files = Authority(tmp_path / "ca").issue("past", "localhost", end=datetime(2021, 1, 1, tzinfo=UTC))
     names = ("AGENTSHELL_TLS__CERTIFICATE_FILE", "AGENTSHELL_TLS__KEY_FILE")
     past = await agentshell("doctor", data_dir=tmp_path, environment=dict(zip(names, map(str, files), strict=True)))
-    assert "!!  TLS           127.0.0.1:0 as localhost until 2021-01-01 00:00 UTC: that is over" in past.out
+    assert "!!  TLS           127.0.0.1:0 as localhost until 2021-01-01 00:00 UTC: it has expired" in past.out
     wrong = await agentshell("doctor", data_dir=tmp_path, environment={"AGENTSHELL_RUNTIME__MAX_STEPS": "many"})
     assert wrong.code == 1
     assert "runtime.max_steps" in wrong.out

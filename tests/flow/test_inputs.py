@@ -1,4 +1,4 @@
-"""Turns that ask somebody, through the client: who may answer, what counts, and what comes of it."""
+"""Turns that ask for input, through the client: who may answer, which answer counts, and what follows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from xenocomm import Client, XenocommError
 
 
 def asks(**approval: Any) -> Plan:
-    """A plan that asks, and then hands on what was answered."""
+    """Returns a plan that asks for input, and passes the answer on."""
     return Plan(
         steps=[
             Step(step_id="ask", approval=ApprovalStep(question="Shall I?", **approval)),
@@ -41,7 +41,7 @@ def asks(**approval: Any) -> Plan:
 
 
 async def waits(client: Client, plan: Plan) -> str:
-    """Starts a turn and returns its id when it waits."""
+    """Starts a turn and returns its id once it waits."""
     turn_id = await create(client, spec(plan=plan))
     async for update in client.watch(turn_id):
         if update.event.HasField("turn_waiting"):
@@ -64,14 +64,14 @@ async def test_a_turn_waits_for_the_answer_and_goes_on_with_it(client: Client) -
     assert (await client.get(turn_id)).state == TURN_STATE_WAITING
     code, reason, message = await why_not(client.provide_input(turn_id, f"{turn_id}/ask", "maybe"))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert "'maybe' is none of" in message
+    assert "'maybe' is not one of" in message
     await client.provide_input(turn_id, f"{turn_id}/ask", "yes")
     turn = await end_of(client, turn_id)
     assert (turn.state, text_of(turn.output)) == (TURN_STATE_COMPLETED, "did: yes")
     await client.provide_input(turn_id, f"{turn_id}/ask", "yes")
     code, reason, message = await why_not(client.provide_input(turn_id, f"{turn_id}/ask", "no"))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "TURN_STATE")
-    assert "answered already" in message
+    assert "already been answered" in message
 
 
 async def test_only_who_is_asked_may_answer_and_the_first_answer_counts(mesh: Mesh) -> None:

@@ -33,7 +33,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
     ca: Annotated[
-        Path | None, typer.Option("--ca", help="Call the mesh over TLS, by the authorities in this file; PEM.")
+        Path | None, typer.Option("--ca", help="Call the mesh over TLS, trusting the authorities in this file; PEM.")
     ] = None,
 ) -> None:
     if ca is not None:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 def ask(
     text: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    personality: Annotated[str, typer.Option(help="Who answers: ID or ID@VERSION; default: the mesh's.")] = "",
+    personality: Annotated[
+        str, typer.Option(help="Personality that answers: ID or ID@VERSION; default: the mesh's.")
+    ] = "",
     session: Session = "",
     provider: Provider = "",
     model: Model = "",
@@ -91,14 +93,14 @@ async def show(stream: TurnStream, as_json: bool) -> None:
                         typer.echo(line, err=True)
         except asyncio.CancelledError:
             if stream.turn_id:
-                typer.echo(f"\nthe turn goes on: `agentshell turns watch {stream.turn_id}`", err=True)
+                typer.echo(f"\nthe turn is still running: `agentshell turns watch {stream.turn_id}`", err=True)
             raise
     try:
         answer = writer.end()
     except XenocommError as error:
         fail(str(error), FAILED)
     if sys.stderr.isatty() and not as_json:
-        typer.echo(f"\nto go on: --session {answer.session_id}", err=True)
+        typer.echo(f"\nto continue: --session {answer.session_id}", err=True)
 
 
 def _asked(turn: Turn, update: TurnUpdate) -> Iterator[str]:

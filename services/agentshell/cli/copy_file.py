@@ -53,11 +53,11 @@ def scan(file: BinaryIO) -> Scan:
     for frame, frame_end in _frames(file):
         kind = frame.WhichOneof("frame")
         if is_whole or (kind == "begin") != (at == 0):
-            raise ValueError(f"it is no copy of memory, or a damaged one, at byte {at}")
+            raise ValueError(f"it is not a copy of memory, or it is damaged, at byte {at}")
         match kind:
             case "begin":
                 if frame.begin.format != FORMAT:
-                    raise ValueError(f"it has format {frame.begin.format}, and this release knows {FORMAT}")
+                    raise ValueError(f"its format is {frame.begin.format}; this release reads format {FORMAT}")
                 request = frame.begin.request
             case "item":
                 counts[frame.item.item.WhichOneof("kind") or "record"] += 1
@@ -65,10 +65,10 @@ def scan(file: BinaryIO) -> Scan:
             case _:
                 is_whole = True
                 if (frame.end.record_count, frame.end.message_count) != tuple(counts.values()):
-                    raise ValueError("it does not have as many records and messages as its end says: it is damaged")
+                    raise ValueError("it is damaged: the number of its records and messages is not what its end says")
         at = frame_end
     if at == 0:
-        raise ValueError("it is no copy of memory: it does not begin as one")
+        raise ValueError("it is not a copy of memory: it does not begin like one")
     return Scan(request, cursor, counts["record"], counts["message"], at, is_whole)
 
 
@@ -95,7 +95,7 @@ def _frames(file: BinaryIO) -> Generator[tuple[CopyFrame, int]]:
         except DecodeError:
             frame = CopyFrame()
         if frame.WhichOneof("frame") is None:
-            raise ValueError(f"it is no copy of memory, or a damaged one, at byte {at}")
+            raise ValueError(f"it is not a copy of memory, or it is damaged, at byte {at}")
         at = file.tell()
         yield frame, at
 
@@ -114,6 +114,6 @@ def _content(file: BinaryIO, at: int) -> bytes | None:
     else:
         return None
     if length > _MAX_FRAME_BYTES:
-        raise ValueError(f"it is no copy of memory, or a damaged one, at byte {at}")
+        raise ValueError(f"it is not a copy of memory, or it is damaged, at byte {at}")
     content = file.read(length)
     return content if len(content) == length else None

@@ -114,7 +114,7 @@ def _of_text(name: str, a: str, b: str) -> Iterator[str]:
     lines = list(difflib.unified_diff(a.splitlines(), b.splitlines(), "A", "B", lineterm="", n=1))
     yield from (f"    {line}" for line in lines[:_MAX_LINES])
     if len(lines) > _MAX_LINES:
-        yield f"    … {len(lines) - _MAX_LINES} lines more"
+        yield f"    … {len(lines) - _MAX_LINES} more lines"
 
 
 def _named(turn: Turn) -> dict[str, Step]:

@@ -22,17 +22,17 @@ app = typer.Typer(help="List, show, replay and drop dead letters; for operators.
 _TIMEOUT_SECONDS = 60.0
 
 DeadLetterId = Annotated[
-    str, typer.Argument(metavar="DEAD_LETTER", help="Its id, as `list` prints it.", show_default=False)
+    str, typer.Argument(metavar="DEAD_LETTER", help="The id, as `list` prints it.", show_default=False)
 ]
 DeadLetterIds = Annotated[
-    list[str], typer.Argument(metavar="DEAD_LETTER...", help="Their ids, as `list` prints them.", show_default=False)
+    list[str], typer.Argument(metavar="DEAD_LETTER...", help="The ids, as `list` prints them.", show_default=False)
 ]
 
 
 @app.command("list")
 def list_dead_letters(
-    topic: Annotated[str, typer.Option(help="Only those of this topic.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at the most.")] = 100,
+    topic: Annotated[str, typer.Option(help="Only dead letters of this topic.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number to list.")] = 100,
     as_json: Json = False,
     address: Address = "",
     data_dir: DataDir = None,

@@ -109,7 +109,7 @@ def _data_directory(path: Path) -> Finding:
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return Finding("data", True, f"{path}{'' if path.exists() else ' (to be made)'}")
-    return Finding("data", False, f"{existing} is not ours to write", "set data_dir to another directory")
+    return Finding("data", False, f"this user cannot write to {existing}", "set data_dir to another directory")
 
 
 def _tls(config: Config, address: str) -> Finding:
@@ -128,13 +128,13 @@ def _tls(config: Config, address: str) -> Finding:
     except AgentShellError as error:
         return Finding("TLS", False, error.message, error.metadata.get("fix", ""))
     if own is None or address.startswith("unix:"):
-        return Finding("TLS", True, f"none, and none needed: {address} is of this machine alone")
-    clients = ", for clients that show a certificate" if config.tls.client_ca_file else ""
-    says = f"{address} as {', '.join(own.names) or 'nobody'} until {own.end_time:%Y-%m-%d %H:%M} UTC{clients}"
+        return Finding("TLS", True, f"none, and none needed: {address} is only reachable from this machine")
+    clients = ", for clients that present a certificate" if config.tls.client_ca_file else ""
+    says = f"{address} as {', '.join(own.names) or 'no host'} until {own.end_time:%Y-%m-%d %H:%M} UTC{clients}"
     if own.end_time < datetime.now(UTC):
-        return Finding("TLS", False, f"{says}: that is over", "renew it: a running mesh takes the new files by itself")
+        return Finding("TLS", False, f"{says}: it has expired", "renew it: a running mesh loads new files by itself")
     if not own.names:
-        return Finding("TLS", False, says, "name its hosts as subjectAltName: no client looks for them elsewhere")
+        return Finding("TLS", False, says, "name its hosts as subjectAltName: clients look nowhere else")
     return Finding("TLS", True, says)
 
 
@@ -168,7 +168,7 @@ async def _postgres(url: str, name: str) -> Finding:
             [(version, vector)] = await (await connection.execute(query)).fetchall()
     except (psycopg.Error, TimeoutError) as error:
         said = " ".join(str(error).split()) or "no answer"
-        return Finding("database", False, f"{name}: {said}", "start it, or mend database.url (empty: the bundled one)")
+        return Finding("database", False, f"{name}: {said}", "start it, or fix database.url (empty: the bundled one)")
     if vector is None:
         return Finding("database", False, f"{name}: {version} without pgvector", "install the extension `vector` there")
     return Finding("database", True, f"{name}: {version}, pgvector {vector}")
@@ -193,7 +193,7 @@ async def _services(client: Client, address: str) -> Finding:
     others = [f"{name} {state}" for name, state in states.items() if state != "SERVING"]
     says = f"{address}: {', '.join(serving) or 'nothing'} SERVING{''.join(f', {other}' for other in others)}"
     well = states["turn"] == "SERVING" and set(states.values()) <= {"SERVING", "elsewhere"}
-    return Finding("mesh", well, says, "" if well else "wait until it is ready; its log says what holds it")
+    return Finding("mesh", well, says, "" if well else "wait until it is ready; its log says what it waits for")
 
 
 async def _api_key(client: Client, target: mesh.Target) -> Finding:
@@ -222,13 +222,13 @@ async def _personality(client: Client) -> Finding:
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return Finding("personality", None, _ELSEWHERE)
-        mend = "set personality.default to one that is loaded, or mend its pack"
+        mend = "set personality.default to one that is loaded, or fix its pack"
         return Finding("personality", False, error.details() or error.code().name, mend)
     found = response.personality
     state = pb.KnowledgeState.Name(found.knowledge_state).removeprefix("KNOWLEDGE_STATE_")
     says = f"{found.personality_id} {found.version}, knowledge {'none' if state == 'UNSPECIFIED' else state}"
     if found.knowledge_state == pb.KNOWLEDGE_STATE_FAILED:
-        return Finding("personality", False, says, "the mesh's log says why, and it is tried again")
+        return Finding("personality", False, says, "the mesh's log says why; the mesh tries again by itself")
     return Finding("personality", True, says)
 
 
@@ -238,7 +238,7 @@ def _port(key: str, address: str) -> Finding:
         with socket.create_server((host, int(port))):
             return Finding("port", True, f"{address} is free")
     except (OSError, ValueError, OverflowError) as error:
-        return Finding("port", False, f"{address}: {error}", f"set {key} to another, or end what listens there")
+        return Finding("port", False, f"{address}: {error}", f"set {key} to another, or stop what listens there")
 
 
 async def _vectors(client: Client) -> Finding:
@@ -264,7 +264,7 @@ async def _vectors(client: Client) -> Finding:
         if each.next_embedder
     ]
     first = f" (of the first {_MAX_NAMESPACES} namespaces)" if response.next_page_token else ""
-    return Finding("vectors", True, f"{', '.join(said) or 'none of this tenant yet'}{first}, in {response.store}")
+    return Finding("vectors", True, f"{', '.join(said) or 'this tenant has none yet'}{first}, in {response.store}")
 
 
 def _embedders(config: Config) -> Generator[Finding]:
@@ -301,6 +301,6 @@ def _providers(config: Config) -> list[Finding]:
             findings.append(Finding("provider", True, f"{name}: {', '.join(key.place for key in keys)} is set"))
         else:
             is_needed = name in (config.provider.default, *config.provider.vendors)
-            fix = f"set it, for the configuration names {name}" if is_needed else ""
+            fix = f"set it: the configuration names {name}" if is_needed else ""
             findings.append(Finding("provider", False if is_needed else None, f"{name}: {missing} is not set", fix))
     return findings

@@ -20,8 +20,10 @@ def _keys() -> None:
 
 @app.command()
 def create(
-    tenant: Annotated[str, typer.Argument(help="Whose turns, sessions and memory the key opens.", show_default=False)],
-    principal: Annotated[str, typer.Option(help="Who calls with it.")] = "owner",
+    tenant: Annotated[
+        str, typer.Argument(help="Tenant whose turns, sessions and memory the key opens.", show_default=False)
+    ],
+    principal: Annotated[str, typer.Option(help="Principal that calls with it.")] = "owner",
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:

@@ -30,7 +30,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The file.", show_def
 @app.command("export")
 def export(
     file: File,
-    user: Annotated[str, typer.Option(help="Only what is or names this user.")] = "",
+    user: Annotated[str, typer.Option(help="Only what is about this user, or names this user.")] = "",
     namespace: Annotated[str, typer.Option(help="Only this namespace, such as user/ann.")] = "",
     address: Address = "",
     key_file: KeyFile = None,
@@ -50,7 +50,7 @@ def export(
 @app.command("import")
 def import_file(
     file: File,
-    partial: Annotated[bool, typer.Option("--partial", help="Also where the file is cut short.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Import the file even if it is cut short.")] = False,
     address: Address = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
@@ -92,9 +92,9 @@ def _resume(path: Path, file: BinaryIO, request: ExportRequest) -> dict[str, int
         return {"record": 0, "message": 0}
     scan = _scan(path, file)
     if scan.is_whole:
-        fail(f"{path} is a whole copy: name another file", USAGE)
+        fail(f"{path} is already complete: name another file", USAGE)
     if scan.request != request:
-        fail(f"{path} was begun for something else: give the options that it was begun with, or another file", USAGE)
+        fail(f"{path} was started with other options: give those again, or name another file", USAGE)
     file.truncate(scan.end)
     file.seek(scan.end)
     request.cursor = scan.cursor
@@ -111,7 +111,7 @@ async def _import(client: Client, path: Path, partial: bool) -> None:
             fail(f"{path} is cut short after {scan.end} bytes: export it again, or give --partial", FAILED)
         answer = await MemoryServiceStub(client.channel).Import(_requests(copy_file.items(file)))
     typer.echo(f"{answer.record_count} records, {answer.message_count} messages")
-    typer.echo(f"there already: {answer.unchanged_record_count} records, {answer.unchanged_message_count} messages")
+    typer.echo(f"already there: {answer.unchanged_record_count} records, {answer.unchanged_message_count} messages")
 
 
 async def _requests(items: Iterable[Item]) -> AsyncGenerator[ImportRequest]:

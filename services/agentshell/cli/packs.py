@@ -32,8 +32,8 @@ Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folde
 
 @app.command()
 def new(
-    personality_id: Annotated[str, typer.Argument(metavar="ID", help="Names it.", show_default=False)],
-    directory: Annotated[Path, typer.Option("--in", help="The directory of packs to put it into.")] = Path(),
+    personality_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the new personality.", show_default=False)],
+    directory: Annotated[Path, typer.Option("--in", help="Directory of packs to create it in.")] = Path(),
 ) -> None:
     """Make a small working pack to start from."""
     with ending():
@@ -44,16 +44,16 @@ def new(
         try:
             pack.parse({path: text.encode() for path, text in written.items()})
         except PackError as error:
-            fail(f"{personality_id!r} cannot be its id: {error}", USAGE)
+            fail(f"{personality_id!r} cannot be a personality's id: {error}", USAGE)
         folder = directory / personality_id
         if folder.exists():
-            fail(f"{folder} is there already; choose another id", USAGE)
+            fail(f"{folder} already exists; choose another id", USAGE)
         for path, text in written.items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         (directory / manifest_schema.FILE).write_text(manifest_schema.text())
-        typer.echo(f"{folder} is made; `agentshell packs test {folder}` asks it something")
+        typer.echo(f"created {folder}; `agentshell packs test {folder}` asks it something")
 
 
 @app.command()
@@ -66,7 +66,7 @@ def validate(folders: Folders) -> None:
         for folder in folders:
             checked = _check(folder)
             if isinstance(checked, Pack):
-                typer.echo(f"{folder}: {checked.manifest.id} {checked.manifest.version} is good, {checked.digest}")
+                typer.echo(f"{folder}: {checked.manifest.id} {checked.manifest.version} is valid, {checked.digest}")
                 continue
             broken += 1
             for error in (checked, *checked.others):
@@ -92,7 +92,8 @@ def digest(folder: Folder) -> None:
 def pack_archive(
     folder: Folder,
     key: Annotated[
-        Path | None, typer.Option(help="File with an Ed25519 private key to sign with, PEM; made if it is not there.")
+        Path | None,
+        typer.Option(help="File with an Ed25519 private key to sign with, PEM; created if it does not exist."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The archive; default: ID-VERSION.tar.gz.")] = None,
 ) -> None:
@@ -113,7 +114,7 @@ def pack_archive(
         typer.echo(f"{archive}: {checked.digest}")
         if private:
             signed.write_bytes(signature_bytes)
-            typer.echo(f"{signed}: by the key {signature.public_key(private)}, for personality.trusted_keys")
+            typer.echo(f"{signed}: signed by the key {signature.public_key(private)}, for personality.trusted_keys")
 
 
 @app.command("list")
@@ -203,7 +204,7 @@ def _check(folder: Path) -> Pack | PackError:
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        fail(f"{folder} is no directory; name the folder of a pack", USAGE)
+        fail(f"{folder} is not a directory; name the folder of a pack", USAGE)
     return folder
 
 

@@ -78,7 +78,7 @@ def _read(folder: Path, names: Sequence[str]) -> _Tested:
     from agentshell.personality.yaml_file import PackError
 
     if not folder.is_dir():
-        fail(f"{folder} is no directory; name the folder of a pack", USAGE)
+        fail(f"{folder} is not a directory; name the folder of a pack", USAGE)
     try:
         found = files.of_folder(folder.resolve())
         read, all_cases = pack.parse(found), cases.parse(found)
@@ -87,7 +87,7 @@ def _read(folder: Path, names: Sequence[str]) -> _Tested:
     chosen = {name: case for name, case in all_cases.items() if not names or name in names}
     if not chosen:
         there = ", ".join(all_cases) or "none"
-        fail(f"{folder} has no such case in {cases.DIRECTORY}/*.yaml; there are: {there}", USAGE)
+        fail(f"{folder} has no such case in {cases.DIRECTORY}/*.yaml; it has: {there}", USAGE)
     return _Tested(folder, read, chosen)
 
 
@@ -162,7 +162,7 @@ async def _ask(client: Client, tested: _Tested, case: Case, provider: str, model
                 continue
         turn = await client.get(stream.turn_id)
     except TimeoutError:
-        return Outcome("", (), f"the turn took longer than {seconds:g} s, or waits for somebody; raise --seconds")
+        return Outcome("", (), f"the turn took longer than {seconds:g} s, or waits for an answer; raise --seconds")
     except XenocommError as error:
         return Outcome("", (), str(error))
     tools = [step.tool.name for step in turn.plan.steps if step.HasField("tool") and step.attempt]
@@ -186,7 +186,7 @@ async def _until_it_is_served(client: Client, tested: _Tested) -> None:
         found = response.personality
         if found.digest != tested.pack.digest:
             fail(
-                f"the mesh serves {tested.name} with other files than {tested.folder}; `agentshell packs reload`",
+                f"the mesh serves {tested.name} from files other than {tested.folder}; run `agentshell packs reload`",
                 FAILED,
             )
         if found.knowledge_state in (pb.KNOWLEDGE_STATE_UNSPECIFIED, pb.KNOWLEDGE_STATE_READY):

@@ -107,7 +107,7 @@ def packs_table(listed: pb.ListResponse) -> Table:
     for one in listed.personalities:
         is_whole = (one.personality_id, one.version) not in broken
         answers = ["by its id"] * one.is_default
-        answers += ["where nobody is named"] * (_is_meant(listed.default_personality_id, one))
+        answers += ["unless another is named"] * (_is_meant(listed.default_personality_id, one))
         table.add_row(
             one.personality_id,
             one.version,

@@ -26,9 +26,9 @@ TurnIds = Annotated[list[str] | None, typer.Argument(metavar="[TURN]...", help="
 def replay(
     turn_ids: TurnIds = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="Events as `show --json` prints them, of one turn or more.")
+        Path | None, typer.Option("--file", help="File of events as `show --json` prints them, of one or more turns.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All turns there are.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All turns.")] = False,
     address: Address = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
@@ -61,7 +61,7 @@ def _histories(file: Path) -> dict[str, list[RecordedTurnEvent]]:
         try:
             recorded = json_format.Parse(line, RecordedTurnEvent())
         except json_format.ParseError as error:
-            fail(f"{file}, line {number}: {error}; `agentshell turns show TURN --json` prints what is meant", USAGE)
+            fail(f"{file}, line {number}: {error}; `agentshell turns show TURN --json` prints the right form", USAGE)
         histories.setdefault(recorded.event.turn_id, []).append(recorded)
     return histories
 
@@ -84,7 +84,7 @@ def _tell(turn_id: str, events: list[RecordedTurnEvent]) -> bool:
     if not found:
         typer.echo(f"OK        {turn_id}  {len(events)} events")
         return True
-    typer.echo(f"diverges  {turn_id}  {len(events)} events, {len(found)} decided otherwise today; the first:")
+    typer.echo(f"diverges  {turn_id}  {len(events)} events, {len(found)} decided differently today; the first:")
     for line in _told(found[0]):
         typer.echo(f"    {line}")
     return False

@@ -50,9 +50,9 @@ class State(StrEnum):
 
 @app.command("list")
 def list_turns(
-    session: Annotated[str, typer.Option(help="Only those of this session.")] = "",
-    state: Annotated[list[State] | None, typer.Option(help="Only those in this state; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at the most.")] = 20,
+    session: Annotated[str, typer.Option(help="Only turns of this session.")] = "",
+    state: Annotated[list[State] | None, typer.Option(help="Only turns in this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number to list.")] = 20,
     as_json: Json = False,
     address: Address = "",
     key_file: KeyFile = None,
@@ -123,7 +123,7 @@ def watch(
 @app.command()
 def cancel(
     turn_id: TurnId,
-    message: Annotated[str, typer.Option(help="Why; for people.")] = "",
+    message: Annotated[str, typer.Option(help="Why, for people to read.")] = "",
     address: Address = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
@@ -132,7 +132,7 @@ def cancel(
 
     async def run(client: Client) -> None:
         await client.cancel(turn_id, message)
-        typer.echo(f"asked for; `agentshell turns show {turn_id}` says what came of it")
+        typer.echo(f"requested; `agentshell turns show {turn_id}` shows the outcome")
 
     mesh.run(run, address, key_file, data_dir)
 
@@ -140,7 +140,9 @@ def cancel(
 @app.command()
 def answer(
     turn_id: TurnId,
-    step: Annotated[str, typer.Argument(help="The step that asks, such as `confirm`.", show_default=False)],
+    step: Annotated[
+        str, typer.Argument(help="The step that waits for the answer, such as `confirm`.", show_default=False)
+    ],
     text: Annotated[str, typer.Argument(help="The answer.", show_default=False)],
     address: Address = "",
     key_file: KeyFile = None,
@@ -150,7 +152,7 @@ def answer(
 
     async def run(client: Client) -> None:
         await client.provide_input(turn_id, _named(turn_id, step), text)
-        typer.echo(f"answered; `agentshell turns watch {turn_id}` follows what comes of it")
+        typer.echo(f"answered; `agentshell turns watch {turn_id}` follows the turn")
 
     mesh.run(run, address, key_file, data_dir)
 
@@ -159,8 +161,8 @@ def answer(
 def fork(
     turn_id: TurnId,
     step: Annotated[str, typer.Option("--from", help="The last step to share, such as `retrieve`.")] = "",
-    text: Annotated[str, typer.Option(help="What to ask instead.")] = "",
-    personality: Annotated[str, typer.Option(help="Who answers instead, with its pack as it is now.")] = "",
+    text: Annotated[str, typer.Option(help="Message to ask instead.")] = "",
+    personality: Annotated[str, typer.Option(help="Personality that answers instead, with its current pack.")] = "",
     session: Session = "",
     provider: Provider = "",
     model: Model = "",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """Format of log lines."""
 
     CONSOLE = "console"
     JSON = "json"
@@ -35,13 +35,14 @@ class LogFormat(StrEnum):
 
 def up(
     services: Annotated[
-        list[str] | None, typer.Argument(help=f"Which services: {_SERVICES}; default: all of them.", show_default=False)
+        list[str] | None,
+        typer.Argument(help=f"Services to run: {_SERVICES}; default: all of them.", show_default=False),
     ] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
     database_url: Annotated[str, typer.Option(help="postgresql://...; default: the bundled Postgres.")] = "",
-    address: Annotated[str, typer.Option(help="HOST:PORT for clients; port 0 takes a free one.")] = "",
-    log_format: Annotated[LogFormat | None, typer.Option(help="How log lines look.")] = None,
+    address: Annotated[str, typer.Option(help="HOST:PORT for clients; port 0 picks a free one.")] = "",
+    log_format: Annotated[LogFormat | None, typer.Option(help="Format of log lines.")] = None,
 ) -> None:
     """Run the mesh, or some of its services. Ctrl-C drains and stops it; a second one ends it at once."""
     gc.disable()  # Imports stay, and scanning them takes a sixth of startup; `Process` enables it again.
@@ -74,7 +75,7 @@ async def _serve(config: Config, services: Sequence[str]) -> None:
     try:  # Printing fails if nobody reads standard output any more.
         _announce(process, time.perf_counter() - began)
         await stopping
-        typer.echo("stopping; once more to stop at once")
+        typer.echo("stopping; interrupt again to stop at once")
     finally:
         await process.stop()
     typer.echo("stopped")

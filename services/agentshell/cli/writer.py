@@ -35,7 +35,7 @@ class AnswerWriter:
 
     def _write(self, text: str) -> None:
         if not text.startswith(self._shown):  # What an earlier attempt said is void.
-            self._out.write("\n\n(the answer begins anew)\n\n")
+            self._out.write("\n\n(the answer starts over)\n\n")
             self._shown = ""
         self._out.write(text[len(self._shown) :])
         self._out.flush()

@@ -23,7 +23,7 @@ def main(parent_pid: int, uid: int, gid: int, command: list[str]) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
-        sys.exit("the parent is gone already")
+        sys.exit("the parent has already exited")
     os.umask(0o077)
     os.execv(command[0], command)  # noqa: S606 - the command is our own supervisor's
 

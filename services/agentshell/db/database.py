@@ -158,7 +158,7 @@ class Database:
         except (psycopg.Error, ValueError) as error:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"cannot migrate schema {schema} by {package}, at {step}: {error}; mend that, and start again",
+                f"cannot migrate schema {schema} by {package}, at {step}: {error}; fix that, and start again",
                 metadata={"key": "database.url", "schema": schema},
                 cause=error,
             ) from error

@@ -130,8 +130,7 @@ class PostgresServer:
         except OSError as error:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
-                f"the bundled Postgres in {data_dir} cannot start: {error}; "
-                "mend that, or choose another data directory",
+                f"the bundled Postgres in {data_dir} cannot start: {error}; fix that, or choose another data directory",
                 metadata={"path": str(data_dir)},
                 cause=error,
             ) from error
@@ -199,7 +198,7 @@ class PostgresServer:
             if loop.time() - began > _STABLE_SECONDS:
                 delay_seconds = _FIRST_RESTART_SECONDS
             log = str(self._directory.log)
-            _log.error("the bundled Postgres ended; it is started again", status=status, log=log, seconds=delay_seconds)
+            _log.error("the bundled Postgres ended; restarting it", status=status, log=log, seconds=delay_seconds)
             await asyncio.sleep(delay_seconds)
             delay_seconds = min(2 * delay_seconds, _LAST_RESTART_SECONDS)
             try:

@@ -1,8 +1,8 @@
-"""Where records go that cannot be handled: `<topic>.dlq`, whole, with what happened to them. They block nobody.
+"""Dead letters: records that cannot be handled go to `<topic>.dlq`, complete, with the reason, and block nobody.
 
-A log takes nothing back, so a dead letter is settled by a further record, which has its key and so its partition, and
-names it. What waits to be settled is a fold of the topic. Before it is replayed a record claims it for that, so that
-who drops it at the same time comes first or too late.
+A log is append-only, so a dead letter is settled by a further record that names it and has its key, and so is in its
+partition. Folding the topic yields the unsettled dead letters. A replay first appends a claim, so that a concurrent
+drop comes either before it or too late.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from kfm.error.v1 import error_pb2
 
 SUFFIX = ".dlq"
 
-_OURS = "dlq-"  # begins the names of the headers that a record has as a dead letter alone
+_OURS = "dlq-"  # prefix of the headers that a record has only as a dead letter
 _OUR_HEADERS = 7
 _SETTLES = "dlq-settles"
 _SETTLEMENT = "dlq-settlement"
-_CLAIMED, _REPLAYED, _DROPPED = "claimed", "replayed", "dropped"  # Its values.
+_CLAIMED, _REPLAYED, _DROPPED = "claimed", "replayed", "dropped"  # Values of that header.
 _READ_RECORDS = 32  # of up to 1 MiB each
 _WINDOW_LETTERS = 1000
 
@@ -35,9 +35,9 @@ _WINDOW_LETTERS = 1000
 async def bury(
     log: Log, topic: str, group: str, stored: StoredRecord, reason: str, *, stack: str = "", attempts: int = 1
 ) -> None:
-    """Appends the record to the dead letters of its topic; once, however often it is called for the record.
+    """Appends the record to the dead letters of its topic, once, however often it is called for the record.
 
-    Of `reason` the first 255 bytes are kept, of `stack` the last lines that fit into as many.
+    Keeps the first 255 bytes of `reason`, and the last lines of `stack` that fit in 255 bytes.
     """
     headers = {
         **dict(list(stored.record.headers.items())[: MAX_HEADERS - _OUR_HEADERS]),
@@ -55,7 +55,7 @@ async def bury(
 
 
 class Letters:
-    """The first `limit` dead letters of a partition, each under its record's id; `claimed` are those to be replayed."""
+    """The first `limit` dead letters of a partition, by record id; `claimed` are those being replayed."""
 
     def __init__(self, limit: int) -> None:
         self.by_id: dict[bytes, DeadLetter] = {}
@@ -63,7 +63,7 @@ class Letters:
         self._limit = limit
 
     def fold(self, stored: StoredRecord) -> None:
-        """Takes the next record: it is one of them, or it settles one; the first settlement is the one that counts."""
+        """Folds the next record: a dead letter, or the settlement of one. The first settlement counts."""
         record_id, headers = stored.record.record_id, stored.record.headers
         if settled_id := headers.get(_SETTLES):
             self._settle(bytes.fromhex(settled_id), headers[_SETTLEMENT])
@@ -83,9 +83,9 @@ class Letters:
 
 
 async def pending(log: Log, topic: str, partition: int, offset: int) -> AsyncGenerator[DeadLetter]:
-    """Yields the unsettled dead letters of a topic's partition from `offset` of its `.dlq` on, without their payloads.
+    """Yields a partition's unsettled dead letters, starting at `offset` in the `.dlq`, without their payloads.
 
-    It holds a thousand at a time, and reads the partition once for each thousand.
+    It holds a thousand at a time in memory, and reads the partition once per thousand.
     """
     next_offset: int | None = offset
     while next_offset is not None:
@@ -96,20 +96,20 @@ async def pending(log: Log, topic: str, partition: int, offset: int) -> AsyncGen
 
 
 async def find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record]:
-    """Returns a dead letter, and the record that was buried, as it was. Raises DEAD_LETTER_NOT_FOUND."""
+    """Returns a dead letter, and the original record. Raises DEAD_LETTER_NOT_FOUND."""
     letter, record, _ = await _find(log, dead_letter_id)
     return letter, record
 
 
 async def _find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record, bool]:
-    """As `find`, and whether it is claimed for a replay."""
+    """Like `find`, and returns whether it is claimed for a replay."""
     topic, partition, offset = place(dead_letter_id)
     letters, _ = await _read(log, topic, partition, offset, 1)
     letter = next(iter(letters.by_id.values()), None)
     if letter is None or letter.dead_letter_id != dead_letter_id:
         raise AgentShellError(
             error_pb2.ERROR_REASON_DEAD_LETTER_NOT_FOUND,
-            f"there is no dead letter {dead_letter_id!r}; ListDeadLetters lists those there are",
+            f"there is no dead letter {dead_letter_id!r}; ListDeadLetters lists the dead letters that exist",
             metadata={"dead_letter_id": dead_letter_id},
         )
     [stored] = await log.read(topic + SUFFIX, partition, offset, 1, 0.0)
@@ -120,11 +120,11 @@ async def _find(log: Log, dead_letter_id: str) -> tuple[DeadLetter, Record, bool
 
 
 async def settle(log: Log, dead_letter_id: str, settlement: Settlement.ValueType) -> Settlement.ValueType:
-    """Settles a dead letter, and returns how it is settled: by whoever did so first. Raises DEAD_LETTER_NOT_FOUND.
+    """Settles a dead letter. Returns how it is settled: the first settlement counts. Raises DEAD_LETTER_NOT_FOUND.
 
-    To replay puts the record back at the end of its topic, in one step with the settlement where the log has such; its
-    id is a new one that is the same each time. After LOG_UNAVAILABLE settle again: a replay that was claimed and not
-    made is made then, whichever settlement is asked for.
+    A replay appends the record to its topic, atomically with the settlement if the log has transactions. The copy has a
+    new id, the same each time. After LOG_UNAVAILABLE, settle again: a replay that was claimed but not made is then
+    made, whichever settlement is requested.
     """
     letter, record, is_claimed = await _find(log, dead_letter_id)
     if letter.settlement == SETTLEMENT_PENDING and not is_claimed:
@@ -140,13 +140,13 @@ async def settle(log: Log, dead_letter_id: str, settlement: Settlement.ValueType
 
 
 def place(dead_letter_id: str) -> tuple[str, int, int]:
-    """Returns the topic, and the partition and offset in its `.dlq`, that make the id of a dead letter."""
+    """Returns the topic, and the partition and offset in its `.dlq`, from the id of a dead letter."""
     topic, partition, offset = dead_letter_id.rsplit("/", 2)
     return topic, int(partition), int(offset)
 
 
 async def _read(log: Log, topic: str, partition: int, offset: int, limit: int) -> tuple[Letters, int | None]:
-    """Returns the first dead letters from `offset` on, as they now are, and where the next begin; None: nowhere."""
+    """Returns the first dead letters from `offset` on, as they are now, and the offset of the next, or None."""
     letters = Letters(limit)
     async for stored in _records(log, topic, partition, offset):
         letters.fold(stored)
@@ -156,14 +156,14 @@ async def _read(log: Log, topic: str, partition: int, offset: int, limit: int) -
     async for stored in _records(log, topic, partition, 0):
         if stored.offset >= offset:
             break
-        letters.by_id.pop(stored.record.record_id, None)  # Buried again, in a log that drops no repeated id.
+        letters.by_id.pop(stored.record.record_id, None)  # Buried twice, in a log that does not drop repeated ids.
     return letters, next_offset
 
 
 def _mark(record: Record, prefix: str, how: str) -> Record:
-    """Returns what says how a dead letter is settled; of the marks with one prefix the first counts."""
+    """Returns the record that settles a dead letter; of several with one prefix, the first counts."""
     letter_id = record.record_id.hex()
-    payload = b"\x00"  # A log takes no empty one.
+    payload = b"\x00"  # A payload may not be empty.
     headers = {_SETTLES: letter_id, _SETTLEMENT: how}
     return Record(record.key, ids.record_id(f"{prefix} {letter_id}"), payload, headers)
 
@@ -204,9 +204,9 @@ def _last_lines(text: str) -> str:
     if len(packed) <= MAX_HEADER_BYTES:
         return packed.decode()
     end = packed[-MAX_HEADER_BYTES:].decode(errors="ignore")
-    return end.partition("\n")[2] or end  # Not half a line, unless it is all there is.
+    return end.partition("\n")[2] or end  # No partial line, unless that is all there is.
 
 
 def _packed(text: str) -> bytes:
-    """Returns a text of anybody's making as a header may have it: to bury must not fail."""
+    """Encodes any text so that a header can hold it: burying must not fail."""
     return text.replace("\0", "").encode(errors="replace")

@@ -1,12 +1,12 @@
-"""The log in Apache Iggy 0.9: for production, on as many machines as there are.
+"""The log in Apache Iggy 0.9: for production, on any number of machines.
 
-It does not drop duplicates (`Ack.duplicate` is always False), and has no transactions: `append_all` appends in the
-order given, and an append whose records are of several partitions may be there in part after LOG_UNAVAILABLE.
+It does not drop duplicates (`Ack.duplicate` is always False) and has no transactions: `append_all` appends in the
+order given, and after LOG_UNAVAILABLE an append to several partitions may be there in part.
 
-Nor does its server fence appends: commits are fenced exactly, appends under a lease as well as this process can know.
-Such an append is refused once the lease is over by what was heard or by this process' clock, also while it waits for
-its turn. What had been sent by then (in at most `CALL_SECONDS`) may still land after the next owner's first records.
-Therefore decisions have ids that follow from what they decide, and folds pass over a repeated or late one.
+Its server does not fence appends: commits are fenced exactly, appends under a lease only as far as this process knows.
+It refuses an append, even a queued one, once the lease is over by what it has heard or by its own clock. Appends
+sent before that may still land (for up to `CALL_SECONDS`) after the next owner's first records. This is why decisions
+have deterministic ids, and why folds skip a repeated or late one.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from agentshell.mesh.errors import AgentShellError, invalid
 from kfm.error.v1 import error_pb2
 
 MAX_READ_RECORDS = 1000
-APPEND_CONNECTIONS = 4  # A connection waits for one answer at a time, and an answer for the disk.
-_REST_SECONDS = 5.0  # How long a reader at the end rests that is not woken: nothing should need it.
+APPEND_CONNECTIONS = 4  # A connection has one request under way at a time, and each waits for the disk.
+_REST_SECONDS = 5.0  # How long a reader at the end waits if nothing wakes it; a safeguard.
 _RETRY_SECONDS = 0.25
 
 
 class IggyLog:
-    """The `Log` on an Iggy server; make it with `open`, once a process.
+    """The `Log` on an Iggy server; create it with `open`, once per process.
 
-    A topic of relaxed durability may lose its last records with the server's process too, not only with its machine.
+    A topic of relaxed durability may lose its last records if the server's process crashes, not only its machine.
     """
 
     def __init__(self, url: str, stream: str, lease_seconds: float) -> None:
@@ -50,9 +50,9 @@ class IggyLog:
 
     @classmethod
     async def open(cls, url: str, *, stream: str = "", lease_seconds: float = 5.0) -> IggyLog:
-        """Opens the log in a stream of the server at `iggy://USER:PASSWORD@HOST:PORT/STREAM`, and makes the stream.
+        """Opens the log in a stream of the server at `iggy://USER:PASSWORD@HOST:PORT/STREAM`, creating the stream.
 
-        A member that is silent for `lease_seconds`, or whose process ends, loses its partitions after that time.
+        A member loses its partitions after `lease_seconds` of silence, and sooner if its process ends.
         Raises LOG_UNAVAILABLE, and CONFIG_INVALID for a server of another version or without persisted durability.
         """
         log = cls(url, stream or stream_of(url), lease_seconds)
@@ -65,7 +65,7 @@ class IggyLog:
         return log
 
     async def close(self) -> None:
-        """Writes what waits and lets go of all connections; who waits for records gets LOG_UNAVAILABLE."""
+        """Writes what is queued and closes all connections. Callers that wait for records get LOG_UNAVAILABLE."""
         self._closed = True
         self._closing.ring()
         await asyncio.gather(*(lane.close() for lanes in self._lanes.values() for lane in lanes))
@@ -73,11 +73,11 @@ class IggyLog:
         await asyncio.gather(*(wire.close() for wire in (*self._appending, self._reading, self._grouping)))
 
     async def health(self) -> None:
-        """Returns when the server answers. Raises LOG_UNAVAILABLE."""
+        """Returns if the server answers. Raises LOG_UNAVAILABLE."""
         await self._reading.ping()
 
     async def ensure_topic(self, topic: Topic) -> None:
-        """Makes the topic, or sets its retention. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        """Creates the topic, or sets its retention. Raises TOPIC_MISMATCH if partitions or durability differ."""
         if not topic.name or topic.partitions < 1:
             raise invalid("topic", f"{topic.name!r} with {topic.partitions} partitions; give a name and at least one")
         known = await self._reading.topic(topic.name)
@@ -92,9 +92,9 @@ class IggyLog:
     # Appending
 
     async def append(self, topic: str, records: Sequence[Record], lease: Lease | None = None) -> list[Ack]:
-        """Appends records: those of one partition in one durable step, the partitions side by side.
+        """Appends records: those of one partition in one durable step, different partitions in parallel.
 
-        As the holder of `lease`, where it is given. Raises FENCED when that is over.
+        If `lease` is given, appends as its holder. Raises FENCED if it is over.
         """
         limits.check([(topic, records)])
         holder = self._groups.membership(lease) if lease else None
@@ -103,9 +103,9 @@ class IggyLog:
     async def append_all(
         self, batches: Sequence[tuple[str, Sequence[Record]]], lease: Lease | None = None
     ) -> list[list[Ack]]:
-        """Appends to one topic after the other, in the order given, and stops at the first that fails.
+        """Appends to one topic after another, in the order given, and stops at the first failure.
 
-        As the holder of `lease`, where it is given. Raises FENCED when that is over.
+        If `lease` is given, appends as its holder. Raises FENCED if it is over.
         """
         limits.check(batches)
         holder = self._groups.membership(lease) if lease else None
@@ -123,7 +123,7 @@ class IggyLog:
                 lanes[partition].append([records[index] for index in share], holder)
                 for partition, share in shares.items()
             ),
-            return_exceptions=True,  # Only when all have ended is it known what became of them.
+            return_exceptions=True,  # The outcome is known only once all have ended.
         )
         acks: dict[int, Ack] = {}
         for (partition, share), first in zip(shares.items(), sent, strict=True):
@@ -135,7 +135,7 @@ class IggyLog:
     # Reading
 
     async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
-        """Returns up to `limit` records, and no more than a thousand, from `offset` on."""
+        """Returns up to `limit` records, at most a thousand, starting at `offset`."""
         _check_limit(limit)
         lane = _lane(topic, await self._open_lanes(topic), partition)
         deadline = asyncio.get_running_loop().time() + wait
@@ -155,20 +155,20 @@ class IggyLog:
         return list((await self._topic(topic)).ends)
 
     async def _check_retained(self, topic: str, lane: Lane, offset: int) -> None:
-        """Raises OFFSET_OUT_OF_RANGE for an offset that is older than what is retained."""
+        """Raises OFFSET_OUT_OF_RANGE if the offset is older than what is retained."""
         oldest = await self._reading.oldest(topic, lane.partition)
         if oldest is None:
             oldest = (await self._topic(topic)).ends[lane.partition]
         if offset < oldest:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
-                f"offset {offset} of {topic}/{lane.partition} is no longer retained: begin at {oldest}",
+                f"offset {offset} of {topic}/{lane.partition} is no longer retained: start at {oldest}",
                 metadata={"base_offset": str(oldest)},
             )
         lane.seen = offset
 
     async def _rest(self, bells: Iterable[Bell], seconds: float, deadline: float) -> bool:
-        """Rests, until a bell rings at the most; False after the deadline. Raises LOG_UNAVAILABLE when we close."""
+        """Waits up to `seconds`, or until a bell rings. False after the deadline. Raises LOG_UNAVAILABLE on close."""
         remaining = deadline - asyncio.get_running_loop().time()
         if not self._closed:
             if remaining > 0:
@@ -181,7 +181,7 @@ class IggyLog:
     # Groups
 
     async def join(self, topic: str, group: str, member: str) -> Lease:
-        """Joins a group, or returns the member's lease as it now is."""
+        """Joins a group, or returns the member's current lease."""
         return await self._groups.join(topic, len(await self._open_lanes(topic)), group, member)
 
     async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
@@ -199,14 +199,14 @@ class IggyLog:
                     records = await self._gather(membership, limit)
                 except AgentShellError:
                     self._groups.membership(lease)
-                    # The lease does not hang by the connection for reading: another one may do.
+                    # The lease does not depend on the connection for reading: a new one may work.
                     if not await self._rest([membership.bell], _RETRY_SECONDS, deadline):
                         raise
                     continue
                 self._groups.membership(lease)
                 rest = _REST_SECONDS if ends == [lane.end for lane in held] else 0
                 if records or not await self._rest(bells, rest, deadline):
-                    # Only now, with nothing left to wait for: a poll that is cancelled has given nothing.
+                    # Only now, with nothing left to await: a cancelled poll has given nothing.
                     membership.give(records)
                     return records
 
@@ -228,7 +228,7 @@ class IggyLog:
             if len(gathered) == limit or membership.over:
                 break
             most = min(limit - len(gathered), MAX_READ_RECORDS)
-            # From the oldest that is retained, where the position is older.
+            # Starts at the oldest retained record if the position is older.
             gathered += await self._reading.poll(
                 membership.lease.topic, partition, membership.positions[partition], most
             )
@@ -240,7 +240,7 @@ class IggyLog:
     # Topics
 
     async def _open_lanes(self, topic: str) -> Sequence[Lane]:
-        """Returns the lanes of a topic, which never goes away and keeps its partitions. Raises TOPIC_NOT_FOUND."""
+        """Returns the lanes of a topic; topics are permanent and keep their partitions. Raises TOPIC_NOT_FOUND."""
         if lanes := self._lanes.get(topic):
             return lanes
         partitions = len((await self._topic(topic)).ends)
@@ -274,7 +274,7 @@ def _mismatch(topic: Topic, known: IggyTopic) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_TOPIC_MISMATCH,
         f"topic {topic.name!r} has {len(known.ends)} partitions and is {'relaxed' if known.relaxed else 'durable'}, "
-        f"not {topic.partitions} and {topic.durability}: both are fixed when a topic is made; ask for what it has, or "
-        "use another topic",
+        f"not {topic.partitions} and {topic.durability}: both are fixed when a topic is made; ask for the values it "
+        "has, or use another topic",
         metadata={"topic": topic.name},
     )

@@ -1,8 +1,8 @@
 """The groups of a log in Iggy that this process has members in: each is a journal, in a topic of its own.
 
-Iggy has consumer groups, but no generations to fence a commit with, no names of members, and it lets a member keep
-its partitions for as long as its connection lives. A journal gives the port's leases exactly; what it costs is that a
-commit is an append and a read.
+Iggy's own consumer groups have no generations to fence commits with and no member names, and let a member keep its
+partitions for as long as its connection lives. A journal implements the port's leases exactly, at the cost of an append
+and a read per commit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class IggyGroups:
         self._journals: dict[tuple[str, str], Journal] = {}
 
     async def join(self, topic: str, partitions: int, group: str, member: str) -> Lease:
-        """Makes the member one of the group, unless it is, and returns its lease."""
+        """Adds the member to the group, unless it is in it, and returns its lease."""
         journal = self._journal(topic, partitions, group)
         process, now = await journal.enter(), clock()
         await journal.submit(iggy_group.join(process, member, self._lease_seconds))
@@ -45,7 +45,7 @@ class IggyGroups:
         return lease
 
     def membership(self, lease: Lease) -> Membership:
-        """Returns the membership of a lease and notes that its holder is active. Raises FENCED."""
+        """Returns the membership of a lease, and records that its holder is active. Raises FENCED."""
         journal = self._journals.get((lease.topic, lease.group))
         membership = journal.memberships.get(lease) if journal else None
         if journal is None or membership is None or membership.expired:
@@ -56,11 +56,11 @@ class IggyGroups:
         return membership
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
-        """Commits offsets of partitions of the lease. Raises FENCED and INVALID_REQUEST."""
+        """Commits offsets of the lease's partitions. Raises FENCED and INVALID_REQUEST."""
         membership, now = self.membership(lease), clock()
         if strangers := offsets.keys() - set(lease.partitions):
             raise invalid(
-                "offsets", f"partitions {sorted(strangers)} are not of the lease, which has {lease.partitions}"
+                "offsets", f"partitions {sorted(strangers)} are not in the lease, which has {lease.partitions}"
             )
         journal = self._journals[lease.topic, lease.group]
         entry = iggy_group.commit(journal.process, lease.member, lease.generation, offsets)
@@ -70,7 +70,7 @@ class IggyGroups:
         membership.until = max(membership.until, now + self._lease_seconds)
 
     async def leave(self, lease: Lease) -> None:
-        """Takes the member out of the group, unless it has joined again since."""
+        """Removes the member from the group, unless it has joined again since."""
         journal = self._journals.get((lease.topic, lease.group))
         if journal is None:
             return
@@ -79,7 +79,7 @@ class IggyGroups:
             await journal.submit(iggy_group.leave(journal.process, [lease.member]))
 
     async def committed(self, topic: str, partitions: int, group: str) -> dict[int, int]:
-        """Returns the committed offsets of a group; of one that nobody has joined, none."""
+        """Returns the committed offsets of a group; empty if nobody has joined it."""
         journal = self._journal(topic, partitions, group)
         if not await journal.exists():
             return {}
@@ -87,12 +87,12 @@ class IggyGroups:
         return dict(sorted(journal.group.committed.items()))
 
     def lost(self) -> None:
-        """Ends all leases: the connection is gone, and the others may have gone on."""
+        """Ends all leases: the connection is gone, and others may have taken over."""
         for journal in self._journals.values():
             journal.end_all()
 
     async def close(self) -> None:
-        """Gives back what this process holds."""
+        """Gives back everything that this process holds."""
         await asyncio.gather(*(journal.close() for journal in self._journals.values()))
 
     def _journal(self, topic: str, partitions: int, group: str) -> Journal:

@@ -1,8 +1,8 @@
-"""A connection to Iggy: the only module that uses its SDK. Every call is bounded; none is left half way.
+"""A connection to Iggy: the only module that uses its SDK. Every call is bounded, and none is abandoned midway.
 
-The SDK answers with futures and fails with `RuntimeError` that has a text and no code. Its own reconnection would wait
-for ever and send again what may have arrived, so it is off: after a fault the connection is dropped, and the next
-call makes another.
+The SDK returns futures and fails with `RuntimeError`, which has a text but no code. Its own reconnection would wait for
+ever and resend what may have arrived, so it is off: after a fault the connection is dropped, and the next call opens a
+new one.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ T = TypeVar("T")
 
 CALL_SECONDS = 5.0
 MAX_NAME_BYTES = 255
-SERVER_SERIES = "0.9."  # Neither clients nor data directories go from one minor release to another.
+SERVER_SERIES = "0.9."  # Neither clients nor data directories work across minor releases.
 _SCHEMES = ("iggy", "iggy+tcp")
 _RETRY_DELAY = timedelta(seconds=1)
 _EPOCH = datetime.fromtimestamp(0, UTC)
-# Where trying again does not help. There are no codes to tell it by.
+# Errors that a retry does not help. There are no codes to recognise them by.
 _REFUSALS = ("invalid credentials", "invalid personal access token", "unauthenticated", "incompatible", "invalid tls")
-# Of another kind than the headers of a record, which are strings: their names cannot meet.
+# Raw keys, unlike the headers of a record, which are strings: their names cannot collide.
 _KEY, _ID = HeaderKey.Raw(b"key"), HeaderKey.Raw(b"id")
 _CONSUMER = Consumer.Single("agentshell")  # It stores no offsets.
 
 
 @dataclass(frozen=True, slots=True)
 class IggyTopic:
-    """A topic as the server has it. `ends` are the next offsets of its partitions."""
+    """A topic on the server. `ends` are the next offsets of its partitions."""
 
     name: str
     relaxed: bool
@@ -61,28 +61,28 @@ class IggyTopic:
 
 
 def unavailable(what: str, cause: BaseException | None = None) -> AgentShellError:
-    """The error of a log that cannot be reached."""
+    """Returns the error of a log that cannot be reached."""
     detail = f" ({str(cause) or type(cause).__name__})" if cause else ""
     return AgentShellError(
         error_pb2.ERROR_REASON_LOG_UNAVAILABLE,
-        f"the log could not {what}{detail}: see that its Iggy server runs and takes connections, then try again",
+        f"the log could not {what}{detail}: check that its Iggy server runs and accepts connections, then try again",
         retry_delay=_RETRY_DELAY,
         cause=cause,
     )
 
 
 def stream_of(url: str) -> str:
-    """Returns the stream that a URL names after its port, or that of a log that names none."""
+    """Returns the stream that a URL names after its port, or the default stream."""
     return unquote(urlsplit(url).path.strip("/")) or "agentshell"
 
 
 def tcp_config(url: str) -> TcpConfig:
     """Reads `iggy://USER:PASSWORD@HOST:PORT`, or `iggy://TOKEN@HOST:PORT`; `iggy+tcp` is the same.
 
-    `?tls=true&tls_domain=NAME&tls_ca_file=FILE` for TLS, where the server's certificate must be of that name (HOST when
-    there is none) and of that authority (one of the public ones).
+    For TLS, add `?tls=true&tls_domain=NAME&tls_ca_file=FILE`: the server's certificate must be for that name (by
+    default HOST) and from that authority (by default a public one).
 
-    Raises CONFIG_INVALID, which does not repeat the URL: it has a secret.
+    Raises CONFIG_INVALID, which does not repeat the URL because it contains a secret.
     """
     try:
         parts = urlsplit(url)
@@ -91,16 +91,16 @@ def tcp_config(url: str) -> TcpConfig:
         host = port = parts = None
     if parts is None or parts.scheme not in _SCHEMES or not host or not port or not parts.username:
         raise _misconfigured(
-            "the URL of the log is not of the form iggy://USER:PASSWORD@HOST:PORT or iggy://TOKEN@HOST:PORT; correct "
-            "it, and write / in a password or token as %2F"
+            "the URL of the log does not have the form iggy://USER:PASSWORD@HOST:PORT or iggy://TOKEN@HOST:PORT; "
+            "correct it, and write / in a password or token as %2F"
         )
     options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     if strange := options.keys() - {"tls", "tls_domain", "tls_ca_file"}:
         raise _misconfigured(f"the URL of the log has unknown options {sorted(strange)}; remove them")
     tls = options.get("tls", "false")
-    # Else a secret would go over the network as plain text, and nobody would notice.
+    # Otherwise a secret would cross the network in plain text unnoticed.
     if tls not in ("true", "false") or (tls == "false" and options.keys() - {"tls"}):
-        raise _misconfigured("the URL of the log speaks of TLS and does not say tls=true, or tls=false alone; say so")
+        raise _misconfigured("the URL of the log must have tls=true to use TLS and its options, or tls=false alone")
     user = unquote(parts.username)
     return TcpConfig(
         server_address=f"{host}:{port}",
@@ -116,7 +116,7 @@ def tcp_config(url: str) -> TcpConfig:
 
 
 class Wire:
-    """One connection to one stream, on which one request is under way at a time: each role has its own.
+    """One connection to one stream, with one request under way at a time: each role has its own.
 
     `lost` is called when it breaks.
     """
@@ -131,17 +131,17 @@ class Wire:
         self._closed = False
 
     async def close(self) -> None:
-        """Waits for what is under way, and lets go of the connection."""
+        """Waits for what is under way, and drops the connection."""
         self._closed = True
         await asyncio.gather(*self._under_way, return_exceptions=True)
         self._client = None
 
     async def ping(self) -> None:
-        """Returns when the server answers."""
+        """Returns if the server answers."""
         await self._call("see that it is healthy", lambda client: client.ping())
 
     async def make_stream(self) -> None:
-        """Makes the stream, unless it is there."""
+        """Creates the stream, unless it exists."""
 
         async def make(client: IggyClient) -> None:
             if await client.get_stream(self._stream) is None:
@@ -150,7 +150,7 @@ class Wire:
         await self._call("make its stream", make)
 
     async def topic(self, name: str) -> IggyTopic | None:
-        """Returns the topic, or None where there is none. Raises INVALID_REQUEST for a name that is too long."""
+        """Returns the topic, or None if there is none. Raises INVALID_REQUEST if the name is too long."""
         if len(name.encode()) > MAX_NAME_BYTES:
             raise invalid("topic", f"has the name {name!r} in Iggy, of more than {MAX_NAME_BYTES} bytes; shorten it")
         details = await self._call("find a topic", lambda client: client.get_topic(self._stream, name))
@@ -162,7 +162,7 @@ class Wire:
         return {topic.name: topic.messages_count for topic in topics}
 
     async def make_topic(self, topic: Topic, *, segment_bytes: int | None = None, max_bytes: int | None = None) -> None:
-        """Makes the topic, unless it is there. Its oldest segments go when it is larger than `max_bytes`."""
+        """Creates the topic, unless it exists. Above `max_bytes`, its oldest segments are deleted."""
 
         async def make(client: IggyClient) -> None:
             await _unless_there(
@@ -189,7 +189,7 @@ class Wire:
         )
 
     async def enter(self, topic: str, group: str) -> None:
-        """Makes this connection a member of a consumer group of Iggy's own, and the group where there is none."""
+        """Makes this connection a member of one of Iggy's own consumer groups, creating the group if necessary."""
 
         async def enter(client: IggyClient) -> None:
             await _unless_there(client.create_consumer_group(self._stream, topic, group))
@@ -203,7 +203,7 @@ class Wire:
         return {group.name: group.members_count for group in groups}
 
     async def remove_group(self, topic: str, group: str) -> None:
-        """Removes one of Iggy's own consumer groups, where it is there."""
+        """Removes one of Iggy's own consumer groups, if it exists."""
 
         async def remove(client: IggyClient) -> None:
             if await client.get_consumer_group(self._stream, topic, group) is not None:
@@ -220,11 +220,11 @@ class Wire:
         return answer.confirmations[0].base_offset
 
     async def poll(self, topic: str, partition: int, offset: int, limit: int) -> list[StoredRecord]:
-        """Returns what there is now from `offset` on, or from the oldest that is retained."""
+        """Returns the records that exist now, starting at `offset` or at the oldest retained one."""
         return await self._poll(topic, partition, PollingStrategy.Offset(offset), limit)
 
     async def oldest(self, topic: str, partition: int) -> int | None:
-        """Returns the offset of the oldest record that is retained, or None where there is none."""
+        """Returns the offset of the oldest retained record, or None if there is none."""
         records = await self._poll(topic, partition, PollingStrategy.First(), 1)
         return records[0].offset if records else None
 
@@ -244,7 +244,7 @@ class Wire:
         return [_stored(partition, message) for message in messages]
 
     async def _call(self, what: str, use: Callable[[IggyClient], Awaitable[T]]) -> T:
-        """Makes one exchange. Who gives it up does not break it off: its answer would be taken for the next one's."""
+        """Makes one exchange. It outlives a cancelled caller, or its answer would be taken for the next exchange's."""
         if self._closed:
             raise unavailable(f"{what}: it is closed in this process")
         exchange = asyncio.create_task(self._exchange(what, use))
@@ -255,7 +255,7 @@ class Wire:
     def _ended(self, exchange: asyncio.Task[object]) -> None:
         self._under_way.discard(exchange)
         if not exchange.cancelled():
-            exchange.exception()  # Of one that was given up, nobody else asks.
+            exchange.exception()  # Retrieved, since an abandoned one has no caller.
 
     async def _exchange(self, what: str, use: Callable[[IggyClient], Awaitable[T]]) -> T:
         client = None
@@ -276,11 +276,13 @@ class Wire:
                 except RuntimeError as error:
                     if any(text in str(error).lower() for text in _REFUSALS):
                         raise _misconfigured(
-                            f"there is no connection to the Iggy server: {error}; give the secret, the certificate and "
-                            f"the version of the server that this driver speaks to, {SERVER_SERIES}x"
+                            f"cannot connect to the Iggy server: {error}; check the secret, the certificate, and that "
+                            f"the server's version is one that this driver speaks to, {SERVER_SERIES}x"
                         ) from error
-                    if self._config.tls_enabled:  # The SDK does not tell a certificate that it refuses from silence.
-                        raise RuntimeError(f"{error}; by TLS: it may be the certificate's name or authority") from error
+                    if self._config.tls_enabled:  # The SDK reports a rejected certificate like silence.
+                        raise RuntimeError(
+                            f"{error}; over TLS: the cause may be the certificate's name or authority"
+                        ) from error
                     raise
                 await _check_version(client)
                 self._client = client
@@ -301,18 +303,18 @@ async def _check_version(client: IggyClient) -> None:
     version = (await client.get_stats()).iggy_server_version
     if not version.startswith(SERVER_SERIES):
         raise _misconfigured(
-            f"the Iggy server is of version {version}, and this driver speaks to {SERVER_SERIES}x only: run one of "
-            "that version"
+            f"the Iggy server has version {version}, and this driver speaks only to {SERVER_SERIES}x: run a server "
+            "of that version"
         )
     if "durability" not in {option.key for option in await client.describe_options("topic")}:
         raise _misconfigured(
-            f"the Iggy server, of version {version}, cannot promise that what it acknowledges is on disk: it lacks the "
+            f"the Iggy server, version {version}, cannot promise that what it acknowledges is on disk: it lacks the "
             "topic option 'durability'; run server 0.9.0 or a later 0.9"
         )
 
 
 async def _unless_there(making: Awaitable[None]) -> None:
-    """Lets pass that another process has made it at the same time."""
+    """Ignores that another process has created it at the same time."""
     try:
         await making
     except RuntimeError as error:
@@ -331,7 +333,7 @@ def _topic(details: TopicDetails) -> IggyTopic:
     }
     relaxed = options.get("durability") != Durability.PERSISTED.value
     expiry = details.message_expiry
-    # An empty partition and one with a single record have the same `current_offset`.
+    # An empty partition has the same `current_offset` as one with a single record.
     ends = [
         partition.current_offset + 1 if partition.messages_count or partition.current_offset else 0
         for partition in sorted(details.partitions, key=lambda partition: partition.id)
@@ -346,7 +348,7 @@ def _message(record: Record) -> SendMessage:
     }
     headers[_KEY] = HeaderValue.String(record.key)
     record_id = int.from_bytes(record.record_id)
-    if not record_id:  # Iggy puts an id of its own in the place of zero.
+    if not record_id:  # Iggy replaces zero with an id of its own.
         headers[_ID] = HeaderValue.Raw(record.record_id)
     return SendMessage(record.payload, headers, record_id)
 

@@ -1,4 +1,4 @@
-"""What a record may be: checked by every driver, before anything is written."""
+"""Checks the limits of records, in every driver, before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kfm.error.v1 import error_pb2
 
 
 def check(batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
-    """Raises TOO_LARGE or INVALID_REQUEST for what a log does not take; the message names the record and the limit."""
+    """Raises TOO_LARGE or INVALID_REQUEST for an append over the limits; the message names the record and the limit."""
     count = total_bytes = 0
     for topic, records in batches:
         for index, record in enumerate(records):
@@ -44,7 +44,7 @@ def _check_record(topic: str, index: int, record: Record) -> None:
     if problem := _problem(key, MAX_KEY_BYTES):
         raise invalid(f"{topic}[{index}].key", problem)
     if len(headers) > MAX_HEADERS:
-        raise invalid(f"{topic}[{index}].headers", f"are {len(headers)}; give at most {MAX_HEADERS}")
+        raise invalid(f"{topic}[{index}].headers", f"has {len(headers)} entries; give at most {MAX_HEADERS}")
     for name, value in headers.items():
         if problem := _problem(name, MAX_HEADER_BYTES):
             raise invalid(f"{topic}[{index}].headers[{name!r}], its name,", problem)
@@ -52,9 +52,9 @@ def _check_record(topic: str, index: int, record: Record) -> None:
             raise invalid(f"{topic}[{index}].headers[{name!r}]", problem)
 
 
-@lru_cache(maxsize=1024)  # Of keys and headers nearly all have been seen before.
+@lru_cache(maxsize=1024)  # Nearly all keys and headers have been seen before.
 def _problem(text: str, max_bytes: int) -> str:
-    """Returns what is wrong with a text; empty: nothing."""
+    """Returns what is wrong with a text, or an empty string."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -67,6 +67,6 @@ def _problem(text: str, max_bytes: int) -> str:
 def _too_large(where: str, size: int, limit: int) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_TOO_LARGE,
-        f"{where} has {size} bytes; the log takes {limit}: split it, or store it elsewhere and append a reference",
+        f"{where} has {size} bytes; the log accepts {limit}: split it, or store it elsewhere and append a reference",
         metadata={"limit_bytes": str(limit)},
     )

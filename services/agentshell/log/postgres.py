@@ -1,4 +1,4 @@
-"""The log in Postgres: the embedded default, and enough for a small cluster."""
+"""The log in Postgres: the embedded default, and sufficient for a small cluster."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _TRIM_RECORDS = 1000
 
 
 class PostgresLog:
-    """The `Log` on a database; make it with `open`, once a process.
+    """The `Log` on a database; create it with `open`, once per process.
 
-    Offsets have no gaps. Duplicates are found for as long as their first record is retained. A group whose committed
-    offset is older than what is retained goes on from the oldest record there is.
+    Offsets have no gaps. Duplicates are detected for as long as the first record is retained. A group whose committed
+    offset is older than what is retained continues from the oldest record.
     """
 
     def __init__(self, database: Database, lease_seconds: float) -> None:
@@ -51,9 +51,9 @@ class PostgresLog:
 
     @classmethod
     async def open(cls, database: Database, *, lease_seconds: float = 5.0) -> PostgresLog:
-        """Opens the log in a database and makes its schema. Raises LOG_UNAVAILABLE.
+        """Opens the log in a database and creates its schema. Raises LOG_UNAVAILABLE.
 
-        A member that is silent for `lease_seconds` loses its partitions; one whose process ends, at once.
+        A member loses its partitions after `lease_seconds` of silence, and at once if its process ends.
         """
         async with reach("make its schema"):
             await database.migrate("log", "agentshell.log.migrations")
@@ -67,7 +67,7 @@ class PostgresLog:
         return log
 
     async def close(self) -> None:
-        """Writes what waits and lets go of all connections; who waits for records gets LOG_UNAVAILABLE."""
+        """Writes what is queued and closes all connections. Callers that wait for records get LOG_UNAVAILABLE."""
         self._closed = True
         if self._retention is not None:
             self._retention.cancel()
@@ -77,12 +77,12 @@ class PostgresLog:
         self.lost()
 
     async def health(self) -> None:
-        """Returns when Postgres answers. Raises LOG_UNAVAILABLE."""
+        """Returns if Postgres answers. Raises LOG_UNAVAILABLE."""
         async with reach("see that it is healthy"), self._database.connection() as connection:
             await connection.execute("SELECT 1")
 
     async def ensure_topic(self, topic: Topic) -> None:
-        """Makes the topic, or sets its retention. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        """Creates the topic, or sets its retention. Raises TOPIC_MISMATCH if partitions or durability differ."""
         await self._topics.ensure(topic)
 
     # Appending
@@ -94,7 +94,7 @@ class PostgresLog:
     async def append_all(
         self, batches: Sequence[tuple[str, Sequence[Record]]], lease: Lease | None = None
     ) -> list[list[Ack]]:
-        """Appends to several topics in one durable step; without the disk's when all the topics are relaxed."""
+        """Appends to several topics in one durable step, which does not wait for the disk if all topics are relaxed."""
         limits.check(batches)
         if lease is not None:
             self._groups.check(lease)
@@ -111,7 +111,7 @@ class PostgresLog:
         return [[next(acks) for _ in records] for _, records in batches]
 
     def _stored(self, rows: Sequence[Row], places: Sequence[Place]) -> None:
-        """Takes what was just appended into memory, which wakes its readers, and tells the other processes."""
+        """Adds what was just appended to memory, which wakes its readers, and tells the other processes."""
         grown: dict[Tail, list[StoredRecord]] = {}
         for (tail, record), (offset, append_time, duplicate) in zip(rows, places, strict=True):
             if not duplicate:
@@ -123,11 +123,11 @@ class PostgresLog:
     # Reading
 
     async def read(self, topic: str, partition: int, offset: int, limit: int, wait: float) -> list[StoredRecord]:
-        """Returns up to `limit` records, and no more once they are of 4 MiB, from `offset` on."""
+        """Returns up to `limit` records starting at `offset`, stopping once they reach 4 MiB."""
         _check_limit(limit)
         tail = (await self._topics.find(topic)).tail(partition)
         deadline = asyncio.get_running_loop().time() + wait
-        # Messages of two processes come in any order: who does not wait for one is not to miss what it would have told.
+        # Messages of several processes come in any order, so a caller that does not wait must not rely on them.
         asks = wait <= 0 and not self._peers.alone
         while True:
             records = await self._take(tail, offset, limit, asks=asks)
@@ -135,15 +135,15 @@ class PostgresLog:
                 return records
 
     async def end_offsets(self, topic: str) -> list[int]:
-        """Returns each partition's next offset, as it is in the database."""
+        """Returns each partition's next offset, from the database."""
         tails = (await self._topics.find(topic)).tails
         await self._observe(tails)
         return [tail.next_offset or 0 for tail in tails]
 
     async def _take(self, tail: Tail, offset: int, limit: int, *, asks: bool = False) -> list[StoredRecord]:
-        """Returns what there is now from `offset` on, from memory where it can. Raises OFFSET_OUT_OF_RANGE.
+        """Returns the records there are, starting at `offset`, if possible from memory. Raises OFFSET_OUT_OF_RANGE.
 
-        Where memory has nothing it `asks` the database, or believes what has been heard.
+        If memory has none, it queries the database if `asks` is set, and otherwise trusts what was heard.
         """
         if tail.next_offset is None or not self._peers.hears:
             await self._observe([tail])
@@ -187,7 +187,7 @@ class PostgresLog:
             await _observe(connection, tails)
 
     async def _rung(self, bells: Iterable[Bell], deadline: float) -> bool:
-        """Waits until one of the bells rings; False after the deadline. Raises LOG_UNAVAILABLE when we close."""
+        """Waits until one of the bells rings; False after the deadline. Raises LOG_UNAVAILABLE on close."""
         rung = not self._closed and await Bell.first(bells, deadline - asyncio.get_running_loop().time())
         if self._closed:
             raise unavailable("be read: it is closed in this process")
@@ -196,11 +196,11 @@ class PostgresLog:
     # Groups
 
     async def join(self, topic: str, group: str, member: str) -> Lease:
-        """Joins a group, or returns the member's lease as it now is."""
+        """Joins a group, or returns the member's current lease."""
         return await self._groups.join(await self._topics.find(topic), group, member)
 
     async def poll(self, lease: Lease, limit: int, wait: float) -> list[StoredRecord]:
-        """Returns records that this lease has not been given yet. One poll of a lease at a time."""
+        """Returns records that this lease has not been given yet. Polls of one lease take turns."""
         _check_limit(limit)
         topic = await self._topics.find(lease.topic)
         membership = self._groups.membership(lease)
@@ -212,12 +212,12 @@ class PostgresLog:
                 if membership.over:
                     raise fenced(lease)
                 if records or not await self._rung(bells, deadline):
-                    # Only now, with nothing left to wait for: a poll that is cancelled has given nothing.
+                    # Only now, with nothing left to await: a cancelled poll has given nothing.
                     membership.give(records)
                     return records
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
-        """Commits the next offset of partitions of the lease. It survives the process, not always the machine."""
+        """Commits the next offset of partitions of the lease. The last commits may be lost if the machine crashes."""
         await self._groups.commit(lease, offsets)
 
     async def leave(self, lease: Lease) -> None:
@@ -235,7 +235,7 @@ class PostgresLog:
             if len(gathered) == limit or membership.over:
                 break
             tail, position = tails[partition], membership.positions[partition]
-            if hears and position == tail.next_offset:  # As in most: nothing has come.
+            if hears and position == tail.next_offset:  # The usual case: nothing new.
                 continue
             try:
                 gathered += await self._take(tail, max(position, tail.base_offset), limit - len(gathered))
@@ -259,13 +259,13 @@ class PostgresLog:
         self._groups.heard_generation(group_id, generation)
 
     async def look(self, connection: Connection, *, thorough: bool) -> None:
-        """Looks whether members live, and whether partitions have grown that are waited for."""
+        """Checks whether members are alive, and if `thorough`, whether awaited partitions have grown."""
         await self._groups.look(connection)
         if thorough and (awaited := [tail for tail in self._topics.tails if tail.bell.awaited]):
             await _observe(connection, awaited)
 
     def lost(self) -> None:
-        """Other processes can no longer be heard: forget what may be stale; who waits looks for themselves."""
+        """Other processes can no longer be heard: forgets what may be stale, so that waiting callers look again."""
         self._groups.lost()
         for tail in self._topics.tails:
             tail.forget()
@@ -273,7 +273,7 @@ class PostgresLog:
     # Retention
 
     async def apply_retention(self, now: datetime) -> int:
-        """Deletes the records that, at `now`, are older than their topics retain them; returns how many."""
+        """Deletes the records that exceed their topic's retention at `now`. Returns how many."""
         async with reach("find what to delete"), self._database.connection() as connection:
             cursor = await connection.execute(
                 "SELECT partition_id, %s - retention FROM log.topics JOIN log.partitions USING (topic_id)"
@@ -284,7 +284,7 @@ class PostgresLog:
         return sum([await self._trim(partition_id, cutoff) for partition_id, cutoff in due])
 
     async def _trim(self, partition_id: int, cutoff: datetime) -> int:
-        """Deletes a partition's records from before `cutoff`, not too many at once, as others wait meanwhile."""
+        """Deletes a partition's records older than `cutoff`, in small portions because appends wait meanwhile."""
         deleted = 0
         while deleted % _TRIM_RECORDS == 0:
             async with reach("delete old records"), self._database.connection() as connection:
@@ -302,7 +302,7 @@ class PostgresLog:
     async def _retain(self) -> None:
         while True:
             await asyncio.sleep(RETENTION_SECONDS)
-            with contextlib.suppress(AgentShellError):  # The next round does it.
+            with contextlib.suppress(AgentShellError):  # The next round retries.
                 await self.apply_retention(datetime.now(UTC))
 
 
@@ -316,7 +316,7 @@ async def _observe(connection: Connection, tails: Sequence[Tail]) -> None:
         tail.observe(*ends[tail.partition_id])
 
 
-@lru_cache(maxsize=1024)  # A turn's are few, and most have been seen before.
+@lru_cache(maxsize=1024)  # There are few combinations, and most have been seen before.
 def _headers(document: bytes) -> Mapping[str, str]:
     return MappingProxyType(json.loads(document[1:]) if document else {})
 
@@ -329,6 +329,6 @@ def _check_limit(limit: int) -> None:
 def _out_of_range(tail: Tail, offset: int) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE,
-        f"offset {offset} of {tail.topic}/{tail.partition} is no longer retained: begin at {tail.base_offset}",
+        f"offset {offset} of {tail.topic}/{tail.partition} is no longer retained: start at {tail.base_offset}",
         metadata={"base_offset": str(tail.base_offset)},
     )

@@ -1,4 +1,4 @@
-"""Groups in Postgres: who holds which partitions, under which generation, and what is committed."""
+"""Groups in Postgres: who holds which partitions, in which generation, and what is committed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentshell.log.postgres_topics import OpenTopic
 from agentshell.log.reach import reach
 from agentshell.mesh.errors import AgentShellError, invalid
 
-# A member lives as long as its lease and its process. In the order of their names, in which everybody locks them.
+# A member lives as long as its lease and its process. Rows are locked in the order of names, to avoid deadlocks.
 _MEMBERS = """
 SELECT member, process, partitions,
        lease_until < clock_timestamp() OR process NOT IN (SELECT process FROM log.processes)
@@ -44,8 +44,10 @@ class Member(Membership):
 
 
 class PostgresGroups:
-    """The groups that this process has members in. Any change makes a new generation, and all leases of the old one
-    are over: the row of the group is the truth, and whoever commits or changes members locks it.
+    """The groups that this process has members in.
+
+    Any change starts a new generation and ends all leases of the old one. The row of the group is the truth; a commit
+    or a change of members locks it.
     """
 
     def __init__(self, database: Database, peers: Peers, lease_seconds: float) -> None:
@@ -53,11 +55,11 @@ class PostgresGroups:
         self._peers = peers
         self._lease_seconds = lease_seconds
         self._memberships: dict[Lease, Member] = {}
-        self._generations: dict[int, int] = {}  # The newest one of each group that was heard of.
+        self._generations: dict[int, int] = {}  # The newest known generation of each group.
         self._renew_at = 0.0
 
     def membership(self, lease: Lease) -> Member:
-        """Returns the membership of a lease and notes that its holder is active. Raises FENCED."""
+        """Returns the membership of a lease, and records that its holder is active. Raises FENCED."""
         membership = self._memberships.get(lease)
         if membership is None:
             raise fenced(lease)
@@ -65,13 +67,13 @@ class PostgresGroups:
         return membership
 
     def check(self, lease: Lease) -> None:
-        """Raises FENCED where a lease is over, by what this process has heard."""
+        """Raises FENCED if a lease is over, as far as this process knows."""
         membership = self._memberships.get(lease)
         if membership is None or membership.over:
             raise fenced(lease)
 
     async def join(self, topic: OpenTopic, group: str, member: str) -> Lease:
-        """Makes the member one of the group, unless it is, and returns its lease."""
+        """Adds the member to the group, unless it is in it, and returns its lease."""
         async with reach("join a group"):
             await self._peers.connected()
             async with self._database.transaction() as connection:
@@ -84,14 +86,14 @@ class PostgresGroups:
                 committed = await _committed(connection, group_id)
         self.heard_generation(group_id, generation)
         lease = Lease(topic.name, group, member, generation, shares[member])
-        # Where a newer generation has been heard of already, the lease is over before it begins.
+        # If a newer generation is already known, the lease is over before it begins.
         if lease not in self._memberships and self._generations[group_id] == generation:
             positions = {partition: committed.get(partition, 0) for partition in lease.partitions}
             self._memberships[lease] = Member(lease=lease, positions=positions, group_id=group_id)
         return lease
 
     async def leave(self, topic: OpenTopic, lease: Lease) -> None:
-        """Takes the member out of the group, unless it has joined again since."""
+        """Removes the member from the group, unless it has joined again since."""
         if membership := self._memberships.get(lease):
             self._end(membership)
         holder = (lease.topic, lease.group, lease.member)
@@ -103,11 +105,11 @@ class PostgresGroups:
         self.heard_generation(group_id, generation)
 
     async def commit(self, lease: Lease, offsets: Mapping[int, int]) -> None:
-        """Commits offsets of partitions of the lease. Raises FENCED and INVALID_REQUEST."""
+        """Commits offsets of the lease's partitions. Raises FENCED and INVALID_REQUEST."""
         membership = self.membership(lease)
         if strangers := offsets.keys() - set(lease.partitions):
             raise invalid(
-                "offsets", f"partitions {sorted(strangers)} are not of the lease, which has {lease.partitions}"
+                "offsets", f"partitions {sorted(strangers)} are not in the lease, which has {lease.partitions}"
             )
         async with reach("commit offsets"), self._database.connection() as connection:
             cursor = await connection.execute(
@@ -120,7 +122,7 @@ class PostgresGroups:
             raise fenced(lease)
 
     async def committed(self, topic: OpenTopic, group: str) -> dict[int, int]:
-        """Returns the committed offsets of a group; of one that nobody has joined, none."""
+        """Returns the committed offsets of a group; empty if nobody has joined it."""
         async with reach("read committed offsets"), self._database.connection() as connection:
             cursor = await connection.execute(
                 "SELECT partition, next_offset FROM log.commits JOIN log.groups USING (group_id)"
@@ -130,7 +132,7 @@ class PostgresGroups:
             return dict(await cursor.fetchall())
 
     async def look(self, connection: Connection) -> None:
-        """Renews the leases of active members, sees which leases are over, and frees what dead members hold."""
+        """Renews the leases of active members, detects leases that are over, and frees what dead members hold."""
         if not self._memberships:
             return
         await self._renew(connection)
@@ -138,7 +140,7 @@ class PostgresGroups:
         rows = await (await connection.execute(_WATCH, (group_ids,))).fetchall()
         for group_id, generation, has_dead in rows:
             if has_dead:
-                # When this process fails to, another does, or it does at the next look.
+                # If this fails, another process does it, or this one at the next look.
                 with contextlib.suppress(AgentShellError):
                     async with reach("free a dead member's partitions"), self._database.transaction() as settling:
                         generation, _ = await self._settle(settling, group_id)
@@ -152,7 +154,7 @@ class PostgresGroups:
                 self._end(membership)
 
     def lost(self) -> None:
-        """Ends all leases: for the other processes, this one is dead."""
+        """Ends all leases: other processes consider this one dead."""
         self._generations.clear()
         for membership in list(self._memberships.values()):
             self._end(membership)
@@ -184,7 +186,7 @@ class PostgresGroups:
         joining: str | None = None,
         leaving: str | None = None,
     ) -> tuple[int, dict[str, tuple[int, ...]]]:
-        """Brings the group up to date, in a transaction; returns its generation and each member's partitions."""
+        """Updates the group, within a transaction. Returns its generation and each member's partitions."""
         cursor = await connection.execute(
             "SELECT generation, partitions FROM log.groups JOIN log.topics USING (topic_id)"
             " WHERE group_id = %s FOR UPDATE OF groups",

@@ -16,7 +16,7 @@ from kfm.error.v1 import error_pb2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenTopic:
-    """A topic in use: its partitions, and whether its records may miss the disk."""
+    """A topic in use: its partitions, and whether appends to it skip waiting for the disk."""
 
     topic_id: int
     name: str
@@ -24,14 +24,14 @@ class OpenTopic:
     tails: Sequence[Tail]
 
     def tail(self, partition: int) -> Tail:
-        """Returns the tail of a partition. Raises INVALID_REQUEST where the topic has no such partition."""
+        """Returns the tail of a partition. Raises INVALID_REQUEST if the topic has no such partition."""
         if not 0 <= partition < len(self.tails):
             raise invalid("partition", f"topic {self.name!r} has no partition {partition}, only {len(self.tails)}")
         return self.tails[partition]
 
 
 class PostgresTopics:
-    """Finds and makes topics. They never go away, and only their retention changes: what is found once stays known."""
+    """Finds and creates topics. They are permanent, and only their retention changes, so look-ups are cached."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class PostgresTopics:
         return self._tails.get(partition_id)
 
     async def ensure(self, topic: Topic) -> None:
-        """Makes the topic, or sets its retention. Raises TOPIC_MISMATCH where partitions or durability differ."""
+        """Creates the topic, or sets its retention. Raises TOPIC_MISMATCH if partitions or durability differ."""
         if not topic.name or topic.partitions < 1:
             raise invalid("topic", f"{topic.name!r} with {topic.partitions} partitions; give a name and at least one")
         async with reach("make a topic"), self._database.transaction() as connection:
@@ -78,7 +78,7 @@ class PostgresTopics:
         return self._by_name.get(name) or await self._look_up(name)
 
     async def _look_up(self, name: str) -> OpenTopic:
-        async with self._looking_up:  # Once, however many ask: there is one tail a partition.
+        async with self._looking_up:  # Only once, because there is one tail per partition.
             if found := self._by_name.get(name):
                 return found
             async with reach("find a topic"), self._database.connection() as connection:
@@ -105,6 +105,6 @@ def _mismatch(topic: Topic, partitions: int, durability: str) -> AgentShellError
     return AgentShellError(
         error_pb2.ERROR_REASON_TOPIC_MISMATCH,
         f"topic {topic.name!r} has {partitions} partitions and is {durability}, not {topic.partitions} and "
-        f"{topic.durability}: both are fixed when a topic is made; ask for what it has, or use another topic",
+        f"{topic.durability}: both are fixed when a topic is made; ask for the values it has, or use another topic",
         metadata={"topic": topic.name},
     )

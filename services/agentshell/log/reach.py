@@ -1,4 +1,4 @@
-"""How the driver talks to Postgres: within a bound, and with the log's own error when it cannot."""
+"""Bounds the driver's calls to Postgres, and translates their failures into the log's own error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _RETRY_DELAY = timedelta(seconds=1)
 
 
 def unavailable(what: str, cause: BaseException | None = None) -> AgentShellError:
-    """The error of a log that cannot be reached."""
+    """Returns the error of a log that cannot be reached."""
     detail = f" ({type(cause).__name__})" if cause else ""
     return AgentShellError(
         error_pb2.ERROR_REASON_LOG_UNAVAILABLE,
-        f"the log could not {what}{detail}: see that its Postgres runs and takes connections, then try again",
+        f"the log could not {what}{detail}: check that its Postgres runs and accepts connections, then try again",
         retry_delay=_RETRY_DELAY,
         cause=cause,
     )
@@ -29,7 +29,7 @@ def unavailable(what: str, cause: BaseException | None = None) -> AgentShellErro
 
 @asynccontextmanager
 async def reach(what: str, seconds: float = STATEMENT_SECONDS) -> AsyncGenerator[None]:
-    """Bounds what happens inside to `seconds`. Raises LOG_UNAVAILABLE where Postgres does not answer."""
+    """Limits its block to `seconds`. Raises LOG_UNAVAILABLE if Postgres does not answer."""
     try:
         async with asyncio.timeout(seconds):
             yield

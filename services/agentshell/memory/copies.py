@@ -147,7 +147,7 @@ def _decode(request: pb.ExportRequest) -> _Cursor:
     try:
         decoded = paging.decode(request, request.cursor, str, str, int)
     except AgentShellError:
-        problem = "was not given by an Export of the same: repeat it, or leave the cursor empty to begin anew"
+        problem = "was not given by an Export of this request: repeat that one, or leave the cursor empty to start over"
         raise AgentShellError(
             error_pb2.ERROR_REASON_CURSOR_INVALID, f"cursor {problem}", violations=[("cursor", problem)]
         ) from None

@@ -52,8 +52,8 @@ class Embeddings:
                     self._known.pop(place, None)
         raise AgentShellError(
             error_pb2.ERROR_REASON_OVERLOADED,
-            f"the embedder of {', '.join(place.namespace for place in places)} changes all the time: do processes with "
-            "different memory.namespaces serve one database?",
+            f"the embedder of {', '.join(place.namespace for place in places)} keeps changing: do processes with "
+            "different memory.namespaces share one database?",
         )
 
     async def spaces(self, place: Place) -> Spaces:

@@ -63,7 +63,7 @@ class Ingestions:
                 case "content":
                     stream.add(request.content)
                 case _:
-                    raise invalid("start", "comes again: one stream has one")
+                    raise invalid("start", "comes a second time: a stream has only one")
         if done := await stream.end_document():
             yield done
         yield await stream.end(first.start.replace_all)
@@ -165,7 +165,7 @@ class _Stream:
             )
         raise AgentShellError(
             error_pb2.ERROR_REASON_OVERLOADED,
-            f"document {uri!r} is changed by others all the time: ingest it again, from one place",
+            f"document {uri!r} keeps being changed by others: ingest it again, from one place",
             metadata={"source_uri": uri},
         )
 

@@ -56,7 +56,7 @@ class Reembedding:
                 if not await self.bring_all():
                     return
             except (AgentShellError, psycopg.Error) as error:
-                _log.warning("vectors stay as they are for now", detail=str(error))
+                _log.warning("vectors stay unchanged for now", detail=str(error))
             await asyncio.sleep(wait)
             wait = min(wait * 2, _LAST_WAIT_SECONDS)
 
@@ -107,7 +107,9 @@ class Reembedding:
             with call.scope(Principal(place.tenant_id, _PRINCIPAL), None):
                 await _Change(self._database, self._store, self._store.vectors, place).run(state, embedder, target)
         except AgentShellError as error:
-            _log.warning("a namespace's vectors stay for now", place=place.key, reason=error.name, detail=error.message)
+            _log.warning(
+                "a namespace's vectors stay unchanged for now", place=place.key, reason=error.name, detail=error.message
+            )
             return False
         return True
 
@@ -136,11 +138,11 @@ class _Change:
             await self._store.prepare(target)
             async with change(self._database, self._place, alone=True) as connection:
                 await namespaces.propose(connection, self._place, target)
-        _log.info("vectors are made anew", place=self._place.key, embedder=target.embedder)
+        _log.info("replacing vectors", place=self._place.key, embedder=target.embedder)
         nothing_there: set[Missing] = set()
         while not await self._flipped(target, nothing_there):
             nothing_there |= await self._fill(embedder, target)
-        _log.info("vectors are made anew: done", place=self._place.key, embedder=target.embedder)
+        _log.info("vectors replaced", place=self._place.key, embedder=target.embedder)
         await self._clear(current.slot)
 
     async def _fill(self, embedder: Embedder, target: Space) -> set[Missing]:

@@ -100,7 +100,7 @@ class MemoryService(MemoryServiceServicer):
         if record is None:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_RECORD_NOT_FOUND,
-                f"namespace {request.namespace!r} has no record {request.record_id!r}; List lists those it has",
+                f"namespace {request.namespace!r} has no record {request.record_id!r}; List lists its records",
                 metadata={"namespace": request.namespace, "record_id": request.record_id},
             )
         return pb.GetResponse(record=record)

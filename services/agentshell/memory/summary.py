@@ -166,7 +166,7 @@ def _still(place: Place, plan: SummaryPlan) -> Check:
     async def check(connection: Connection) -> None:
         if not await History.lock(connection, *_session(place), plan.incarnation):
             raise AgentShellError(
-                error_pb2.ERROR_REASON_SESSION_NOT_FOUND, f"{place.namespace} is forgotten; a message begins it anew"
+                error_pb2.ERROR_REASON_SESSION_NOT_FOUND, f"{place.namespace} is forgotten; a new message restarts it"
             )
 
     return check

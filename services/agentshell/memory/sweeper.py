@@ -13,7 +13,7 @@ from agentshell.memory.stores import change, once
 from agentshell.memory.stores.store import Store
 from agentshell.mesh.errors import AgentShellError
 
-SWEPT_RECORDS: Final = Counter("agentshell_memory_swept_records_total", "Expired records taken away.")
+SWEPT_RECORDS: Final = Counter("agentshell_memory_swept_records_total", "Expired records deleted.")
 # One transaction per batch, so that nobody waits long for it.
 BATCH_RECORDS = 1000
 

@@ -53,7 +53,7 @@ def current() -> Call:
     if call is None:
         raise AgentShellError(
             error_pb2.ERROR_REASON_CREDENTIAL_INVALID,
-            "nobody's call is being served here: work of the mesh's own runs within call.scope()",
+            "no call is being served here: the mesh's own work runs within call.scope()",
         )
     return call
 
@@ -78,7 +78,7 @@ def require_operator() -> None:
     if not is_operator():
         raise AgentShellError(
             error_pb2.ERROR_REASON_PERMISSION_DENIED,
-            "this is for the operators of the mesh, and a credential of a tenant does not open it: use the command "
+            "this is for the operators of the mesh, and a tenant's credential does not give access: use the command "
             "`agentshell` with the mesh's data directory, whose mesh.key it signs with",
         )
 

@@ -138,10 +138,10 @@ class LogConfig(_Section):
     @classmethod
     def _check_topics(cls, topics: dict[str, TopicConfig], info: ValidationInfo) -> dict[str, TopicConfig]:
         if unknown := sorted(topics.keys() - set(TOPICS)):
-            raise ValueError(f"there is no topic {unknown[0]!r}, only {', '.join(TOPICS)}")
+            raise ValueError(f"there is no topic {unknown[0]!r}; the topics are {', '.join(TOPICS)}")
         turns = topics.get(_TURNS, TopicConfig()).partitions or info.data.get("partitions")
         if topics.get(_OUTPUTS, TopicConfig()).partitions not in (None, turns):
-            raise ValueError(f"{_OUTPUTS!r} has the partitions of {_TURNS!r}, {turns}: leave out its own")
+            raise ValueError(f"{_OUTPUTS!r} has as many partitions as {_TURNS!r}, {turns}: leave its own out")
         return topics
 
     def partitions_of(self, topic: str) -> int:
@@ -301,7 +301,7 @@ class NamespaceConfig(_Section):
     @model_validator(mode="after")
     def _check_dimension(self) -> Self:
         if (self.embedder == "lexical" or self.embedder.startswith("local/")) == bool(self.dimension):
-            raise ValueError("`dimension` goes with a provider's model, and with nothing else")
+            raise ValueError("`dimension` is required for a provider's model, and allowed for nothing else")
         return self
 
 
@@ -347,7 +347,7 @@ class MemoryConfig(_Section):
         for rule in self.namespaces:
             kind, _, name = rule.embedder.partition("/")
             if kind == "local" and name not in self.local_models:
-                raise ValueError(f"namespaces: {rule.embedder!r} is no model of local_models")
+                raise ValueError(f"namespaces: {rule.embedder!r} is not a model of local_models")
         return self
 
 
@@ -517,7 +517,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _invalid(str(path), None, f"cannot be read: {error.strerror}", "name a TOML file, or none") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _invalid(str(path), None, f"not TOML: {error}", "mend the line it names") from None
+        raise _invalid(str(path), None, f"not TOML: {error}", "fix the line it names") from None
 
 
 def _set(values: dict[str, Any], keys: list[str], value: str, name: str) -> None:
@@ -544,9 +544,7 @@ def _explain(error: ValidationError, origin: str) -> AgentShellError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     fix = (
-        "see `agentshell config` for the keys there are"
-        if first["type"] == "extra_forbidden"
-        else "set it so, or remove it"
+        "`agentshell config` lists the known keys" if first["type"] == "extra_forbidden" else "correct it, or remove it"
     )
     problem = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     return _invalid(

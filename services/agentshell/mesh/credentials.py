@@ -122,7 +122,7 @@ class Keyring:
             )
         except jwt.ExpiredSignatureError:  # The clock jumped during the call. The caller's next token is a new one.
             raise AgentShellError(
-                error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the mesh token has expired on its way; call again"
+                error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the mesh token expired on its way; call again"
             ) from None
         except jwt.InvalidTokenError as error:
             raise _invalid(
@@ -149,7 +149,7 @@ class Keyring:
         except ValidationError as error:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"{self._keys_file} is not a list of API keys: {error.errors()[0]['msg']}; mend it or remove it",
+                f"{self._keys_file} is not a list of API keys: {error.errors()[0]['msg']}; fix it or remove it",
             ) from None
         self._keys, self._stamp = {key.key_id: key for key in keys}, stamp
 

@@ -76,7 +76,7 @@ def socket(data_dir: Path, name: str) -> str:
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"{short} is not ours alone: remove it, or set server.mesh_address to unix:PATH",
+                f"{short} does not belong to this user alone: remove it, or set server.mesh_address to unix:PATH",
             )
         link = short / digest
         if not link.is_symlink():

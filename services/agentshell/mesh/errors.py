@@ -163,7 +163,7 @@ def request_id_reused(request_id: str) -> AgentShellError:
     """The error for a `request_id` that belongs to another request."""
     return AgentShellError(
         error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-        f"request_id {request_id!r} was used for another request: take a new one for each",
+        f"request_id {request_id!r} was used for another request: use a new one for each request",
         metadata={"request_id": request_id},
     )
 
@@ -183,7 +183,7 @@ def of(exception: BaseException) -> AgentShellError:
         case TimeoutError():
             return AgentShellError(
                 error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
-                "the deadline passed before there was an answer; allow more time",
+                "the deadline passed before the call was answered; allow more time",
                 cause=exception,
             )
         case _:

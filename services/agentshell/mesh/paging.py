@@ -54,7 +54,7 @@ def decode(request: Message, token: str, *kinds: Callable[[str], Any]) -> list[A
     except (ValueError, OverflowError):
         raise AgentShellError(
             error_pb2.ERROR_REASON_PAGE_TOKEN_INVALID,
-            f"page_token {_PROBLEM}; repeat the query that gave it, or leave it empty to begin at the first page",
+            f"page_token {_PROBLEM}; repeat the query that gave it, or leave it empty to start at the first page",
             violations=[("page_token", _PROBLEM)],
         ) from None
 

@@ -43,7 +43,7 @@ _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 _DRAIN_SECONDS = 1.0
 
 _DRAINING = AgentShellError(
-    error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the server is draining: watch again, from the last cursor, elsewhere"
+    error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE, "the server is draining: watch again elsewhere, from the last cursor"
 )
 
 
@@ -198,7 +198,7 @@ def unknown(method: str) -> Any:
     """Returns the handler for a method that nothing here serves: it refuses whatever is sent."""
 
     async def refuse(_: AsyncIterator[bytes], context: _Context) -> None:
-        message = f"this server has no method {method!r:.200}; its reflection lists those it has"
+        message = f"this server has no method {method!r:.200}; its reflection lists the methods it has"
         await _abort(context, AgentShellError(error_pb2.ERROR_REASON_NOT_IMPLEMENTED, message))
 
     return cast("Any", grpc.stream_stream_rpc_method_handler(refuse))

@@ -118,9 +118,9 @@ class _Files:
                 return None
             read = self.read()
         except (AgentShellError, OSError) as error:
-            _log.warning("the certificate before serves on", error=str(error))
+            _log.warning("the previous certificate stays in use", error=str(error))
             return None
-        _log.info("a new certificate serves", file=str(self._certificate))
+        _log.info("a new certificate is in use", file=str(self._certificate))
         return read
 
     def _look(self) -> list[tuple[int, int, int]]:
@@ -138,7 +138,7 @@ def _key(path: Path, certificate: bytes) -> bytes:
     if key.public_key() != x509.load_pem_x509_certificate(certificate).public_key():
         raise _invalid("tls.key_file", path, "is not the key of tls.certificate_file")
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
-        raise _invalid("tls.key_file", path, "is of a kind that gRPC does not serve with: make one of RSA or P-256")
+        raise _invalid("tls.key_file", path, "is of a kind that gRPC cannot serve with: make an RSA or P-256 key")
     return content
 
 
@@ -154,7 +154,7 @@ def _parsed(path: Path, key: str, parse: Callable[[bytes], _T]) -> tuple[bytes, 
     except OSError as error:
         raise _invalid(key, path, f"cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):  # A key with a password raises TypeError.
-        raise _invalid(key, path, "is not what it must be, as PEM and without a password") from None
+        raise _invalid(key, path, "is not the right kind of PEM, or has a password") from None
 
 
 def _is_socket(address: str) -> bool:
@@ -165,5 +165,5 @@ def _invalid(key: str, path: Path, problem: str) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_CONFIG_INVALID,
         f"configuration key {key!r} = {str(path)!r}: {problem}",
-        metadata={"key": key, "value": str(path), "fix": "name another file, or mend it"},
+        metadata={"key": key, "value": str(path), "fix": "name another file, or fix it"},
     )

@@ -91,7 +91,7 @@ class Web:
             shown = host[:_SHOWN_CHARACTERS]
             raise AgentShellError(
                 error_pb2.ERROR_REASON_HOST_NOT_ALLOWED,
-                f"host {shown!r} is at {addresses[0]}, which is not public; an operator who means that adds the "
+                f"host {shown!r} is at {addresses[0]}, which is not public; an operator who wants that adds the "
                 f"address to configuration key {self._key!r}",
                 metadata={"host": shown, "address": addresses[0], "key": self._key, "refused_by": "operator"},
             )

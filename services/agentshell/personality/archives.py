@@ -1,4 +1,4 @@
-"""Packs that come as archives, from a file or by https: signed, and kept for when their origin cannot be reached."""
+"""Packs in archives, from a file or over https: signed, with copies kept for when their origin cannot be reached."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LOOK_SECONDS = 0.25
 
 
 class Archives:
-    """Reads the configured archives. A copy of each stays in `cache`, if any, and serves where its origin fails.
+    """Reads the configured archives. A copy of each is kept in `cache`, if given, and serves if its origin fails.
 
-    Raises CONFIG_INVALID for a trusted key that is none.
+    Raises CONFIG_INVALID for an invalid trusted key.
     """
 
     def __init__(self, config: PersonalityConfig, cache: Path | None) -> None:
@@ -47,26 +47,26 @@ class Archives:
         return dict(zip(origins, await asyncio.gather(*map(one, origins)), strict=True))
 
     async def watch(self) -> AsyncGenerator[set[str]]:
-        """Yields which of `files` have changed, or their signatures, for ever; within a second of the last change.
+        """Yields those of `files` that have changed, or their signatures, forever; within a second of the last change.
 
-        It looks at them, and not at their directories: those may be busy with much else, and the files be links.
+        It polls the files and does not watch their directories, which may be busy with much else; files may be links.
         """
-        told = before = self._stamps()  # At once: what changes from now on is told.
+        told = before = self._stamps()  # Taken at once, so that any later change is reported.
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             now = await asyncio.to_thread(self._stamps)
-            # One that changes still is left until it is whole.
+            # A file that is still changing is left until it is whole.
             if changed := {file for file in self.files if now[file] == before[file] != told[file]}:
                 told |= {file: now[file] for file in changed}
                 yield changed
             before = now
 
     def _stamps(self) -> dict[str, object]:
-        """Returns what tells a changed file from one that is as it was."""
+        """Returns a stamp for each file, which differs once the file has changed."""
         return {file: (_stamp(Path(file)), _stamp(Path(f"{file}{signature.SUFFIX}"))) for file in self.files}
 
     def kept(self, origin: str) -> Pack | None:
-        """Returns the last good pack of an archive, if its copy is still one."""
+        """Returns the last good pack of an archive, if its copy is still valid."""
         if self._cache is None:
             return None
         path = _copy(self._cache, origin)
@@ -87,7 +87,7 @@ class Archives:
         return opened
 
     def _open(self, content: bytes, signed: bytes) -> Pack | PackError:
-        """Returns the pack in an archive; what is not signed is not looked into."""
+        """Returns the pack in an archive; one without the signature that it needs is not opened."""
         try:
             if (signed or self._needs_signature) and not signature.is_by_one_of(self._keys, content, signed):
                 raise PackError("", 0, _unsigned(signed))
@@ -111,7 +111,7 @@ def _copy(cache: Path, origin: str) -> Path:
 def _keep(cache: Path, origin: str, content: bytes, signed: bytes) -> None:
     path = _copy(cache, origin)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Whole or not at all; and whatever crashes between the two is checked, and found out, when it is read.
+    # Each is written whole or not at all; a crash between the two is detected when they are read and checked.
     for name, data in ((path, content), (Path(f"{path}{signature.SUFFIX}"), signed)):
         new = name.with_name(f".{name.name}")
         new.write_bytes(data)
@@ -119,17 +119,17 @@ def _keep(cache: Path, origin: str, content: bytes, signed: bytes) -> None:
 
 
 async def _fetch(origin: str) -> tuple[bytes, bytes]:
-    """Returns an archive and its signature, empty where there is none. Raises PackError."""
+    """Returns an archive and its signature, empty if there is none. Raises PackError."""
     if "://" not in origin:
         return await asyncio.to_thread(_read_files, Path(origin))
     if not origin.startswith(_HTTPS):
-        raise PackError("", 0, "archives come by https or from a file; name another")
+        raise PackError("", 0, "archives are read over https or from a file; name another")
     try:
         async with asyncio.timeout(_FETCH_SECONDS), _client() as client:
             content = await _get(client, origin, files.MAX_PACK_BYTES)
             signed = await _get(client, f"{origin}{signature.SUFFIX}", signature.SIGNATURE_BYTES, missing=b"")
     except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-        raise PackError("", 0, f"cannot be fetched: {error or 'no answer in time'}; mend that") from None
+        raise PackError("", 0, f"cannot be fetched: {error or 'no answer in time'}; fix that") from None
     return content, signed
 
 
@@ -143,7 +143,7 @@ async def _get(client: httpx2.AsyncClient, url: str, most_bytes: int, missing: b
         if response.status_code == HTTPStatus.NOT_FOUND and missing is not None:
             return missing
         if response.status_code != HTTPStatus.OK:
-            raise PackError("", 0, f"cannot be fetched: {url} answers {response.status_code}; mend that")
+            raise PackError("", 0, f"cannot be fetched: {url} answers {response.status_code}; fix that")
         async for piece in response.aiter_raw():
             content += piece
             if len(content) > most_bytes:
@@ -156,7 +156,7 @@ def _read_files(path: Path) -> tuple[bytes, bytes]:
         with path.open("rb") as file:
             content = file.read(files.MAX_PACK_BYTES + 1)
     except OSError as error:
-        raise PackError("", 0, f"cannot be read: {error.strerror}; mend that") from None
+        raise PackError("", 0, f"cannot be read: {error.strerror}; fix that") from None
     if len(content) > files.MAX_PACK_BYTES:
         raise PackError("", 0, f"has more than {files.MAX_PACK_BYTES} bytes; remove some files")
     try:
@@ -168,7 +168,7 @@ def _read_files(path: Path) -> tuple[bytes, bytes]:
 
 def _unsigned(signed: bytes) -> str:
     if signed:
-        return "its signature is by none of 'personality.trusted_keys'; sign it anew, or trust the key"
+        return "its signature is not by any of 'personality.trusted_keys'; sign it again, or trust the key"
     return "has no signature beside it; make one with `agentshell packs pack --key`, or allow it by 'allow_unsigned'"
 
 

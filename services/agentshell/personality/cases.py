@@ -1,4 +1,4 @@
-"""The cases of a pack: what its author says that it must answer, in `tests/*.yaml`. Pure."""
+"""The cases of a pack, in `tests/*.yaml`: how its author expects it to answer. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _expression(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"not a regular expression: {error}; mend it") from None
+        raise ValueError(f"not a regular expression: {error}; fix it") from None
     return text
 
 
@@ -32,17 +32,17 @@ class Case(_Section):
     """One question, and what is expected of the turn that answers it."""
 
     name: str = Field(min_length=1, max_length=128)
-    """Names it."""
+    """Its name."""
     input: str = Field(min_length=1)
-    """What is asked."""
+    """The question."""
     tools: tuple[str, ...] | None = None
-    """All tools that are called, in any order; `[]`: none; left out: whatever there is."""
+    """All tools that are called, in any order; `[]`: none; left out: any."""
     contains: tuple[str, ...] = ()
-    """Texts that the answer has, in whatever case."""
+    """Texts that the answer contains, ignoring case."""
     not_contains: tuple[str, ...] = ()
-    """Texts that it does not have."""
+    """Texts that it does not contain, ignoring case."""
     matches: tuple[Annotated[str, AfterValidator(_expression)], ...] = ()
-    """Python's regular expressions, each of which finds something in it."""
+    """Python regular expressions, each of which matches somewhere in it."""
 
 
 class _File(_Section):
@@ -51,12 +51,12 @@ class _File(_Section):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a case's turn."""
+    """The outcome of a case's turn."""
 
     text: str
     tools: Collection[str]
     failure: str = ""
-    """Why there is no answer."""
+    """Why there is no answer; empty: there is one."""
 
 
 def parse(files: Mapping[str, bytes]) -> dict[str, Case]:
@@ -68,14 +68,14 @@ def parse(files: Mapping[str, bytes]) -> dict[str, Case]:
             for index, case in enumerate(read.cases):
                 if case.name in cases:
                     raise PackError(
-                        path, lines.find("cases", index, "name"), f"{case.name!r} is there twice; rename one"
+                        path, lines.find("cases", index, "name"), f"{case.name!r} appears twice; rename one"
                     )
                 cases[case.name] = case
     return cases
 
 
 def problems(case: Case, outcome: Outcome) -> Iterator[str]:
-    """Yields where a turn was not as expected."""
+    """Yields how a turn differed from what was expected."""
     if outcome.failure:
         yield f"no answer: {outcome.failure}"
         return

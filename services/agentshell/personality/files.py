@@ -1,4 +1,4 @@
-"""The files of a pack, from a folder or an archive: bounded in number and size, and from nowhere else."""
+"""Reads a pack's files from a folder or an archive: bounded in number and size, and nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from agentshell.personality.yaml_file import PackError
 MAX_FILES = 1000
 MAX_FILE_BYTES = 1024 * 1024
 MAX_PACK_BYTES = 16 * 1024 * 1024
-# What an archive has beside the files' contents: two blocks a file for its header and what fills its last block.
+# What an archive adds per file: a header, the padding of the last block, and two blocks of PAX header if need be.
 _MAX_TAR_BYTES_PER_FILE = 4 * tarfile.BLOCKSIZE
 
 
 def of_folder(root: Path) -> dict[str, bytes]:
-    """Returns the files of a pack by relative path. Nothing outside of the folder is read, whatever links say.
+    """Returns the files of a pack by relative path. Reads nothing outside the folder, wherever links lead.
 
     Raises PackError and OSError.
     """
     files = _Files()
     for name, path in _walk(str(root)):
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes as long as the file
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs as much as the reading
             files.add(name, file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1))
     return files.contents
 
 
 def of_archive(content: bytes) -> dict[str, bytes]:
-    """Returns the files of a pack in a `.tar.gz`, by relative path; one folder around them all is taken off.
+    """Returns the files of a pack in a `.tar.gz`, by relative path; a single folder around them all is stripped.
 
-    Nothing is written anywhere, and nothing but plain files is taken. Raises PackError.
+    Writes nothing anywhere, and accepts only plain files. Raises PackError.
     """
     files = _Files()
     try:
@@ -49,12 +49,12 @@ def of_archive(content: bytes) -> dict[str, bytes]:
                 if file is None:
                     raise PackError(name, 0, "neither a file nor a directory; remove it")
                 if name in files.contents:
-                    raise PackError(name, 0, "is in the archive twice; remove one")
+                    raise PackError(name, 0, "appears twice in the archive; remove one")
                 files.add(name, file.read(MAX_FILE_BYTES + 1))
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if isinstance(error, PackError):
             raise
-        raise PackError("", 0, f"no tar archive: {error}; make it with `agentshell packs pack`") from None
+        raise PackError("", 0, f"not a tar archive: {error}; make it with `agentshell packs pack`") from None
     return _unwrapped(files.contents)
 
 
@@ -70,7 +70,7 @@ def to_archive(files: Mapping[str, bytes]) -> bytes:
 
 
 class _Files:
-    """Files as they are found, within the limits of a pack."""
+    """Collects files, within the limits of a pack."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
@@ -88,7 +88,7 @@ class _Files:
 
 
 def _walk(root: str) -> Iterator[tuple[str, str]]:
-    """Yields the pack's own files, by name and path: not hidden ones, an editor's backups or Python's caches.
+    """Yields the pack's own files, by name and path: no hidden ones, editors' backups or Python's caches.
 
     `root` is its real path, without links.
     """
@@ -107,9 +107,9 @@ def _walk(root: str) -> Iterator[tuple[str, str]]:
             if not real.startswith(f"{root}/") and real != root:
                 raise PackError(name, 0, "a link that leads out of the pack; put the file itself there")
             if real in seen:
-                raise PackError(name, 0, "a link to what is in the pack already; remove it")
+                raise PackError(name, 0, "a link to what the pack already contains; remove it")
             seen.add(real)
-            if len(seen) > MAX_FILES + 1:  # The pack's folder is seen, too.
+            if len(seen) > MAX_FILES + 1:  # The pack's folder is in `seen` too.
                 raise _too_many(name)
             if entry.is_file(follow_symlinks=False) or os.path.isfile(real):  # noqa: PTH113 - as above
                 yield name, real
@@ -125,7 +125,7 @@ def _is_passed_over(part: str) -> bool:
 
 def _check_name(name: str) -> None:
     if not name.isprintable():
-        raise PackError(ascii(name), 0, "the name has characters that do not print; choose another")
+        raise PackError(ascii(name), 0, "the name has unprintable characters; choose another")
     if name.startswith("/") or ".." in name.split("/") or "\\" in name:
         raise PackError(name, 0, "the name leads out of the pack; choose another")
 
@@ -144,7 +144,7 @@ def _unzipped(content: bytes) -> bytes:
     if unzip.unconsumed_tail:
         raise PackError("", 0, f"the pack has more than {MAX_PACK_BYTES} bytes; remove some files")
     if not unzip.eof:
-        raise PackError("", 0, "cut off: gzip does not end; load it again")
+        raise PackError("", 0, "cut short: the gzip stream has no end; load it again")
     return unzipped
 
 

@@ -1,4 +1,4 @@
-"""The plan that a pack gives: steps as the contract has them, written in its manifest."""
+"""The plan that a pack gives in its manifest: steps in the form of the contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse(steps: Sequence[dict[str, Any]], lines: Lines) -> Plan:
             json_format.ParseDict(step, given.steps.add())
         except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
             place = ("plan", "steps", index)
-            raise PackError(FILE, lines.find(*place), f"plan.steps.{index}: {error}; mend it") from None
+            raise PackError(FILE, lines.find(*place), f"plan.steps.{index}: {error}; fix it") from None
     for field, problem in _problems(given):
         raise PackError(FILE, lines.find("plan", *_path(field)), f"plan.{field}: {problem}")
     return given
@@ -46,9 +46,9 @@ def _problems(given: Plan) -> Sequence[tuple[str, str]]:
 
 
 def _step_problems(step: Step) -> Iterator[tuple[str, str]]:
-    yield from ((field, "is the shell's to say; leave it out") for field in plan.said_by_shell(step))
+    yield from ((field, "is set by the shell; leave it out") for field in plan.said_by_shell(step))
     if step.approval.HasField("schema"):
-        yield "approval.schema", "is taken from callers alone; give choices"
+        yield "approval.schema", "is only accepted from callers; give choices"
 
 
 def _path(field: str) -> list[str | int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType] - an event of trio, which we have not
+from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType] - a type of trio, not installed
 
 from agentshell.mesh.errors import AgentShellError
 from agentshell.personality import files, pack
@@ -19,7 +19,7 @@ from agentshell.personality.pack import Pack
 from agentshell.personality.yaml_file import PackError
 from kfm.error.v1 import error_pb2
 
-# A burst of writes is one change: it is over when nothing came for a step, and is not waited for longer than this.
+# A burst of writes is one change: it ends once nothing has come for a step, or at the latest after this.
 _DEBOUNCE_MILLISECONDS = 400
 _STEP_MILLISECONDS = 50
 
@@ -40,14 +40,14 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What is wrong with a pack. `serving` is the version of it that goes on serving."""
+    """What is wrong with a pack. `serving` is the version of it that keeps serving, if any."""
 
     origin: Origin
     failure: PackError
     serving: Version | None
 
     def error(self) -> AgentShellError:
-        """Returns it as the mesh tells it: PACK_INVALID."""
+        """Returns it as an error of the mesh: PACK_INVALID."""
         name, failure = named(self.origin), self.failure
         metadata = {
             "source": name,
@@ -61,11 +61,11 @@ class Rejected:
 
 
 Change = Pack | Removed | Rejected
-"""A pack loaded for the first time or anew, one removed, or one that is malformed."""
+"""A pack that was loaded or reloaded, one that was removed, or one that is malformed."""
 
 
 def named(origin: Origin) -> str:
-    """Returns how people are told where a pack is: nothing of the machine's paths, no secret of a URL's."""
+    """Returns where a pack is, for people to read: without the machine's paths or a URL's secrets."""
     if isinstance(origin, Path):
         return f"{origin.parent.name}/{origin.name}"
     address = urlsplit(origin)
@@ -73,16 +73,16 @@ def named(origin: Origin) -> str:
 
 
 def shipped() -> Path:
-    """Returns where the packs are that ship with Agent Shell: in the wheel, or at the root of the repository."""
+    """Returns where Agent Shell's own packs are: in the wheel, or at the root of the repository."""
     package = Path(__file__).parents[1]
     in_wheel = package / "personalities"
     return in_wheel if in_wheel.is_dir() else package.parents[1] / "personalities"
 
 
 class Loader:
-    """Reads the packs of some directories, where each folder is one, hidden ones apart, and of archives.
+    """Reads packs from directories, where each folder that is not hidden is one, and from archives.
 
-    `packs` has what is to be served, by id and version. `origins` has where each of them is.
+    `packs` has those to serve, by id and version. `origins` has where each of them is.
     """
 
     def __init__(self, directories: Iterable[Path], archives: Archives | None = None, *, folders: bool = True) -> None:
@@ -95,14 +95,14 @@ class Loader:
         self.origins: dict[Version, Origin] = {}
 
     def check(self) -> None:
-        """Raises CONFIG_INVALID where a directory cannot be read."""
+        """Raises CONFIG_INVALID if a directory cannot be read."""
         for directory in self._directories:
             _folders(directory)
 
     async def reload(self, origins: Collection[Origin] | None = None) -> list[Change]:
-        """Reads what is at these (None: all there is) and the folders that were malformed, and returns what changed.
+        """Reads these origins (None: all) and the folders that were malformed, and returns what changed.
 
-        One call at a time. Raises CONFIG_INVALID where a directory cannot be read; nothing has changed then.
+        One call at a time. Raises CONFIG_INVALID if a directory cannot be read; then nothing has changed.
         """
         folders = None if origins is None else [one for one in origins if isinstance(one, Path)]
         found: dict[Origin, Pack | PackError | None] = {**await asyncio.to_thread(self._read, folders)}
@@ -124,14 +124,14 @@ class Loader:
         return changes
 
     def rejected(self) -> list[Rejected]:
-        """Returns what is wrong now."""
+        """Returns the packs that are malformed now."""
         return [
             Rejected(origin, self._failures[origin], _version(last) if (last := self._good.get(origin)) else None)
             for origin in sorted(self._failures, key=str)
         ]
 
     async def watch(self) -> AsyncGenerator[set[Path]]:
-        """Yields the folders in which something changed, for ever; within half a second of the change."""
+        """Yields the folders in which something changed, forever; within half a second of the change."""
         changes = awatch(
             *self._directories, watch_filter=None, debounce=_DEBOUNCE_MILLISECONDS, step=_STEP_MILLISECONDS
         )
@@ -159,7 +159,7 @@ class Loader:
         return found
 
     def _recall(self, found: Mapping[Origin, Pack | PackError | None]) -> None:
-        """Begins with the copies of archives that are not good now."""
+        """Falls back to the kept copies of archives that have failed and were not loaded before."""
         for origin, now in found.items():
             if self._archives and isinstance(origin, str) and isinstance(now, PackError) and origin not in self._good:
                 last = self._archives.kept(origin)
@@ -167,7 +167,7 @@ class Loader:
                     self._good[origin] = last
 
     def _settle(self, found: Mapping[Origin, Pack | PackError | None]) -> None:
-        """Decides which packs serve. A version belongs to who has it; a new one goes in the order of configuration."""
+        """Decides which packs serve. A version stays with the origin that has it; new ones go in configured order."""
         good = {origin: kept for origin, kept in self._good.items() if origin not in found}
         owners = {_version(kept): origin for origin, kept in good.items()}
         failures = {origin: failure for origin, failure in self._failures.items() if origin not in found}
@@ -209,9 +209,9 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def read_pack(folder: Path, last: Pack | None = None) -> Pack | PackError | None:
-    """Returns the pack in a folder, what is wrong with it, or None where there is no such folder, or a hidden one.
+    """Returns the pack in a folder, what is wrong with it, or None if the folder does not exist or is hidden.
 
-    Where the folder has what `last` was made of, that is it.
+    Returns `last` itself if the folder still has the files that it was made from.
     """
     try:
         if folder.name.startswith(".") or not folder.is_dir():
@@ -221,7 +221,7 @@ def read_pack(folder: Path, last: Pack | None = None) -> Pack | PackError | None
     except PackError as error:
         return error
     except OSError as error:
-        return PackError(Path(error.filename or FILE).name, 0, f"cannot be read: {error.strerror}; mend that")
+        return PackError(Path(error.filename or FILE).name, 0, f"cannot be read: {error.strerror}; fix that")
 
 
 def _version(read: Pack) -> Version:
@@ -230,5 +230,5 @@ def _version(read: Pack) -> Version:
 
 def _duplicate(new: Pack, owner: Origin) -> PackError:
     read = new.manifest
-    problem = f"{named(owner)} has version {read.version} of {read.id!r} already; choose another id, or version"
+    problem = f"{named(owner)} already has version {read.version} of {read.id!r}; choose another id, or version"
     return PackError(FILE, new.id_line, f"id: {problem}")

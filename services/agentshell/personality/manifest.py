@@ -1,4 +1,4 @@
-"""The manifest of a pack: what `manifest.yaml` may say, and the line where it says something else."""
+"""The manifest of a pack: what `manifest.yaml` may say, and the line that breaks the rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agentshell.personality.tool_manifest import McpTools, OpenApi
 from agentshell.personality.yaml_file import Lines
 
 FILE = "manifest.yaml"
-# What `agentshell.tool` has, which this may not import; a test keeps the two the same.
+# Those of `agentshell.tool`, which this may not import; a test keeps the two the same.
 BUILT_IN_TOOLS = ("ask_agent", "calculator", "clock", "http_get", "memory_search", "memory_write")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SEMANTIC = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
-# Where numbers and `true` are not texts, as in JSON: what is below is the contract's, or a tool's.
+# Below these keys numbers and `true` are not text, as in JSON: the form is the contract's or a tool's.
 _TYPED = (("plan", "steps"), ("tools", "openapi"))
 
 
@@ -48,7 +48,9 @@ def _semantic(text: str) -> str:
 
 def _word(text: str) -> str:
     if not _WORD.fullmatch(text):
-        raise ValueError("write 1 to 64 small letters, digits, '_', '.', ':', '/' and '-', a letter or digit first")
+        raise ValueError(
+            "write 1 to 64 lower-case letters, digits, '_', '.', ':', '/' and '-', a letter or digit first"
+        )
     return text
 
 
@@ -66,7 +68,7 @@ def _inside(text: str) -> str:
 
 
 def _pattern(expression: re.Pattern[str]) -> Any:
-    """Returns what editors are told that our own validator checks, with a better message."""
+    """Returns the pattern for editors to check; our own validator does so too, with a better message."""
     return Field(json_schema_extra={"pattern": f"^{expression.pattern}$"})
 
 
@@ -84,14 +86,14 @@ class ProviderSettings(_Section):
     default_provider: str = Field(default="", max_length=64)
     """Such as `local`, `openai` or `anthropic`; empty: the configuration's."""
     default_model: str = Field(default="", max_length=128)
-    """The provider's name of the model; empty: the provider's default."""
+    """The provider's name for the model; empty: the provider's default."""
     model_parameters: dict[str, str] = {}
     """Reserved: must be empty in this release."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.model_parameters:
-            raise ValueError("model_parameters are not in this release; remove them")
+            raise ValueError("model_parameters are not supported in this release; remove them")
         return self
 
 
@@ -99,11 +101,11 @@ class Variable(_Section):
     """A variable of the prompt's template."""
 
     name: Annotated[str, AfterValidator(_variable_name), _pattern(_NAME)]
-    """As the template has it."""
+    """Its name in the template."""
     default: str
     """Its value."""
     description: str = ""
-    """What it is for, for people."""
+    """Its purpose, for people to read."""
 
 
 class SystemPrompt(_Section):
@@ -112,28 +114,28 @@ class SystemPrompt(_Section):
     template_file: _InnerPath
     """A Jinja2 template of the pack, such as `prompts/system.md`."""
     variables: tuple[Variable, ...] = ()
-    """What the template may name, and nothing else."""
+    """All the names that the template may use."""
 
 
 class Tools(_Section):
-    """The tools that the model may ask for: built-in ones, functions of `tools/*.py`, and what is described here."""
+    """The tools that the model may ask for: built-in ones, functions of `tools/*.py`, and those described here."""
 
     enabled: bool = False
     """Whether they are used."""
     module: str = ""
-    """Must be empty where tools are enabled: functions are found in any of `tools/*.py`."""
+    """Must be empty if tools are enabled: functions are found in any of `tools/*.py`."""
     exposed_tools: tuple[str, ...] = ()
     """Their names."""
     tier: Literal["wasm", "native"] = "wasm"
-    """The sandbox of the pack's own: native is for extensions in C, and an operator must allow it."""
+    """The sandbox of the pack's own tools: native is for C extensions, and an operator must allow it."""
     openapi: OpenApi | None = None
-    """HTTP operations; those that are exposed are tools."""
+    """HTTP operations; the exposed ones are tools."""
     mcp: tuple[McpTools, ...] = ()
     """Tools of Model Context Protocol servers, exposed without being named again."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tools that the personality has."""
+        """The names of the personality's tools."""
         served = (name for server in self.mcp for name in server.tools)
         return (*self.exposed_tools, *served) if self.enabled else ()
 
@@ -141,7 +143,7 @@ class Tools(_Section):
     @classmethod
     def _check_module(cls, module: str, info: ValidationInfo) -> str:
         if module and info.data.get("enabled"):
-            raise ValueError(f"{module!r} is not needed: functions are found in any of tools/*.py; remove it")
+            raise ValueError(f"{module!r} is not needed: functions are found in all of tools/*.py; remove it")
         return module
 
     @field_validator("exposed_tools")
@@ -150,23 +152,23 @@ class Tools(_Section):
         if not info.data.get("enabled"):
             return names
         if len(set(names)) < len(names):
-            raise ValueError("a name is there twice; remove one")
+            raise ValueError("a name appears twice; remove one")
         return names
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.names)) < len(self.names):
-            raise ValueError("a tool of mcp has a name that is there already; leave one out")
+            raise ValueError("a tool of mcp has a name that is already taken; leave one out")
         if self.enabled and not self.names:
             raise ValueError("names no exposed_tools; name one, or set tools.enabled to false")
         return self
 
 
 class Abilities(_Section):
-    """What the personality's tools may ask of the host. An operator allows it, or not."""
+    """What the personality's tools may ask of the host, if an operator allows it."""
 
     http_hosts: tuple[Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]+)?$")], ...] = ()
-    """Hosts that they call: `host`, or `host:port`."""
+    """Hosts that they may call: `host`, or `host:port`."""
 
 
 class Source(_Section):
@@ -177,7 +179,7 @@ class Source(_Section):
     path: _InnerPath
     """Where it is in the pack, such as `knowledge`."""
     loader: Literal["auto", "markdown", "text"] = "auto"
-    """How to read it; auto: `.md` is Markdown, `.txt` is text, and nothing else is taken."""
+    """How to read it; auto: `.md` is Markdown, `.txt` is text, and nothing else is accepted."""
 
 
 class Knowledge(_Section):
@@ -198,12 +200,12 @@ class Knowledge(_Section):
 
 
 class Planning(_Section):
-    """How the personality's turns are planned, where their caller says nothing of it."""
+    """How the personality's turns are planned, unless their caller says."""
 
     strategy: Literal["direct", "planned"] | None = None
     """Direct: retrieve, ask the model, run the tools that it asks for. Planned: have the model write a plan first."""
     steps: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
-    """The plan itself: steps as `kfm.turn.v1.Step` has them."""
+    """The plan itself: steps in the form of `kfm.turn.v1.Step`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -213,12 +215,12 @@ class Planning(_Section):
 
 
 class Limits(_Section):
-    """Limits for the personality's turns. Those left out are the configuration's, which also sets the most."""
+    """Limits for the personality's turns. The configuration supplies those left out, and caps the others."""
 
     max_turn_seconds: float | None = Field(default=None, gt=0, le=86_400)
     """From acknowledgement to end."""
     max_steps: int | None = Field(default=None, ge=1, le=1000)
-    """Steps run, of whatever kind."""
+    """Steps run, of any kind."""
     max_attempts: int | None = Field(default=None, ge=1, le=10)
     """Attempts at each step."""
     max_tokens: int | None = Field(default=None, ge=1, le=2**53)
@@ -233,7 +235,7 @@ class Manifest(_Section):
     id: Annotated[str, AfterValidator(_identifier), _pattern(_ID)]
     """Names the personality."""
     version: Annotated[str, AfterValidator(_semantic), _pattern(_SEMANTIC)]
-    """The pack's version, semantic."""
+    """The pack's semantic version."""
     name: str = Field(min_length=1, max_length=128)
     """The personality's name, for people."""
     description: str = Field(min_length=1, max_length=4096)
@@ -243,11 +245,11 @@ class Manifest(_Section):
     created_date: date | None = None
     """When it was made, such as 2025-05-10."""
     category: _Word = ""
-    """What it is a kind of, such as `cooking`."""
+    """Its category, such as `cooking`."""
     tags: Annotated[tuple[_Word, ...], Field(max_length=32)] = ()
     """Words to find it by."""
     capabilities: Annotated[tuple[_Word, ...], Field(max_length=32)] = ()
-    """What it can do, such as `translate`; to find it by, too."""
+    """What it can do, such as `translate`; also to find it by."""
     provider_settings: ProviderSettings = ProviderSettings()
     system_prompt: SystemPrompt
     tools: Tools = Tools()
@@ -258,5 +260,5 @@ class Manifest(_Section):
 
 
 def parse(content: bytes) -> tuple[Manifest, Lines]:
-    """Returns a manifest and where its keys are. Raises PackError, with the line."""
+    """Returns a manifest and the lines of its keys. Raises PackError, with the line."""
     return yaml_file.parse(Manifest, FILE, content, _TYPED)

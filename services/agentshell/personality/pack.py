@@ -1,4 +1,4 @@
-"""A pack as a value: its manifest, its prompt rendered, its documents, its digest. Pure: from the files' contents."""
+"""A pack as a value: its manifest, rendered prompt, documents and digest. Pure: made from the files' contents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 _VARIABLE = re.compile(r"(?<!\{)\{\{ *([A-Za-z_][A-Za-z0-9_]*) *\}\}")
 _MARK = re.compile(r"\{[{%#]")
 _NEWLINE = re.compile(r"\r\n?")
-# What Jinja2 takes for something else than a variable, declared or not.
+# Names that Jinja2 never takes for a variable, even if one is declared.
 _RESERVED = frozenset(("not", "true", "false", "none", "True", "False", "None", "self", "super", "caller", "loop"))
 
 
@@ -48,9 +48,9 @@ class Pack:
     system_prompt: str
     documents: tuple[Document, ...]
     tools: tuple[ToolFunction, ...]
-    """Its own, that it exposes."""
+    """The functions of its own that it exposes."""
     tool_files: Mapping[str, str]
-    """What they are made of, by path; empty where there are none."""
+    """Their source files, by path; empty if there are none."""
     operations: tuple[HttpOperation, ...]
     """Those of its tools that are HTTP operations."""
     digest: str
@@ -58,9 +58,9 @@ class Pack:
     plan: Plan
     """What its turns do; empty: the shell plans."""
     knowledge_digest: str
-    """Of the documents alone; empty where there are none."""
+    """Of the documents alone; empty if there are none."""
     id_line: int
-    """Where the manifest has the id."""
+    """The manifest's line with the id."""
 
     @property
     def personality_id(self) -> str:
@@ -107,7 +107,7 @@ def _system_prompt(read: Manifest, lines: Lines, files: Mapping[str, bytes]) -> 
     variables = {variable.name: variable.default for variable in read.system_prompt.variables}
     if len(variables) < len(read.system_prompt.variables):
         line = lines.find("system_prompt", "variables")
-        raise PackError(manifest.FILE, line, "system_prompt.variables: a name is there twice; remove one")
+        raise PackError(manifest.FILE, line, "system_prompt.variables: a name appears twice; remove one")
     prompt = _render(file, yaml_file.decode(file, files[file]), variables).strip()
     if not prompt:
         raise PackError(file, 0, "renders to nothing; say who the personality is")
@@ -124,17 +124,17 @@ def _render(file: str, source: str, variables: Mapping[str, str]) -> str:
     except PackError:
         raise
     except jinja2.TemplateSyntaxError as error:
-        raise PackError(file, error.lineno, f"not a Jinja2 template: {error.message}; mend the line") from None
+        raise PackError(file, error.lineno, f"not a Jinja2 template: {error.message}; fix the line") from None
     except jinja2.UndefinedError as error:
         problem = f"{error.message}; give it a default in system_prompt.variables"
         raise PackError(file, _template_line(error), problem) from None
-    except Exception as error:  # A template can raise whatever Python can.
-        raise PackError(file, _template_line(error), f"does not render: {error}; mend the line") from None
+    except Exception as error:  # A template can raise anything that Python can.
+        raise PackError(file, _template_line(error), f"does not render: {error}; fix the line") from None
     return prompt
 
 
 def _pieces(source: str, variables: Mapping[str, str]) -> Iterable[str]:
-    """Returns what a template renders to. Most are text and variables alone, which need not be compiled."""
+    """Returns what a template renders to. Most have only text and variables, and need not be compiled."""
     parts = _VARIABLE.split(source)  # Text and names in turn.
     plain = all(name in variables and name not in _RESERVED for name in parts[1::2])
     if not plain or any(map(_MARK.search, parts[::2])):
@@ -172,7 +172,7 @@ def _tools(
             problem = (
                 f"is {' and '.join(known)}; rename one"
                 if known
-                else "is no function of tools/*.py, no operation of tools.openapi, and no built-in tool: those are "
+                else "is not a function of tools/*.py, an operation of tools.openapi, or a built-in tool, which are "
                 + ", ".join(BUILT_IN_TOOLS)
             )
             raise PackError(manifest.FILE, _line_of(name, read, lines), f"tools.exposed_tools: {name!r} {problem}")

@@ -47,8 +47,8 @@ Watch = Callable[[], AsyncGenerator[Collection[Origin]]]
 class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer):
     """Serves the packs of the configured directories, as they change, and of the configured archives.
 
-    `memory` is where their knowledge goes; `cache` is where copies of archives stay, and versions that turns are pinned
-    to; None: nowhere.
+    `memory` gets their knowledge. `cache` holds copies of archives, and versions that turns are pinned to; None:
+    neither is kept.
     """
 
     def __init__(self, config: PersonalityConfig, memory: grpc.aio.Channel, cache: Path | None = None) -> None:
@@ -67,13 +67,13 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         self._loaded = asyncio.Event()
 
     async def start(self) -> None:
-        """Loads the packs, and from now on each change of them. A malformed pack is logged and skipped.
+        """Loads the packs and, from then on, each change to them. A malformed pack is logged and skipped.
 
-        Raises CONFIG_INVALID where a directory cannot be read.
+        Raises CONFIG_INVALID if a directory cannot be read.
         """
         self._loader.check()
         self._watching = [asyncio.create_task(self._follow(watch)) for watch in self._watches]
-        await asyncio.sleep(0)  # The watches are set before the packs are read: no change falls between the two.
+        await asyncio.sleep(0)  # The watches start before the packs are read: no change falls between the two.
         await self.reload()
         await self._on_disk(self._versions.forget)
         self._loaded.set()
@@ -82,14 +82,14 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
                 _log.warning("a default personality is not loaded", personality_id=default)
 
     async def stop(self) -> None:
-        """Ends watching and ingesting."""
+        """Stops watching and ingesting."""
         for watching in self._watching:
             watching.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
         await self._knowledge.stop()
 
     async def knowledge_ready(self) -> None:
-        """Returns when the knowledge of all packs is in memory. That may be never: bound the wait."""
+        """Waits until the knowledge of all packs is in memory. That may be never: bound the wait."""
         await self._knowledge.ready()
 
     async def List(
@@ -125,7 +125,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     async def Reload(
         self, request: pb.ReloadRequest, context: grpc.aio.ServicerContext[pb.ReloadRequest, pb.ReloadResponse]
     ) -> pb.ReloadResponse:
-        """Reads all packs again. Raises PERMISSION_DENIED, CONFIG_INVALID where a directory cannot be read."""
+        """Reads all packs again. Raises PERMISSION_DENIED, and CONFIG_INVALID if a directory cannot be read."""
         call.require_operator()
         await self.reload()
         failures = [errors.to_failure(rejected.error()) for rejected in self._loader.rejected()]
@@ -134,7 +134,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
     async def Watch(
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]
     ) -> AsyncGenerator[pb.WatchResponse]:
-        """Streams each personality as it is, then each change; to an operator what is wrong with packs, too.
+        """Streams each personality as it is, then each change; to an operator also what is wrong with packs.
 
         Raises SERVICE_UNAVAILABLE to a caller that falls `PENDING_CHANGES` behind.
         """
@@ -157,7 +157,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         )
 
     async def _follow(self, watch: Watch) -> None:
-        """Reloads what changes on disk. Where the system cannot watch, tries again and again."""
+        """Reloads what changes on disk. Keeps retrying if the system cannot watch."""
         while True:
             try:
                 async with aclosing(watch()) as changes:
@@ -166,11 +166,11 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             except Exception as error:
                 _log.error("hot reload failed", retry_seconds=_WATCH_RETRY_SECONDS, exc_info=error)
             await asyncio.sleep(_WATCH_RETRY_SECONDS)
-            with suppress(AgentShellError):  # The next round says it again.
+            with suppress(AgentShellError):  # The next round reports it again.
                 await self.reload()
 
     async def reload(self, origins: Collection[Origin] | None = None) -> None:
-        """Reads these (None: all there is) again, and the folders that were malformed. Raises CONFIG_INVALID."""
+        """Reads these origins (None: all) again, and the folders that were malformed. Raises CONFIG_INVALID."""
         async with self._reloading:
             changes = await self._loader.reload(origins)
             ids = list(dict.fromkeys(_id(change) for change in changes if not isinstance(change, Rejected)))
@@ -191,11 +191,11 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         return [one for personality_id in personality_ids for one in self._registry.versions(personality_id)]
 
     async def _on_disk(self, work: Callable[[], None]) -> None:
-        """Does work on the versions that are kept. Where the disk does not let it, the packs serve nevertheless."""
+        """Does work on the versions kept on disk. If the disk fails, the packs serve nevertheless."""
         try:
             await asyncio.to_thread(work)
         except OSError as error:
-            _log.error("versions are not kept: turns that wait may not outlive a restart", exc_info=error)
+            _log.error("versions cannot be stored: turns that wait may fail after a restart", exc_info=error)
 
     def _apply(self, change: Change) -> None:
         match change:
@@ -207,7 +207,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
                 pass
 
     def _log(self, changes: Sequence[Change]) -> None:
-        """Says what changed: of many packs at once, as at the start, only how many, and what is wrong."""
+        """Logs what changed; for many packs at once, as at the start, only how many, and what is wrong."""
         quiet = len(changes) > _CHANGES_LOGGED
         if quiet:
             _log.info("packs loaded", changes=len(changes), live=len(self._loader.packs))
@@ -223,7 +223,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
                     pass
 
     def _shelve(self, personality_id: str) -> None:
-        """Wants the knowledge of a personality's live versions, each in its namespace, and nothing else of it."""
+        """Has the knowledge of a personality's live versions ingested, each in its namespace, and drops the rest."""
         wanted = {
             self._namespace(personality): self._loader.packs[personality_id, personality.version]
             for personality in self._registry.versions(personality_id)
@@ -236,7 +236,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
             self._shelved[personality_id] = set(wanted)
 
     def _told(self, change: Change) -> pb.WatchResponse:
-        """Returns a change as watchers see it; of a version that is gone, who answers in its place."""
+        """Returns a change as watchers see it; for a version that is gone, the one that answers in its place."""
         match change:
             case Pack():
                 personality = self._registry.live(change.personality_id, change.manifest.version)
@@ -256,11 +256,11 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
                 changes.put_nowait(response)
 
     def _default_id(self) -> str:
-        """Returns who answers the caller's tenant where it names nobody."""
+        """Returns the personality that answers the caller's tenant if it names none."""
         return self._config.tenant_defaults.get(call.tenant(), self._config.default)
 
     def _find(self, asked: str, digest: str = "") -> pb.Personality | None:
-        """Returns the live personality with this id, or `id@version`; the one with a digest even if it is past."""
+        """Returns the live personality with this id, or `id@version`; by a digest also one that is no longer live."""
         personality_id, _, version = asked.partition("@")
         if digest:
             return self._registry.pinned(personality_id, digest)
@@ -269,7 +269,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         return self._registry.default(personality_id)
 
     def _namespace(self, personality: pb.Personality) -> str:
-        """Returns where a version's knowledge is: that of the default one, and of past ones, where it always is."""
+        """Returns where a version's knowledge is: for the default one, and for past ones, under the plain name."""
         default = self._registry.default(personality.personality_id)
         is_beside = self._is_live(personality) and default is not personality
         return namespace(personality.personality_id, personality.version if is_beside else "")
@@ -278,7 +278,7 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         return self._registry.live(personality.personality_id, personality.version) is personality
 
     def _as_it_is(self, personality: pb.Personality, *, with_tool_code: bool = False) -> pb.Personality:
-        """Returns a copy that also says how it stands now: whether it is live, and where its knowledge is."""
+        """Returns a copy with its current state: whether it is live, and where its knowledge is."""
         copy = pb.Personality()
         copy.CopyFrom(personality)
         if not with_tool_code:
@@ -304,8 +304,9 @@ class PersonalityService(personality_service_pb2_grpc.PersonalityServiceServicer
         if digest:
             metadata["digest"] = digest
             message = (
-                f"version {digest!r} of personality {personality_id!r} is not kept: a version is for {KEPT_DAYS} days "
-                "after it was last live, in the data directory of the process; leave the digest out for the newest"
+                f"version {digest!r} of personality {personality_id!r} is not kept: the data directory of the "
+                f"process keeps a version for {KEPT_DAYS} days after it was last live; "
+                "leave the digest out for the newest"
             )
         elif live:
             wanted = version or f"{self._config.versions[personality_id]}, which 'personality.versions' asks for,"

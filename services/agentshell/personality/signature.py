@@ -1,4 +1,4 @@
-"""Who vouches for an archive: a detached Ed25519 signature, 64 bytes beside it, by a key that the configuration trusts.
+"""Signatures of archives: detached Ed25519, 64 bytes in a file beside the archive, by a key that is trusted.
 
 OpenSSL makes the same ones: `openssl genpkey -algorithm ed25519`, `openssl pkeyutl -sign -rawin`.
 """
@@ -29,12 +29,12 @@ def new_key() -> bytes:
 
 
 def sign(content: bytes, private_key: bytes) -> bytes:
-    """Returns the signature of content by a private key in PEM. Raises ValueError for another key."""
+    """Returns the signature of content by a private key in PEM. Raises ValueError for another kind of key."""
     return _private(private_key).sign(content)
 
 
 def public_key(private_key: bytes) -> str:
-    """Returns what belongs into `personality.trusted_keys`: the public key, as base64. Raises ValueError."""
+    """Returns the public key as base64, for `personality.trusted_keys`. Raises ValueError."""
     raw = _private(private_key).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     return base64.b64encode(raw).decode()
 
@@ -44,7 +44,7 @@ def read_public_key(text: str) -> Ed25519PublicKey:
     try:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
-        raise ValueError("no Ed25519 public key; write its 32 bytes as base64") from None
+        raise ValueError("not an Ed25519 public key; write its 32 bytes as base64") from None
 
 
 def is_by_one_of(keys: Iterable[Ed25519PublicKey], content: bytes, signature: bytes) -> bool:
@@ -61,5 +61,5 @@ def is_by_one_of(keys: Iterable[Ed25519PublicKey], content: bytes, signature: by
 def _private(pem: bytes) -> Ed25519PrivateKey:
     key = load_pem_private_key(pem, password=None)
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError("not an Ed25519 key; `agentshell packs pack` makes one where the file is not there")
+        raise ValueError("not an Ed25519 key; `agentshell packs pack` makes one if the file does not exist")
     return key

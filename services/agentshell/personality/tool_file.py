@@ -1,4 +1,4 @@
-"""The tools of a pack, read from its `tools/*.py` without running any of it: a signature and docstring say it all."""
+"""The tools of a pack, read from its `tools/*.py` without running any of it: signatures and docstrings suffice."""
 
 from __future__ import annotations
 
@@ -52,12 +52,14 @@ def sources(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def find(files: Mapping[str, str], names: Sequence[str]) -> dict[str, ToolFunction]:
-    """Returns the functions that have these names, by name; not those that are nowhere. Raises PackError."""
+    """Returns the functions with these names, by name; leaves out names that no function has. Raises PackError."""
     found: dict[str, tuple[str, _Function]] = {}
     for path, source in files.items():
         for function in _functions(path, source):
             if function.name in names and function.name in found:
-                raise PackError(path, function.lineno, f"{found[function.name][0]} has {function.name!r}; rename one")
+                raise PackError(
+                    path, function.lineno, f"{function.name!r} is also in {found[function.name][0]}; rename one"
+                )
             found[function.name] = path, function
     return {name: _describe(*found[name]) for name in names if name in found}
 
@@ -66,9 +68,9 @@ def _functions(path: str, source: str) -> Iterator[_Function]:
     try:
         body = ast.parse(source, filename=path).body
     except SyntaxError as error:
-        raise PackError(path, error.lineno or 0, f"not Python: {error.msg}; mend the line") from None
+        raise PackError(path, error.lineno or 0, f"not Python: {error.msg}; fix the line") from None
     except (ValueError, MemoryError, RecursionError):
-        raise PackError(path, 0, "not Python that can be read; write it more simply") from None
+        raise PackError(path, 0, "too complex to read; write it more simply") from None
     return (node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
@@ -88,7 +90,7 @@ def _describe(path: str, function: _Function) -> ToolFunction:
 def _input_schema(path: str, function: _Function) -> Schema:
     taken = function.args
     if refused := [*taken.posonlyargs, *filter(None, (taken.vararg, taken.kwarg))]:
-        raise PackError(path, refused[0].lineno, f"{refused[0].arg}: a model gives arguments by name; name each")
+        raise PackError(path, refused[0].lineno, f"{refused[0].arg}: a model passes arguments by name; name each")
     defaults = [*[None] * (len(taken.args) - len(taken.defaults)), *taken.defaults, *taken.kw_defaults]
     properties: Schema = {}
     required: list[str] = []
@@ -117,7 +119,9 @@ def _schema(path: str, node: ast.expr, depth: int = 0) -> Schema:
         case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
             return _generic(path, name, inner, depth + 1)
         case _:
-            raise PackError(path, node.lineno, f"{ast.unparse(node)!r} has no JSON Schema; there are {_KNOWN}")
+            raise PackError(
+                path, node.lineno, f"{ast.unparse(node)!r} has no JSON Schema; the known types are {_KNOWN}"
+            )
 
 
 def _generic(path: str, name: str, inner: ast.expr, depth: int) -> Schema:
@@ -135,4 +139,6 @@ def _generic(path: str, name: str, inner: ast.expr, depth: int) -> Schema:
         case "Literal", ast.Constant(value=value):
             return {"enum": [value]}
         case _:
-            raise PackError(path, inner.lineno, f"{name}[{ast.unparse(inner)}] has no JSON Schema; there are {_KNOWN}")
+            raise PackError(
+                path, inner.lineno, f"{name}[{ast.unparse(inner)}] has no JSON Schema; the known types are {_KNOWN}"
+            )

@@ -1,6 +1,6 @@
-"""Tools that a manifest describes: HTTP operations, as OpenAPI has them, and those of Model Context Protocol servers.
+"""Tools that a manifest describes: HTTP operations in OpenAPI's form, and those of Model Context Protocol servers.
 
-Of OpenAPI 3.1 there is what a tool needs, and some of what changes nothing here, so that a document can be pasted.
+Of OpenAPI 3.1 this takes what a tool needs, and ignores some of the rest, so that a document can be pasted in.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Parameter(_Section):
     """An argument of an operation."""
 
     name: _ArgumentName
-    """What it is called there and, for a model, here."""
+    """Its name, there and for the model."""
     place: Literal["path", "query", "header"] = Field(alias="in")
     """Where it goes."""
     description: str = Field(default="", max_length=4096)
     """What it is, for a model."""
     required: bool = False
-    """Whether it must be given; in a path it must."""
+    """Whether it must be given; one in a path always must."""
     type: _Described = Field(default={"type": "string"}, alias="schema")
     """Its JSON Schema."""
     example: Any = None
@@ -59,7 +59,7 @@ class MediaType(_Section):
 
 
 class RequestBody(_Section):
-    """The body of an operation, JSON: the argument `body`."""
+    """The JSON body of an operation: the argument `body`."""
 
     description: str = Field(default="", max_length=4096)
     """What it is, for a model."""
@@ -77,17 +77,17 @@ class Operation(_Section):
     summary: str = Field(default="", max_length=1024)
     """What it does, for a model."""
     description: str = Field(default="", max_length=4096)
-    """More of that."""
+    """More about what it does."""
     parameters: Annotated[tuple[Parameter, ...], Field(max_length=64)] = ()
     """Its arguments."""
     body: RequestBody | None = Field(default=None, alias="requestBody")
-    """One more."""
+    """One more argument."""
     secret: str = Field(default="", max_length=128, alias="x-secret")
     """The name of the secret, in the operator's tool.secrets, that goes with its requests; the tool never sees it."""
     max_response_bytes: int = Field(default=0, ge=0, le=256 * 1024, alias="x-max-response-bytes")
-    """The largest answer; 0: 256 KiB, which is also the most."""
+    """The largest response; 0: 256 KiB, which is also the most."""
     responses: Any = None
-    """Not used: what is answered is the result, whatever it is."""
+    """Not used: the result is the response, whatever it is."""
     tags: Any = None
     """Not used."""
 
@@ -96,7 +96,7 @@ class PathItem(_Section):
     """The operations at one path."""
 
     parameters: Annotated[tuple[Parameter, ...], Field(max_length=64)] = ()
-    """Arguments of all of them."""
+    """Arguments that all of them have."""
     get: Operation | None = None
     """GET."""
     post: Operation | None = None
@@ -133,7 +133,7 @@ class OpenApi(_Section):
     info: Any = None
     """Not used."""
     servers: Annotated[tuple[Server, ...], Field(min_length=1, max_length=1)]
-    """The one that there is."""
+    """The only server."""
     paths: dict[Annotated[str, Field(pattern=r"^/[^?#\s]*$")], PathItem] = Field(min_length=1)
     """The operations."""
     components: Components = Components()
@@ -141,12 +141,12 @@ class OpenApi(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.operations()  # Which finds what is wrong.
+        self.operations()  # Raises if anything is wrong.
         return self
 
     @property
     def host(self) -> SplitResult:
-        """The server's URL, taken apart."""
+        """The server's URL, split into its parts."""
         return urlsplit(self.servers[0].url)
 
     def operations(self) -> dict[str, pb.HttpOperation]:
@@ -158,7 +158,7 @@ class OpenApi(_Section):
                 if operation is None:
                     continue
                 if operation.name in found:
-                    raise ValueError(f"operationId {operation.name!r} is there twice; rename one")
+                    raise ValueError(f"operationId {operation.name!r} appears twice; rename one")
                 found[operation.name] = self._operation(method, path, item, operation)
         return found
 
@@ -186,7 +186,7 @@ class OpenApi(_Section):
             Schema(schema)
             made.tool.input_schema.update(schema)
         except ValueError as error:
-            raise ValueError(f"{where}a schema is none: {error}") from None
+            raise ValueError(f"{where}has an invalid schema: {error}") from None
         return made
 
 
@@ -200,7 +200,7 @@ class McpTools(_Section):
 
 
 def names_host(hosts: Sequence[str], url: SplitResult) -> bool:
-    """Returns whether a list of hosts names a URL's."""
+    """Returns whether a list of hosts includes a URL's host."""
     port = url.port or _PORTS[url.scheme]
     names = {f"{url.hostname}:{port}", *([url.hostname or ""] if port == _PORTS[url.scheme] else [])}
     return not names.isdisjoint(host.lower().strip("[").replace("]", "") for host in hosts)
@@ -209,7 +209,7 @@ def names_host(hosts: Sequence[str], url: SplitResult) -> bool:
 def _problems(path: str, parameters: Sequence[Parameter]) -> Iterator[str]:
     names = [parameter.name for parameter in parameters]
     if len(set(names)) < len(names):
-        yield "a parameter is there twice; rename one"
+        yield "a parameter appears twice; rename one"
     if BODY in names:
         yield f"a parameter cannot be called {BODY!r}; rename it"
     in_path = {parameter.name for parameter in parameters if parameter.place == "path"}
@@ -235,7 +235,7 @@ def _described(schema: _Described, description: str) -> _Described:
 
 
 def _within(schema: Any) -> Any:
-    """Returns a schema that refers to its own definitions where it referred to the document's components."""
+    """Returns a schema whose references to the document's components point to its own definitions instead."""
     match schema:
         case {"$ref": str(target)} if target.startswith(_COMPONENTS):
             return {**schema, "$ref": target.replace(_COMPONENTS, _DEFINITIONS, 1)}

@@ -1,4 +1,4 @@
-"""A file of a pack in YAML: texts, lists and mappings alone, read into a model, with the line of what is wrong."""
+"""Reads a YAML file of a pack, made of text, lists and mappings only, into a model, with the line of any error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 MAX_BYTES = 64 * 1024
 _MAX_DEPTH = 16
 _DEFAULT_TAGS = (None, "!")
-# libyaml is twenty times as fast and never recurses; base loaders give every scalar as its text, and `1.0` stays `1.0`.
+# libyaml is twenty times as fast and never recurses. Base loaders give every scalar as text: `1.0` stays `1.0`.
 _LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?")
@@ -23,9 +23,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class PackError(ValueError):
-    """A pack is malformed: in `file` of it (empty: as a whole), at `line` (from 1; 0: the file as a whole).
+    """A pack is malformed: in `file` (empty: the whole pack), at `line` (from 1; 0: the whole file).
 
-    `others` is what is wrong besides, as far as it was looked for.
+    `others` is what else is wrong, as far as it was looked for.
     """
 
     def __init__(self, file: str, line: int, problem: str, others: Sequence[PackError] = ()) -> None:
@@ -48,9 +48,9 @@ class Lines(dict[Path, int]):
 
 
 def parse(model: type[_Model], file: str, content: bytes, typed: Collection[Path] = ()) -> tuple[_Model, Lines]:
-    """Returns what a file says and where its keys are. Raises PackError, with the line.
+    """Returns a file's contents and the lines of its keys. Raises PackError, with the line.
 
-    Scalars are texts, which the model understands; below the paths in `typed` they have the types of YAML 1.2.
+    Scalars are text, which the model converts; below the paths in `typed` they have the types of YAML 1.2.
     """
     value, lines = _read(file, content, typed, next(iter(model.model_fields)))
     try:
@@ -60,7 +60,7 @@ def parse(model: type[_Model], file: str, content: bytes, typed: Collection[Path
 
 
 def decode(file: str, content: bytes) -> str:
-    """Returns a file's text. Raises PackError for what is not UTF-8, or has NUL, with the line."""
+    """Returns a file's text. Raises PackError, with the line, if it is not UTF-8 or has a NUL."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -76,7 +76,7 @@ def _read(file: str, content: bytes, typed: Collection[Path], first_key: str) ->
         raise PackError(file, 0, f"larger than {MAX_BYTES} bytes; move long texts into files of the pack")
     text = decode(file, content)
     try:
-        next_event = cast("Callable[[], yaml.Event]", _LOADER(text).get_event)  # None after the end alone.
+        next_event = cast("Callable[[], yaml.Event]", _LOADER(text).get_event)  # None only after the end.
         reader = _Reader(file, next_event, typed)
         value = reader.document()
         if value is None:
@@ -85,14 +85,16 @@ def _read(file: str, content: bytes, typed: Collection[Path], first_key: str) ->
             raise PackError(file, 1, "more than one document; keep one")
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise PackError(file, line, f"not YAML: {error.problem}; mend the line") from None
+        raise PackError(file, line, f"not YAML: {error.problem}; fix the line") from None
     except yaml.YAMLError:
-        raise PackError(file, 0, "not YAML: a character that it does not allow; remove control characters") from None
+        raise PackError(
+            file, 0, "not YAML: it has a character that is not allowed; remove control characters"
+        ) from None
     return value, reader.lines
 
 
 class _Reader:
-    """Makes values of events: texts, lists and mappings alone, so that nothing can hide in them."""
+    """Makes values from events: only text, lists and mappings, so that nothing can hide in them."""
 
     def __init__(self, file: str, next_event: Callable[[], yaml.Event], typed: Collection[Path]) -> None:
         self.lines = Lines()
@@ -101,7 +103,7 @@ class _Reader:
         self._typed = typed
 
     def document(self) -> dict[str, Any] | None:
-        """Returns the mapping that the file is; None where it is something else."""
+        """Returns the mapping that the file holds; None if it holds something else."""
         for _ in ("stream", "document"):
             self._next()
         first = self._next()
@@ -115,9 +117,9 @@ class _Reader:
     def value(self, event: yaml.Event, path: Path) -> Any:
         """Returns the value that begins with `event`."""
         if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) or event.anchor:
-            raise self._error(event, "aliases and anchors are not taken; write the value out")
+            raise self._error(event, "aliases and anchors are not supported; write the value out")
         if event.tag not in _DEFAULT_TAGS:
-            raise self._error(event, "tags such as `!!int` are not taken; write the value alone")
+            raise self._error(event, "tags such as `!!int` are not supported; write the value alone")
         if len(path) > _MAX_DEPTH:
             raise self._error(event, f"nested deeper than {_MAX_DEPTH} levels; no key needs that")
         if isinstance(event, yaml.ScalarEvent):
@@ -139,7 +141,7 @@ class _Reader:
                 raise self._error(event, "a key must be a word")
             key = str(self.value(event, ()))
             if key in values:
-                raise self._error(event, f"{key!r} is there twice; remove one")
+                raise self._error(event, f"{key!r} appears twice; remove one")
             place = (*path, key)
             self.lines[place] = _line(event)
             values[key] = self.value(self._next(), place)
@@ -150,7 +152,7 @@ class _Reader:
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
-    """Returns a scalar with the type that YAML 1.2 gives it: what is quoted is text."""
+    """Returns a scalar with the type that YAML 1.2 gives it; a quoted one is text."""
     if not event.implicit[0]:
         return event.value
     if event.value in _CONSTANTS:
@@ -175,7 +177,7 @@ def _problem(found: ErrorDetails) -> str:
     key = ".".join(str(part) for part in found["loc"])
     match found["type"]:
         case "extra_forbidden":
-            problem = "unknown key; remove it, or mend its spelling"
+            problem = "unknown key; remove it, or correct its spelling"
         case "missing":
             problem = "missing; add it"
         case "value_error":

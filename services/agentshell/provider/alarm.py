@@ -1,4 +1,4 @@
-"""Ends what a call waits for when its time is up: one timer for all its waits."""
+"""Interrupts a call's waits when its time is up, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import TracebackType
 class Alarm:
     """Rings at `deadline`, on the clock of `time.monotonic`. `with alarm:` guards a wait, any number of times.
 
-    As `asyncio.timeout_at`, at a quarter of its price: an answer has hundreds of waits. It is also right where that is
-    not, in a generator: who reads it is not interrupted between two waits.
+    It works like `asyncio.timeout_at` at a quarter of the cost: an answer has hundreds of waits. Unlike `timeout_at` it
+    is safe in a generator too: it does not interrupt the generator's reader between two waits.
     """
 
     __slots__ = ("_cancelling", "_loop", "_task", "_timer", "rang")
@@ -26,21 +26,21 @@ class Alarm:
         self._timer = self._loop.call_later(seconds, self._ring)
 
     def stop(self) -> None:
-        """Rings no more."""
+        """Cancels the timer."""
         self._timer.cancel()
 
     def __enter__(self) -> None:
-        """Raises TimeoutError where the time is up already."""
+        """Raises TimeoutError if the time is already up."""
         if self.rang:
             raise TimeoutError
         task = asyncio.current_task(self._loop)
         if task is None:
-            raise RuntimeError("waits are guarded within a task alone")
+            raise RuntimeError("waits are only guarded within a task")
         self._cancelling = task.cancelling()
         self._task = task
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Raises TimeoutError where the time was up within the block, unless somebody else cancelled it as well."""
+        """Raises TimeoutError if the time ran out within the block, unless somebody else cancelled the task too."""
         task, self._task = self._task, None
         if self.rang and task is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

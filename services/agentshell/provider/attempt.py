@@ -1,4 +1,4 @@
-"""One call to a vendor at one endpoint: its place there, what it uses, and what its end says of the endpoint."""
+"""One call to a vendor at one endpoint: its slot there, its usage, and what its outcome says about the endpoint."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from kfm.content.v1 import content_pb2
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-# How long others go first: where a vendor limits the rate and does not say for how long, and where it refuses the key.
+# How long other endpoints are preferred after a rate limit without a stated delay, and after a refused key.
 LIMITED_REST_SECONDS = 1.0
 REFUSED_KEY_REST_SECONDS = 60.0
 _NOTHING = content_pb2.Money(currency_code=CURRENCY_CODE)
 
 T = TypeVar("T", bound=AnyMessage)
-# Asks an adapter's model; yields deltas, if there are any, and last the answer.
+# Asks an adapter's model; yields deltas, if there are any, and finally the answer.
 Start: TypeAlias = Callable[[Adapter, str], AsyncGenerator[Deltas | T]]
 
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[T]):
-    """What is asked of vendors, whoever is asked in the end.
+    """A request to vendors, whichever of them is asked in the end.
 
-    An answer that is cut off is estimated by `generation`. `alarm` ends it; `spent` takes what each attempt has used.
+    The usage of a call that is cut off is estimated from `generation`. `alarm` ends it; each attempt adds to `spent`.
     """
 
     start: Start[T]
@@ -51,7 +51,7 @@ class Work(Generic[T]):
 
 
 class Attempt(Generic[T]):
-    """`async with` it, then wait for its `answer`. Leaving it ends the call to the vendor at once."""
+    """Use with `async with`, and await its `answer`. Leaving the block ends the call to the vendor at once."""
 
     def __init__(
         self, work: Work[T], candidate: Candidate, prices_name: str, endpoint: Endpoint, subject: Subject
@@ -64,9 +64,9 @@ class Attempt(Generic[T]):
         self._meter = Meter(work.generation)
         self._answer: T | None = None
         self.has_content = False
-        """Whether a reader has seen something of the answer."""
+        """Whether the reader has seen any of the answer."""
         self.failure: AgentShellError | None = None
-        """Why it failed, once it has; None where it was never begun."""
+        """Why it failed; None if it has not, or never began."""
 
     async def __aenter__(self) -> Self:
         """Waits for a slot. Raises PROVIDER_CIRCUIT_OPEN, OVERLOADED, and TimeoutError at the deadline."""
@@ -91,7 +91,7 @@ class Attempt(Generic[T]):
         return self
 
     async def answer(self, tell: Tell) -> T:
-        """Returns the answer, whose growth it tells. Raises the vendor's failure, and TimeoutError at the deadline."""
+        """Returns the answer after telling its deltas. Raises the vendor's failure; TimeoutError at the deadline."""
         with self._work.alarm:
             async for item in self._items:
                 if not isinstance(item, list):
@@ -137,7 +137,7 @@ class Attempt(Generic[T]):
                 usage, model = self._used_until(failure), self._candidate.model
                 if usage.input_tokens:
                     self._price(usage, "")
-                else:  # Nothing costs nothing, whatever the price.
+                else:  # Without usage the cost is zero, whatever the price.
                     usage.cost.CopyFrom(_NOTHING)
         if failure is not None and self.has_content:
             failure.metadata["delivered"] = str(self._meter.characters)
@@ -146,12 +146,12 @@ class Attempt(Generic[T]):
         self._judge(failure)
 
     def _used_until(self, failure: AgentShellError | None) -> content_pb2.Usage:
-        """Returns what an attempt without an answer used: vendors bill no request that they fail before its answer."""
+        """Returns what an attempt without an answer used: vendors do not bill what they fail before answering."""
         is_theirs = failure is not None and failure.reason != error_pb2.ERROR_REASON_CANCELLED
         return content_pb2.Usage() if is_theirs and not self.has_content else self._meter.usage()
 
     def _price(self, usage: content_pb2.Usage, answered_by: str) -> None:
-        """Sets the cost by the model that was asked for, as budgets have it, or by the vendor's name of it."""
+        """Sets the cost by the requested model, as budgets do, or else by the vendor's name for it."""
         prices, name = self._work.prices, self._prices_name
         cost = prices.cost(name, self._candidate.model, usage)
         if cost is None and answered_by:
@@ -160,7 +160,7 @@ class Attempt(Generic[T]):
             usage.cost.CopyFrom(cost)
 
     def _judge(self, failure: AgentShellError | None) -> None:
-        """Tells the endpoint how it did. A deadline that came too soon says nothing of it."""
+        """Records the outcome at the endpoint. A deadline that came too soon says nothing about it."""
         endpoint, now = self._endpoint, time.monotonic()
         if failure is None:
             endpoint.breaker.succeeds(self._permit)
@@ -180,8 +180,8 @@ class Attempt(Generic[T]):
         seconds = self._endpoint.breaker.refused_seconds(time.monotonic())
         return AgentShellError(
             error_pb2.ERROR_REASON_PROVIDER_CIRCUIT_OPEN,
-            f"endpoint {label} of provider {provider} failed too often and is left alone for {seconds:.1f} s: ask "
-            "again then, or another model",
+            f"endpoint {label} of provider {provider} failed too often and is not used for {seconds:.1f} s: ask "
+            "again then, or use another model",
             metadata={"provider": provider, "model": self._candidate.model, "endpoint": label},
             retry_delay=timedelta(seconds=seconds),
         )

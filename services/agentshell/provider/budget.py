@@ -1,8 +1,8 @@
-"""Budgets: what a call may cost is reserved before it, and what it did cost is settled after it.
+"""Budgets: the most that a call may cost is reserved before it, and what it did cost is settled after it.
 
-What is reserved counts as spent until it is settled, so that no crash of a process or of Postgres frees what may have
-been billed (spending.py says what a crash of the machine may). Of calls at the same time, in any processes, no more are
-let through than fit, to the micro-USD and the token.
+A reservation counts as spent until it is settled, so that no crash of a process or of Postgres frees what may have been
+billed (spending.py says what a crash of the machine may free). Of concurrent calls, in any number of processes, only as
+many pass as fit, to the micro-USD and the token.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 MICROS = 1_000_000
-# Accounts are kept a little longer than they are asked for; a turn that waits longer than this begins anew.
+# Accounts are kept a little longer than they are needed; a turn that waits longer than this starts from zero.
 _KEPT_DAYS = {"day": 3, "month": 34, "turn": 90}
 
 
 class _Rule(NamedTuple):
-    """A budget of money or of tokens, in the period that today is in."""
+    """A budget of money or of tokens, for the current period."""
 
     budget: BudgetConfig
     of_cost: bool
     most: int
     """Micro-USD or tokens."""
     prefix: str
-    """How the names of its accounts begin; what follows is whose budget it is."""
+    """How the names of its accounts begin; the rest says whose budget it is."""
     reset_time: datetime
 
 
 class Limit(NamedTuple):
-    """The most that may be spent on an account, by a rule; without one it is a turn's limit of tokens."""
+    """The most that may be spent on an account under a rule; without a rule, a turn's token limit."""
 
     account: Account
     subject: str
@@ -60,10 +60,10 @@ class Reservation:
 
 
 class Budgets:
-    """The budgets of the configuration, and the limits that turns have.
+    """The configured budgets, and turns' token limits.
 
-    Days and months are those of UTC, at the moment of the reservation: a call that ends in the next period counts in
-    the one it began in. A budget per session holds for calls that name a session.
+    Days and months are in UTC, at the moment of the reservation: a call that ends in the next period counts in the one
+    it began in. A budget per session applies to calls that name a session.
     """
 
     def __init__(self, config: ProviderConfig, database: Database, now: Callable[[], datetime] | None = None) -> None:
@@ -74,15 +74,15 @@ class Budgets:
         self._now = now or _now
 
     async def open(self) -> None:
-        """Begins to write; the schema is there (Database.migrate)."""
+        """Starts writing. The schema must exist (Database.migrate)."""
         await self._spending.open()
 
     async def close(self) -> None:
-        """Writes what waits."""
+        """Writes what is still waiting."""
         await self._spending.close()
 
     def limits(self, principal: Principal, purpose: pb.Purpose) -> list[Limit]:
-        """Returns what bounds a call, each account once."""
+        """Returns the limits that apply to a call, one per account."""
         limits: dict[Account, Limit] = {}
         for rule in self._current_rules():
             subject = _subject(rule.budget, principal, purpose)
@@ -96,10 +96,10 @@ class Budgets:
         return list(limits.values())
 
     async def reserve(self, limits: Sequence[Limit], most_tokens: int, most_cost_micros: int | None) -> Reservation:
-        """Reserves the most that a call may use and cost, of all that bounds it or of nothing.
+        """Reserves the most that a call may use and cost, against all of its limits or none.
 
-        Raises BUDGET_EXHAUSTED, TOKEN_LIMIT for the turn's, PRICE_UNKNOWN where a budget of money applies and the cost
-        is None, and DATABASE_UNAVAILABLE. A call that was refused or cancelled has nothing reserved.
+        Raises BUDGET_EXHAUSTED, TOKEN_LIMIT for the turn's limit, PRICE_UNKNOWN if a budget of money applies and the
+        cost is None, and DATABASE_UNAVAILABLE. A call that is refused or cancelled has nothing reserved.
         """
         asked: list[tuple[Limit, int]] = []
         for limit in limits:
@@ -116,11 +116,11 @@ class Budgets:
         return Reservation(tuple(asked))
 
     async def settle(self, reservation: Reservation, tokens: int, cost_micros: int | None) -> None:
-        """Puts what a call used in the place of what was reserved; a cost of None leaves what was reserved of it spent.
+        """Replaces what was reserved with what a call used; if its cost is None, the reserved cost stays spent.
 
-        Returns when that is stored, so that whoever hears of the call's end finds it settled, in any process; it is
-        stored as well where its caller is cancelled and does not wait. Never fails: without Postgres it is done later,
-        and what was reserved stays spent if this process ends before. A second time does nothing.
+        Returns once that is stored, so that whoever learns of the call's end, in any process, finds it settled; it is
+        stored even if the caller is cancelled and does not wait. Never fails: without Postgres it is stored later, and
+        the reservation stays spent if this process ends first. Settling again does nothing.
         """
         if reservation.settled:
             return
@@ -156,7 +156,7 @@ def _rules_of(budget: BudgetConfig, today: date) -> list[_Rule]:
 
 
 def _subject(budget: BudgetConfig, principal: Principal, purpose: pb.Purpose) -> str:
-    """Returns whose budget it is for a call; empty: it does not apply."""
+    """Returns whom a budget counts a call for; empty: it does not apply."""
     if budget.tenant not in ("", principal.tenant_id):
         return ""
     match budget.per:
@@ -169,7 +169,7 @@ def _subject(budget: BudgetConfig, principal: Principal, purpose: pb.Purpose) ->
 
 
 def _account(principal: Principal, name: str, kept_days: int) -> Account:
-    return Account(principal.tenant_id, name.replace("\0", "\ufffd"), kept_days)  # Postgres has no NUL in texts.
+    return Account(principal.tenant_id, name.replace("\0", "\ufffd"), kept_days)  # Postgres allows no NUL in text.
 
 
 def _amount(limit: Limit, amount: int) -> str:
@@ -182,7 +182,7 @@ def _refused(limit: Limit, refusal: Refusal) -> AgentShellError:
     if not limit.of_cost:
         metadata["left_tokens"] = str(max(0, limit.most - refusal.spent))
     if limit.rule is None:
-        description = f"of {most}, {spent} are used or reserved"
+        description = f"{spent} of {most} are used or reserved"
         return AgentShellError(
             error_pb2.ERROR_REASON_TOKEN_LIMIT,
             f"turn {limit.subject} has too few tokens left: {description}, and this call may take {asked}; lower "
@@ -191,10 +191,10 @@ def _refused(limit: Limit, refusal: Refusal) -> AgentShellError:
             quotas=[(f"turn:{limit.subject}", description)],
         )
     budget, reset_time = limit.rule.budget, limit.rule.reset_time.strftime("%Y-%m-%dT%H:%M:%SZ")
-    description = f"of {most} a {budget.period}, {spent} are spent or reserved"
+    description = f"{spent} of {most} per {budget.period} are spent or reserved"
     return AgentShellError(
         error_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
-        f"the budget of {budget.per} {limit.subject} does not suffice: {description}, and this call may take {asked}; "
+        f"the budget of {budget.per} {limit.subject} does not cover this call: {description}, and it may take {asked}; "
         f"lower max_output_tokens, wait for {reset_time}, or raise provider.budgets",
         metadata={"budget": f"{budget.per}/{budget.period}", **metadata, "reset_time": reset_time},
         quotas=[(f"{budget.per}:{limit.subject}", description)],
@@ -205,6 +205,6 @@ def _price_unknown(limit: Limit) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_PRICE_UNKNOWN,
         f"a budget of {_amount(limit, limit.most)} applies to {limit.subject}, and what this call may cost is unknown: "
-        "price its model in provider.prices_file, or ask another model",
+        "add its model to provider.prices_file, or use another model",
         metadata={"subject": limit.subject},
     )

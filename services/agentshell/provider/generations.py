@@ -1,4 +1,4 @@
-"""What a request to generate goes through, from its claim and its budget to the answer that is kept."""
+"""Carries out requests to generate, from the claim and the budget to the answer that is kept."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Generations:
         self._default_max_output_tokens = default_max_output_tokens
 
     async def answer(self, ask: Ask, tell: Tell) -> pb.GenerateResponse:
-        """Returns the answer, whose growth it has told. A client's is kept by then, if its request has an id."""
+        """Returns the answer after telling its deltas. A client's answer is stored by then if its request has an id."""
         if not ask.request.request_id:
             return await self._cached(ask, tell)
         first = await self._answers.claim(ask.request)
@@ -102,7 +102,7 @@ class Generations:
         return response
 
     async def _reserved(self, ask: Ask) -> tuple[pb.Generation, Reservation | None]:
-        """Returns the request, whose answer has a limit where anything bounds it, and what is reserved for it."""
+        """Returns the request, with a limit on its answer if any budget applies, and what is reserved for it."""
         limits = self._ledger.limits(ask.purpose)
         if not limits:
             return ask.generation, None
@@ -130,7 +130,7 @@ class Generations:
     ) -> pb.GenerateResponse:
         if schema is None:
             return await self._vendors.generate(candidates, generation, deadline(), spent, tell)
-        # What was told cannot be taken back: it is told when it is known to be valid.
+        # Deltas cannot be taken back: they are told once the answer is known to be valid.
         grown: list[pb.GenerationDelta] = []
         response = await self._vendors.generate(candidates, generation, deadline(), spent, grown.extend)
         problem = schema.problem(response)
@@ -153,8 +153,8 @@ def deadline() -> float:
 
 
 def _most(ask: Ask, limits: Sequence[Limit], output_tokens: int) -> Most:
-    """Returns the most that an answer of so many tokens takes, with its repair where it may need one."""
-    # To estimate a long request takes milliseconds: only where tokens are limited.
+    """Returns the most tokens that a call takes for an answer of that length, and for its repair if it may need one."""
+    # Estimating a long request takes milliseconds: done only if tokens are limited.
     likely = 0 if all(limit.of_cost for limit in limits) else tokens.estimate_generation(ask.generation)
     bound = token_bound.of_generation(ask.generation)
     if ask.schema is None:
@@ -163,10 +163,10 @@ def _most(ask: Ask, limits: Sequence[Limit], output_tokens: int) -> Most:
 
 
 def _fitting(ask: Ask, limits: Sequence[Limit], refusal: AgentShellError) -> int:
-    """Returns how long an answer may be in the tokens that are left. Raises the refusal where nothing fits."""
+    """Returns how long an answer may be in the tokens that are left. Raises the refusal if there is no room."""
     left_tokens = int(refusal.metadata.get("left_tokens", "0"))
     at_all = _most(ask, limits, 0)
-    answers = 1 if ask.schema is None else 3  # The first, the first read again, and the mended one.
+    answers = 1 if ask.schema is None else 3  # The first, the first read again as input, and the repaired one.
     fitting = (left_tokens - at_all.input_tokens) // answers
     if fitting < 1:
         raise refusal
@@ -180,9 +180,9 @@ def _replay(response: pb.GenerateResponse, tell: Tell) -> pb.GenerateResponse:
 
 def _invalid(response: pb.GenerateResponse, problem: str) -> AgentShellError:
     advice = (
-        "it reached its limit of tokens: raise max_output_tokens"
+        "because it reached its limit of tokens: raise max_output_tokens"
         if response.finish_reason == pb.FINISH_REASON_LENGTH
-        else "and so did its mended one: make the schema simpler, or ask another model"
+        else "and so does its repaired version: simplify the schema, or use another model"
     )
     return AgentShellError(
         error_pb2.ERROR_REASON_PROVIDER_OUTPUT_INVALID,

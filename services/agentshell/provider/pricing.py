@@ -1,7 +1,7 @@
-"""What answers cost: the price table (prices.toml, and a file of the configuration's before it) and exact arithmetic.
+"""Prices answers by the price table (prices.toml, overridden by a configured file), with exact arithmetic.
 
-What is not known is None, never 0: a model, a band or a kind of token without a price. Money is in micro-USD, rounded
-up once, at the end: what cost something never counts as nothing.
+A cost is None, never 0, if its model, its band or the price of a kind is unknown. Money is in micro-USD, rounded up
+once, at the end, so that what cost something never counts as nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TOKENS_PER_PRICE = 1_000_000
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
 _FIXES = {
     "missing": "add it",
-    "extra_forbidden": "remove it, or write it as the table that ships does",
-    "value_error": "mend it",
+    "extra_forbidden": "remove it, or write it as in the table that ships with Agent Shell",
+    "value_error": "fix it",
 }
 _FIX = "prices are whole micro-USD for a million tokens: $2.50 is 2_500_000"
 
@@ -41,9 +41,9 @@ class _Entry(BaseModel):
 
 
 class Band(_Entry):
-    """Micro-USD for a million tokens, of requests that read up to so many tokens; absent: unknown.
+    """Prices in micro-USD per million tokens, for requests with up to so many input tokens; absent: unknown.
 
-    Two kinds are paid as others where they have no price of their own: pictures as input, reasoning as output.
+    Two kinds without a price of their own are charged as others: images as input, reasoning as output.
     """
 
     up_to_input_tokens: int | None = None
@@ -60,7 +60,7 @@ class Band(_Entry):
     def cost(self, usage: content_pb2.Usage) -> int | None:
         """Returns micro-USD; None: tokens of a kind without a price were used.
 
-        No token is paid twice: where kinds overlap (a picture in the cache), the kind that is named first here has it.
+        No token is charged twice: if kinds overlap (a cached image), the one that is listed first below applies.
         """
         image = self.input if self.image_input is None else self.image_input
         reasoning = self.output if self.reasoning is None else self.reasoning
@@ -88,7 +88,7 @@ class Band(_Entry):
         return _rounded_up(total)
 
     def bound(self, input_tokens: int, output_tokens: int) -> int | None:
-        """Returns the most that so many tokens cost by any split into kinds with a price; None: no price for output."""
+        """Returns the most that so many tokens cost, however they split into priced kinds; None: no output price."""
         if output_tokens and self.output is None:
             return None
         inputs = (
@@ -105,7 +105,7 @@ class Band(_Entry):
 
 
 class PricedModel(_Entry):
-    """A model of the table. `until` is the last day, in UTC, on which it has these prices."""
+    """A row of the table. `until` is the last day, in UTC, on which its prices apply."""
 
     provider: str = Field(min_length=1)
     model: str = Field(min_length=1)
@@ -120,17 +120,17 @@ class PricedModel(_Entry):
         ends = [band.up_to_input_tokens for band in self.bands]
         known = [end for end in ends[:-1] if end is not None]
         if len(known) < len(ends) - 1 or any(a >= b for a, b in zip(known, ends[1:], strict=False) if b is not None):
-            raise ValueError("up_to_input_tokens must grow from band to band, and only the last band may be without it")
+            raise ValueError("up_to_input_tokens must grow from band to band, and only the last band may omit it")
         return self
 
     def band(self, input_tokens: int) -> Band | None:
-        """Returns the band of a request that reads so many tokens."""
+        """Returns the band for a request that reads so many tokens."""
         fitting = (b for b in self.bands if b.up_to_input_tokens is None or input_tokens <= b.up_to_input_tokens)
         return next(fitting, None)
 
 
 class PriceTable(_Entry):
-    """A price file, whole. `date` is when it was made."""
+    """A whole price file. `date` is when it was made."""
 
     date: date
     currency_code: Literal["USD"]
@@ -138,10 +138,10 @@ class PriceTable(_Entry):
 
 
 class Prices:
-    """The prices there are. `name` is whose rows of the table a provider has: its vendor's name (Kind.prices)."""
+    """All prices. `name` selects a provider's rows of the table: it is its vendor's name (Kind.prices)."""
 
     def __init__(self, tables: Iterable[PriceTable], today: Callable[[], date] | None = None) -> None:
-        """An earlier table's rows of a model take the place of a later one's."""
+        """An earlier table's rows for a model replace a later table's."""
         self._today = today or _today
         self._rows: dict[tuple[str, str], list[PricedModel]] = {}
         for table in tables:
@@ -152,7 +152,7 @@ class Prices:
 
     @classmethod
     def load(cls, prices_file: Path | None = None) -> Prices:
-        """Returns the prices of the table that ships and, before them, those of a file. Raises CONFIG_INVALID."""
+        """Returns the prices of the shipped table, overridden by those of a file. Raises CONFIG_INVALID."""
         shipped = resources.files("agentshell.provider").joinpath("prices.toml").read_text(encoding="utf-8")
         tables = [PriceTable.model_validate(tomllib.loads(shipped))]
         if prices_file is not None:
@@ -160,29 +160,28 @@ class Prices:
         return cls(tables)
 
     def find(self, name: str, model: str) -> PricedModel | None:
-        """Returns the row of a model by its name, or by its name without a snapshot's date; None: unknown."""
+        """Returns a model's row by its name, or by its name without a snapshot date; None: unknown."""
         today = self._today()
         rows = self._rows.get((name, model)) or self._rows.get((name, _SNAPSHOT.sub("", model)), ())
         return next((row for row in rows if row.until is None or today <= row.until), None)
 
     def cost(self, name: str, model: str, usage: content_pb2.Usage) -> content_pb2.Money | None:
-        """Returns what `usage` cost today; None: unknown."""
+        """Returns what `usage` costs today; None: unknown."""
         row = self.find(name, model)
         band = row.band(usage.input_tokens) if row else None
         micros = band.cost(usage) if band else None
         return None if micros is None else content_pb2.Money(amount_micros=micros, currency_code=CURRENCY_CODE)
 
     def bound(self, name: str, model: str, input_tokens: int, output_tokens: int) -> int | None:
-        """Returns micro-USD that no request of at most so many tokens costs more than; None: unknown.
+        """Returns an upper bound, in micro-USD, on the cost of a request of at most so many tokens; None: unknown.
 
-        Whatever `cost` returns for a usage within these tokens is no more. Unknown is also what is larger than the
-        largest band.
+        `cost` never returns more for a usage within these tokens. A request beyond the largest band is unknown too.
         """
         row = self.find(name, model)
         if row is None or row.band(input_tokens) is None:
             return None
         bounds: list[int] = []
-        for band in row.bands:  # A smaller request may be dearer: bands need not rise.
+        for band in row.bands:  # A smaller request may cost more: prices need not rise with the bands.
             end = band.up_to_input_tokens
             bound = band.bound(input_tokens if end is None else min(end, input_tokens), output_tokens)
             if bound is None:
@@ -193,7 +192,7 @@ class Prices:
         return max(bounds)
 
     def models(self, name: str, default_model: str) -> list[pb.Model]:
-        """Returns the models that the table has of `name`, and the default where the table does not have it."""
+        """Returns the models that the table has for `name`, and the default if the table lacks it."""
         names = [model for row_name, model in self._rows if row_name == name]
         rows = [row for row in (self.find(name, model) for model in names) if row is not None]
         listed = [_describe(row, default_model) for row in rows]
@@ -239,7 +238,7 @@ def _read(path: Path) -> PriceTable:
     except OSError as error:
         raise _invalid(path, f"cannot be read: {error.strerror}", "name an existing file, or none") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _invalid(path, f"is not TOML: {error}", "mend the line it names") from None
+        raise _invalid(path, f"is not TOML: {error}", "fix the line it names") from None
     try:
         return PriceTable.model_validate(values)
     except ValidationError as error:
@@ -251,13 +250,13 @@ def _read(path: Path) -> PriceTable:
 
 
 def _place(values: dict[str, Any], location: tuple[int | str, ...]) -> tuple[str, str]:
-    """Returns which model of the file a problem is in, as people find it, and in which field."""
+    """Returns the model of the file that has a problem, named so that people can find it, and the field."""
     match location:
         case ("models", int(index), *rest):
             entry: Any = values["models"][index]
             named = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
             model = f"{named.get('provider', '?')}/{named.get('model', '?')}"
-            return f"model {model} (the {index + 1}. of the file)", ".".join(map(str, rest)) or "bands"
+            return f"model {model} (number {index + 1} in the file)", ".".join(map(str, rest)) or "bands"
         case _:
             return "the table", ".".join(map(str, location))
 

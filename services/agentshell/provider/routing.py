@@ -1,4 +1,4 @@
-"""Which models a request leads to, in the order in which they are asked. Pure."""
+"""Resolves a request to the models to ask, in order. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_ROUTES: _Routes = {}
 
 
 class Candidate(NamedTuple):
-    """A provider and its name of a model; an empty model is the provider's default."""
+    """A provider and its name for a model; an empty model is the provider's default."""
 
     provider: str
     model: str
@@ -21,11 +21,11 @@ class Candidate(NamedTuple):
 def candidates(
     config: ProviderConfig, tenant_id: str, personality_id: str, provider: str, model: str
 ) -> tuple[Candidate, ...]:
-    """Returns whom to ask for `provider` and `model` as a request has them; at least one, each once.
+    """Returns whom to ask for a request's `provider` and `model`: at least one candidate, without duplicates.
 
-    A request that names its provider means that one. Else `model` is an alias (the personality's before the tenant's
-    before everybody's), or `provider/model`, or a model of the default provider. Raises ValueError, with what to do,
-    where it is neither; whether there is such a provider is not looked at.
+    A request that names its provider means that one. Otherwise `model` is an alias (the personality's, or else the
+    tenant's, or else everybody's), or `provider/model`, or a model of the default provider. Raises ValueError, with
+    advice, if it is none of these. Does not check that the provider exists.
     """
     if provider:
         return (Candidate(provider, model),)
@@ -40,7 +40,7 @@ def candidates(
 
 
 def aliases_of(config: ProviderConfig, tenant_id: str, provider: str, model: str) -> list[str]:
-    """Returns the aliases that lead to a model for a tenant whatever the personality, sorted."""
+    """Returns the aliases, the tenant's and everybody's, that lead a tenant to a model, sorted."""
     own = config.tenant_aliases.get(tenant_id, _NO_ROUTES)
     name = f"{provider}/{model}"
     return sorted(alias for alias, route in {**config.aliases, **own}.items() if name in route)
@@ -56,12 +56,14 @@ def _routes(config: ProviderConfig, tenant_id: str, personality_id: str) -> tupl
 
 def _follow(alias: str, route: tuple[str, ...]) -> tuple[Candidate, ...]:
     if not route:
-        raise ValueError(f"the alias {alias!r} leads to no model: give it one in the configuration, or name a model")
+        raise ValueError(f"the alias {alias!r} has no model: give it one in the configuration, or name a model")
     return tuple(dict.fromkeys(map(_parse, route)))
 
 
 def _parse(name: str) -> Candidate:
-    provider, _, model = name.partition("/")  # Models may have slashes of their own.
+    provider, _, model = name.partition("/")  # A model's name may contain slashes.
     if not provider or not model:
-        raise ValueError(f"{name!r} is no alias and no model: write `provider/model`, or name the provider apart")
+        raise ValueError(
+            f"{name!r} is neither an alias nor a model: write `provider/model`, or name the provider separately"
+        )
     return Candidate(provider, model)

@@ -62,7 +62,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
     async def open(
         cls, config: ProviderConfig, environment: Mapping[str, str], database: Database
     ) -> AsyncGenerator[ProviderService]:
-        """The service over all its parts, with its schema up to date, until the block's end. Raises CONFIG_INVALID."""
+        """Opens the service and all its parts for the block, with its schema migrated. Raises CONFIG_INVALID."""
         prices = Prices.load(config.prices_file)
         vendors = Vendors(config, environment, prices)
         await database.migrate("provider", "agentshell.provider.migrations")
@@ -77,14 +77,14 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
             yield service
 
     async def close(self) -> None:
-        """Ends what runs."""
+        """Cancels all runs."""
         await self._runs.close()
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
-        """Returns the stream's end.
+        """Returns the whole answer.
 
-        The vendor is asked for a stream here too: else nobody would know what an answer cost that was cut off, nor tell
-        a vendor that thinks for long from one that is silent.
+        The vendor is asked for a stream here too: otherwise nobody would know what an answer that was cut off cost, or
+        could tell a vendor that thinks for long from a silent one.
         """
         ask = self._asked(request)
         with _in_time():
@@ -93,7 +93,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse]:
-        """Streams deltas; those that came since the last response was sent, or just after it, go together."""
+        """Streams deltas, together those that arrived since the last response was sent, or just after it."""
         ask, finish = self._asked(request), None
         with _in_time(), self._runs.follow(ask.request, partial(self._generations.answer, ask)) as run:
             while finish is None:
@@ -101,7 +101,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
                 yield pb.StreamGenerateResponse(deltas=deltas, finish=finish)
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
-        """Returns a vector a text."""
+        """Returns one vector per text."""
         purpose, candidates = request.purpose, self._candidates(request.purpose, request.provider, request.model)
         spent: list[Spent] = []
         with _in_time():
@@ -115,26 +115,26 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
                 await self._ledger.settle(purpose, reservation, spent)
 
     async def Moderate(self, request: pb.ModerateRequest, context: _Context) -> pb.ModerateResponse:
-        """Returns a verdict a text."""
+        """Returns one verdict per text."""
         candidates = self._candidates(pb.Purpose(), request.provider, request.model)
         with _in_time():
             return await self._vendors.moderate(candidates, request, deadline())
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: _Context) -> pb.CountTokensResponse:
-        """Returns the count of the first model that the request leads to."""
+        """Returns the count by the first model that the request leads to."""
         generation = request.generation
         candidates = self._candidates(pb.Purpose(), generation.provider, generation.model)
         with _in_time():
             return await self._vendors.count_tokens(candidates[:1], generation, deadline())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
-        """Lists what is priced and what is the default, by provider and model."""
+        """Lists priced models and defaults, ordered by provider and model."""
         providers = [request.provider] if request.provider else self._vendors.providers()
         models = [model for provider in providers for model in self._models(provider)]
         return _page(sorted(models, key=_key), request)
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:
-        """Says what the tenant used."""
+        """Returns what the tenant used."""
         return await self._usages.rows(call.tenant(), request)
 
     def _asked(self, request: _Generate) -> Ask:
@@ -143,7 +143,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
             try:
                 schema = OutputSchema(generation)
             except ValueError as error:
-                raise errors.invalid("generation.output_schema", f"is no JSON Schema: {error}") from None
+                raise errors.invalid("generation.output_schema", f"is not a JSON Schema: {error}") from None
         digest = (
             hashlib.sha256(generation.SerializeToString(deterministic=True)).digest() if request.request_id else b""
         )
@@ -174,7 +174,7 @@ class ProviderService(provider_service_pb2_grpc.ProviderServiceServicer):
 
 @contextmanager
 def _in_time() -> Generator[None]:
-    """Ends the block when the caller's time is up."""
+    """Ends the block with PROVIDER_TIMEOUT when the caller's time is up."""
     alarm = Alarm(deadline())
     try:
         with alarm:
@@ -189,7 +189,7 @@ def _in_time() -> Generator[None]:
 
 
 def _page(models: Sequence[pb.Model], request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-    """Returns a page. Its token is the last model of the page before, so that a new model shifts nothing."""
+    """Returns a page. The token is the last model of the previous page, so that a new model shifts nothing."""
     size = paging.page_size(request.page_size, default=100, most=1000)
     if after := paging.decode(request, request.page_token, str, str):
         models = [model for model in models if _key(model) > tuple(after)]

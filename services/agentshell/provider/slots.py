@@ -1,4 +1,4 @@
-"""How many calls one endpoint has at once: the others wait in order, and beyond a bound they are refused."""
+"""Limits an endpoint's concurrent calls: the others wait in order, and beyond a bound they are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RETRY_SECONDS = 1.0
 
 
 class Slots:
-    """`size` calls at once, and at most `queue_size` that wait."""
+    """Slots for `size` calls at once, with at most `queue_size` waiting."""
 
     __slots__ = ("_free", "_label", "_queue", "_queue_size", "_size")
 
@@ -22,7 +22,7 @@ class Slots:
         self._size = size
         self._queue_size = queue_size
         self._free = size
-        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # By arrival; who is cancelled leaves.
+        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # By arrival; a cancelled call leaves.
 
     @property
     def in_use(self) -> int:
@@ -36,18 +36,18 @@ class Slots:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait."""
+        """Calls waiting."""
         return len(self._queue)
 
     def try_take(self) -> bool:
-        """Takes a slot if one is free. Nobody waits while one is."""
+        """Takes a slot if one is free, in which case nobody is waiting for one."""
         if self.is_full:
             return False
         self._free -= 1
         return True
 
     async def take(self) -> None:
-        """Takes a slot, to be given back; waits for one. Raises OVERLOADED where too many wait already."""
+        """Takes a slot, waiting until one is free. Raises OVERLOADED if too many wait already."""
         if self.try_take():
             return
         if len(self._queue) >= self._queue_size:
@@ -63,7 +63,7 @@ class Slots:
             raise
 
     def give_back(self) -> None:
-        """Gives a slot back: to who waits longest, if anybody does."""
+        """Gives a slot back: to whoever has waited longest, if anybody waits."""
         while self._queue:
             turn, _ = self._queue.popitem(last=False)
             if not turn.cancelled():
@@ -74,7 +74,7 @@ class Slots:
     def _overloaded(self) -> AgentShellError:
         return AgentShellError(
             error_pb2.ERROR_REASON_OVERLOADED,
-            f"endpoint {self._label} has {self._size} calls under way and {self._queue_size} that wait: ask again "
+            f"endpoint {self._label} has {self._size} calls running and {self._queue_size} waiting: ask again "
             "later, or raise its vendor's max_concurrent_calls or max_waiting_calls",
             metadata={"endpoint": self._label, "calls": str(self._size), "waiting": str(self._queue_size)},
             retry_delay=timedelta(seconds=RETRY_SECONDS),

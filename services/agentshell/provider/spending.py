@@ -1,14 +1,14 @@
-"""What was spent, by account: claims and changes of a process go together, in one round trip and one commit.
+"""Records what was spent, by account: a process's claims and changes go in batches, one round trip and commit each.
 
-What arrives while a batch is under way is the next one. Where several calls began together more are to come, and the
-next batch waits GATHERING_SECONDS for them: a statement costs more than all that is in it. One who calls alone never
-waits. Each batch counts once: one whose answer was lost is sent again under its number until Postgres says what became
-of it.
+What arrives while a batch is under way forms the next one. If several calls began together, more are likely to follow,
+and the next batch waits GATHERING_SECONDS for them: a statement costs more than everything in it. A lone caller never
+waits. Each batch counts once: if its answer is lost, it is sent again under the same number until Postgres says what
+became of it.
 
-Nothing waits for Postgres' disk (synchronous_commit is off): a vendor is asked a round trip after the call, not a flush
-after it. What a crash of Postgres takes back this process still knows, and writes again before anything else. So only a
-crash of the whole machine, or of both at once, can forget what was spent: that of its last moments, which Postgres had
-not flushed (three times wal_writer_delay, 0.6 s by default).
+Nothing waits for Postgres' disk (synchronous_commit is off): a vendor is asked one round trip after the call, not one
+flush after it. What a crash of Postgres loses, this process still knows, and writes again before anything else. So only
+a crash of the whole machine, or of both at once, can forget what was spent, and only that of the last moments, which
+Postgres had not flushed (three times wal_writer_delay, 0.6 s by default).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ MAX_WAITING_CLAIMS = 10_000
 GATHERING_SECONDS = 0.004
 STATEMENT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
-# So many batches later one waits for the disk, and with it all before it. Older ones are there by themselves: Postgres
-# leaves nothing unflushed for longer than half a minute, whatever wal_writer_delay is.
+# After this many batches, one waits for the disk, and so flushes all before it. Older ones get there by themselves:
+# Postgres leaves nothing unflushed for longer than half a minute, whatever wal_writer_delay is.
 MAX_UNFLUSHED_BATCHES = 1000
 _FLUSHED_SECONDS = 60.0
 
@@ -55,7 +55,7 @@ _logger = structlog.get_logger(__name__)
 
 
 class Account(NamedTuple):
-    """Where something is counted; it is forgotten so many days after it was first used."""
+    """Where spending is counted. It is deleted `kept_days` after its first use."""
 
     tenant_id: str
     name: str
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """The first entry that did not fit, and what was spent there at that moment."""
+    """The first entry that did not fit, and what had been spent there at that moment."""
 
     entry: Entry
     spent: int
@@ -92,7 +92,7 @@ class _Batch:
 
 
 class _Written(NamedTuple):
-    """A batch that Postgres has, perhaps not on disk yet, and what it did to accounts."""
+    """A batch that Postgres has, perhaps not on disk yet, and what it added to accounts."""
 
     number: int
     changes: Mapping[Account, int]
@@ -100,7 +100,7 @@ class _Written(NamedTuple):
 
 
 class Spending:
-    """The accounts of all tenants; the schema is there (Database.migrate) before it opens."""
+    """The accounts of all tenants. The schema must exist (Database.migrate) before this opens."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -110,18 +110,18 @@ class Spending:
         self._claims: deque[_Claim] = deque()
         self._changes: dict[Account, int] = {}
         self._changed: list[asyncio.Future[None]] = []
-        self._unsure: _Batch | None = None  # Nobody knows whether it was written.
+        self._unsure: _Batch | None = None  # It is unknown whether this was written.
         self._unflushed: list[_Written] = []
         self._arrived = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begins to write."""
+        """Starts writing."""
         self._task = asyncio.create_task(self._run(), name="provider spending")
 
     async def close(self) -> None:
-        """Writes what waits, if Postgres answers, and ends."""
+        """Writes what is waiting, if Postgres answers, and stops."""
         self._closed = True
         self._arrived.set()
         if self._task is not None:
@@ -129,9 +129,9 @@ class Spending:
         await self._statement.close()
 
     async def claim(self, entries: Sequence[Entry]) -> Refusal | None:
-        """Spends on all the accounts, which are different, and returns None; or on none, and returns why not.
+        """Spends on all the accounts, which must differ, and returns None; or spends nothing and returns why not.
 
-        Raises DATABASE_UNAVAILABLE; then, and when it is cancelled, nothing stays spent once Postgres answers again.
+        Raises DATABASE_UNAVAILABLE; then, or if cancelled, nothing stays spent once Postgres answers again.
         """
         if self._closed or len(self._claims) >= MAX_WAITING_CLAIMS:
             raise _unavailable("is closed" if self._closed else f"has {MAX_WAITING_CLAIMS} calls waiting")
@@ -142,13 +142,14 @@ class Spending:
             return await claim.done
         except asyncio.CancelledError:
             if claim.done.done() and not claim.done.cancelled() and not claim.done.exception():
-                self._give_back(claim, claim.done.result())  # Cancelled between the answer and us.
+                self._give_back(claim, claim.done.result())  # Cancelled after the answer came but before we saw it.
             raise
 
     async def change(self, changes: Iterable[tuple[Account, int]]) -> None:
-        """Adds to accounts, never below 0. Returns when that is stored, or Postgres does not answer: then it is later.
+        """Adds to accounts, never below 0. Returns once that is stored, or when Postgres does not answer.
 
-        It is never lost but with the process, also where nobody waits for it any more.
+        In that case it is stored later, even if nobody waits for it any more: it is lost only with the process, or if
+        the statement itself fails.
         """
         if self._task is None or self._task.done():
             return
@@ -176,11 +177,11 @@ class Spending:
                 await asyncio.sleep(GATHERING_SECONDS)
 
     def _take(self) -> _Batch | None:
-        """Takes what goes together: all changes, and claims in order."""
+        """Takes the next batch: all changes, and claims in order."""
         claims: list[_Claim] = []
         while self._claims and len(claims) < MAX_BATCH_CLAIMS:
             claim = self._claims.popleft()
-            if not claim.done.done():  # Else its caller has given up.
+            if not claim.done.done():  # Otherwise its caller has given up.
                 claims.append(claim)
         changes, self._changes = self._changes, {}
         changed, self._changed = self._changed, []
@@ -191,7 +192,7 @@ class Spending:
         return _Batch(self._number, claims, changes, changed)
 
     async def _write(self, batch: _Batch) -> bool:
-        """Returns whether it is known what became of a batch. If not, it comes again, and whoever waits is refused."""
+        """Returns whether the outcome of a batch is known. If not, it is sent again, and whoever waits is refused."""
         self._unsure = batch
         flushed = len(self._unflushed) >= MAX_UNFLUSHED_BATCHES
         try:
@@ -204,7 +205,7 @@ class Spending:
                 _release(batch.changed)
                 _release(self._changed)
                 return False
-            # It would fail again: what it would have given back stays spent.
+            # It would fail again, so it is dropped: what it would have given back stays spent.
             _logger.exception("provider.spending.failed", claims=len(batch.claims), changes=len(batch.changes))
             self._unsure = None
             _refuse(batch.claims, "failed", error)
@@ -224,7 +225,7 @@ class Spending:
         return True
 
     async def _connect(self) -> Connection:
-        """Connects, and writes again what a crash of Postgres took back: before anything is decided without it."""
+        """Connects, and writes again what a crash of Postgres lost, before anything is decided without it."""
         connection = await self._database.dedicated()
         try:
             since = time.monotonic() - _FLUSHED_SECONDS
@@ -246,14 +247,14 @@ class Spending:
         return connection
 
     def _give_back(self, claim: _Claim, refusal: Refusal | None) -> None:
-        """Takes back what was granted to somebody who has gone."""
+        """Gives back what was granted to a caller that has gone."""
         if refusal is None:
             for account, asked, _ in claim.entries:
                 self._changes[account] = self._changes.get(account, 0) - asked
             self._arrived.set()
 
     async def _pause(self) -> None:
-        """Waits before Postgres is asked again: for somebody to need it, at most a second."""
+        """Waits before Postgres is asked again, until somebody needs it or for at most a second."""
         try:
             async with asyncio.timeout(RETRY_SECONDS):
                 await self._arrived.wait()
@@ -298,7 +299,7 @@ def _refusals(batch: _Batch, result: PGresult) -> list[Refusal | None]:
 
 
 def _done(batch: _Batch, refusals: Sequence[Refusal | None]) -> Mapping[Account, int]:
-    """Returns what a batch did to accounts."""
+    """Returns what a batch added to accounts."""
     done = Counter(batch.changes)
     for claim, refusal in zip(batch.claims, refusals, strict=True):
         if refusal is None:
@@ -327,7 +328,7 @@ def _is_unavailable(error: Exception) -> bool:
 def _unavailable(problem: str, cause: Exception | None = None) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_DATABASE_UNAVAILABLE,
-        f"the store of budgets {problem}, and without it nothing is spent: see that Postgres runs, then try again",
+        f"the store of budgets {problem}, and nothing is spent without it: check that Postgres runs, then try again",
         retry_delay=timedelta(seconds=RETRY_SECONDS),
         cause=cause,
     )

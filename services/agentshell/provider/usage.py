@@ -1,7 +1,7 @@
-"""What calls to vendors used, by day, session, personality, model and principal: the ledger that GetUsage reads.
+"""Records what calls to vendors used, by day, session, personality, model and principal: the ledger GetUsage reads.
 
-It is written a second late, in one statement for all that came meanwhile. A process that is killed loses that second
-of it. Budgets do not depend on it: what they reserved stays spent (budget.py), so money is never forgotten with it.
+It is written a second late, in one statement for all that came meanwhile. A process that is killed loses that second.
+Budgets do not depend on it: what they reserved stays spent (budget.py), so no money is ever forgotten with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kfm.provider.v1 import provider_service_pb2 as pb
 FLUSH_SECONDS = 1.0
 DEFAULT_ROWS = 100
 MAX_ROWS = 1000
-# Beyond so many rows that wait (Postgres is away), usage is added up without its session: less apart, but not lost.
+# Once this many rows wait (Postgres is down), usage is added up without its session: less detailed, but not lost.
 MAX_WAITING_ROWS = 20_000
 
 _logger = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ _COUNTS = ("calls", "failed_calls", "unpriced_calls", "estimated_calls", "cached
 
 
 class _Row(NamedTuple):
-    """What a row of the ledger is about, in the order of the table's columns."""
+    """What a ledger row counts for, in the order of the table's columns."""
 
     tenant_id: str
     day: date
@@ -95,7 +95,7 @@ class _Batch(NamedTuple):
 
 
 class Usages:
-    """The ledger of all tenants; the schema is there (Database.migrate)."""
+    """The ledger of all tenants. The schema must exist (Database.migrate)."""
 
     def __init__(self, database: Database, now: Callable[[], datetime] | None = None) -> None:
         self._database = database
@@ -103,12 +103,12 @@ class Usages:
         self._writer_id = os.urandom(16)
         self._number = 0
         self._rows: dict[_Row, list[int]] = {}
-        self._batch: _Batch | None = None  # Under way, or nobody knows whether it was written.
+        self._batch: _Batch | None = None  # Under way, or it is unknown whether it was written.
         self._writing = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
 
     def add(self, principal: Principal, purpose: pb.Purpose, spent: Sequence[Spent]) -> None:
-        """Counts what calls used; it is in the ledger within a second, and later where Postgres does not answer."""
+        """Counts what calls used. It reaches the ledger within about a second, or later if Postgres does not answer."""
         for each in spent:
             counts = self._counts(principal, purpose, each)
             for column, count in enumerate(_counted(each)):
@@ -117,7 +117,7 @@ class Usages:
             self._flushing = asyncio.create_task(self._flush_soon(), name="provider usage")
 
     async def flush(self) -> None:
-        """Writes what waits. Raises DATABASE_UNAVAILABLE, and keeps it."""
+        """Writes what is waiting. Keeps it and raises DATABASE_UNAVAILABLE if that fails."""
         async with self._writing:
             while self._batch or self._rows:
                 if self._batch is None:
@@ -127,7 +127,7 @@ class Usages:
                 self._batch = None
 
     async def close(self) -> None:
-        """Writes what waits, if Postgres answers."""
+        """Writes what is waiting, if Postgres answers."""
         if self._flushing is not None:
             self._flushing.cancel()
             await asyncio.wait([self._flushing])
@@ -137,9 +137,9 @@ class Usages:
             _logger.error("provider.usage.lost", rows=len(self._rows), problem=error.message)
 
     async def rows(self, tenant_id: str, request: pb.GetUsageRequest) -> pb.GetUsageResponse:
-        """Returns a page of what a tenant used, and what this process has counted until now with it.
+        """Returns a page of what a tenant used, including all that this process has counted so far.
 
-        Raises INVALID_REQUEST for what are no dates, PAGE_TOKEN_INVALID and DATABASE_UNAVAILABLE.
+        Raises INVALID_REQUEST for bad dates, PAGE_TOKEN_INVALID and DATABASE_UNAVAILABLE.
         """
         columns = [column for dimension in sorted(request.dimensions) for column in _DIMENSIONS[dimension]]
         after = paging.decode(request, request.page_token, date.fromisoformat, *[str] * len(columns))
@@ -147,7 +147,7 @@ class Usages:
         start = _date("start_date", request.start_date) if request.HasField("start_date") else date.min
         end = _date("end_date", request.end_date) if request.HasField("end_date") else date.max
         if start > end:
-            raise invalid("start_date", f"{start} is after end_date, {end}: exchange them, or leave one out")
+            raise invalid("start_date", f"{start} is after end_date, {end}: swap them, or leave one out")
         values: dict[str, Any] = {
             "tenant_id": tenant_id,
             "start_date": start,
@@ -206,12 +206,12 @@ def _now() -> datetime:
 
 
 def _text(value: str) -> str:
-    """Returns what Postgres takes for a text: it has no NUL."""
+    """Returns a text that Postgres accepts: without NUL."""
     return value.replace("\0", "\ufffd")
 
 
 def _counted(spent: Spent) -> tuple[int, ...]:
-    """Returns what a call adds, in the order of the columns. An answer from the cache is no call to a vendor."""
+    """Returns what a call adds, in the order of the columns. An answer from the cache is not a call to a vendor."""
     usage = spent.usage
     is_call = not usage.cached_answer_count
     return (
@@ -226,7 +226,7 @@ def _counted(spent: Spent) -> tuple[int, ...]:
 
 
 def _query(columns: Sequence[str]) -> sql.Composed:
-    """Returns the query of a page: the newest day first, and within it by what the request tells apart."""
+    """Returns the query for a page: the newest day first, and within a day by the request's dimensions."""
     apart = [sql.Identifier(column) for column in columns]
     return sql.SQL("""
         SELECT {by}, {sums} FROM provider.usage
@@ -246,7 +246,7 @@ def _date(field: str, value: date_pb2.Date) -> date:
     try:
         return date(value.year, value.month, value.day)
     except ValueError as error:
-        raise invalid(field, f"is no day: {error}; give year, month and day") from None
+        raise invalid(field, f"is not a date: {error}; give year, month and day") from None
 
 
 def _row(columns: Sequence[str], values: Sequence[Any]) -> pb.UsageRow:

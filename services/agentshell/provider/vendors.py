@@ -1,4 +1,4 @@
-"""All vendors there are: asks the models of a call in order, at their endpoints, until one answers."""
+"""All vendors: asks a call's models in order, at their endpoints, until one answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agentshell.provider.vendor import Vendor
 from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
-# What there is without configuration, each over the adapter of its name.
+# The vendors that need no configuration, each with the adapter of the same name.
 BUILT_IN = ("local", "openai", "openai_chat", "anthropic", "gemini")
 _OTHER_MODEL = "other"
 _NO_GENERATION = pb.Generation()
@@ -36,15 +36,16 @@ _Missing = Callable[[frozenset[pb.Ability.ValueType]], list[str]]
 class Vendors:
     """Every vendor by the name that requests call `provider`.
 
-    All its calls take a `deadline` on the clock of `time.monotonic`, and end by it with PROVIDER_TIMEOUT. They ask
-    again, elsewhere, and then the next candidate, as `course` has it, and raise the last failure, whose `retry_delay`
-    says when it is worth another try. Each attempt at a vendor appends to `spent` before its outcome is seen.
+    All its calls take a `deadline` on the clock of `time.monotonic`, and end by it with PROVIDER_TIMEOUT. They retry,
+    at other endpoints too, and then try the next candidate, as `course` decides, and raise the last failure, whose
+    `retry_delay` says when to try again. Each attempt at a vendor is appended to `spent` before the caller learns its
+    outcome.
     """
 
     def __init__(self, config: ProviderConfig, environment: Mapping[str, str], prices: Prices) -> None:
-        """Raises CONFIG_INVALID where a vendor's adapter is unknown, or an alias leads to a provider that is not there.
+        """Raises CONFIG_INVALID if a vendor's adapter is unknown, or an alias leads to a provider that does not exist.
 
-        `environment` has the keys, and is read at each call.
+        `environment` holds the keys, and is read at each call.
         """
         self._config = config
         self._prices = prices
@@ -59,13 +60,13 @@ class Vendors:
                 metrics.watch(endpoint)
 
     async def close(self) -> None:
-        """Lets go of all connections."""
+        """Closes all connections."""
         for each in self._vendors.values():
             for endpoint in each.endpoints:
                 await endpoint.adapter.close()
 
     def providers(self) -> list[str]:
-        """Returns the names, sorted."""
+        """Returns the providers' names, sorted."""
         return sorted(self._vendors)
 
     def find(self, provider: str) -> Vendor:
@@ -75,7 +76,7 @@ class Vendors:
             configured = ", ".join(self.providers())
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_NOT_FOUND,
-                f"no provider {provider!r} is configured; there are: {configured}",
+                f"no provider {provider!r} is configured; the configured ones are: {configured}",
                 metadata={"provider": provider, "configured": configured},
             )
         return found
@@ -85,15 +86,15 @@ class Vendors:
         return self.find(provider).abilities
 
     def default_model(self, provider: str) -> str:
-        """Returns the model that generates where a request names none."""
+        """Returns the model that generates if a request names none."""
         return self.find(provider).default_model
 
     def named(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Returns candidates to generate, each with the name of its model. Raises PROVIDER_NOT_FOUND."""
+        """Returns candidates to generate, with each missing model filled in. Raises PROVIDER_NOT_FOUND."""
         return tuple(Candidate(provider, model or self.default_model(provider)) for provider, model in candidates)
 
     def prices_name(self, provider: str) -> str:
-        """Returns whose rows of the price table a provider has."""
+        """Returns the name that selects a provider's rows of the price table."""
         return self.find(provider).prices_name
 
     async def generate(
@@ -104,12 +105,12 @@ class Vendors:
         spent: list[Spent],
         tell: Tell,
     ) -> pb.GenerateResponse:
-        """Returns the whole answer with its usage and cost, after it has told all that it grew by.
+        """Returns the whole answer with its usage and cost, after telling all its deltas.
 
-        Once content was told, a failure ends it, with `delivered` in its metadata: how many characters of text there
-        were. Before, only usage may have been told, and what a later attempt says of it takes its place. Cancelling
-        this ends the request to the vendor. A candidate that cannot do what `generation` needs is passed over;
-        FEATURE_UNSUPPORTED where none can.
+        Once content has been told, a failure is final, with `delivered` in its metadata: how many characters of text
+        there were. Before that, only usage may have been told, and a later attempt's replaces it. Cancelling this ends
+        the request to the vendor. A candidate that cannot do what `generation` needs is skipped; raises
+        FEATURE_UNSUPPORTED if none can.
         """
 
         def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
@@ -120,7 +121,7 @@ class Vendors:
     async def embed(
         self, candidates: Sequence[Candidate], request: pb.EmbedRequest, deadline: float, spent: list[Spent]
     ) -> pb.EmbedResponse:
-        """Returns a vector a text, and what they cost. Only candidates of one model: no two models' vectors compare."""
+        """Returns one vector per text, and their cost. Asks only one model: vectors of two models do not compare."""
         needed = [pb.ABILITY_EMBEDDINGS, *([pb.ABILITY_DIMENSION] if request.HasField("dimension") else [])]
         same = [each for each in candidates if each.model == candidates[0].model]
 
@@ -133,7 +134,7 @@ class Vendors:
     async def moderate(
         self, candidates: Sequence[Candidate], request: pb.ModerateRequest, deadline: float
     ) -> pb.ModerateResponse:
-        """Returns a verdict a text."""
+        """Returns one verdict per text."""
 
         async def start(adapter: Adapter, model: str) -> AsyncGenerator[Deltas | pb.ModerateResponse]:
             yield await adapter.moderate(request.texts, model)
@@ -209,7 +210,7 @@ class Vendors:
         return Attempt(work, planned.candidate, found.prices_name, planned.endpoint, subject)
 
     def _label(self, found: Vendor, model: str) -> str:
-        """Returns the model as figures have it: of models nobody has heard of there may be any number."""
+        """Returns the model's name in metrics: `other` for an unknown one, since there may be any number of those."""
         if f"{found.name}/{model}" in self._known_models:
             return model
         row = self._prices.find(found.prices_name, model)
@@ -221,13 +222,13 @@ class Vendors:
                 fix = f"name one of: {', '.join(self.providers())}"
                 raise AgentShellError(
                     error_pb2.ERROR_REASON_CONFIG_INVALID,
-                    f"configuration key {key!r} leads to {name!r}, whose provider is not there; {fix}",
+                    f"configuration key {key!r} names {name!r}, whose provider does not exist; {fix}",
                     metadata={"key": key, "value": name, "fix": fix},
                 )
 
 
 def kinds(config: ProviderConfig) -> dict[str, Kind]:
-    """Returns each vendor's adapter, as the configuration or its name says. Raises CONFIG_INVALID."""
+    """Returns each vendor's kind of adapter, by the configuration or else by its name. Raises CONFIG_INVALID."""
     own = {name: configured.adapter for name, configured in config.vendors.items()}
     return {name: adapters.kind(own.get(name) or name) for name in dict.fromkeys((*BUILT_IN, *own))}
 

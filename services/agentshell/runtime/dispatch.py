@@ -1,4 +1,4 @@
-"""How attempts reach the workers: by a call in the same process, or by the log."""
+"""How attempts reach the workers: by a call in the same process, or through the log."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop
 
 Done = Callable[[Made], None]
 
-# A smaller input is sooner said again than looked up.
+# Repeating a smaller input is faster than looking it up.
 _MAX_REPEATED_BYTES = 1024
 
 
 class Dispatch(Protocol):
-    """Has attempts made and ended. What it returns belongs into `agent.steps`, in one append with the decision."""
+    """Starts and stops attempts. Records that it returns go to `agent.steps`, in one append with the decision."""
 
-    # Whether attempts go on when the process of the owner that asked for them is gone.
+    # Whether attempts continue after the process of the owner that started them is gone.
     outlives_owner: bool
 
     def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
-        """Begins an attempt; `done` gets what came of it, unless that comes by the log."""
+        """Starts an attempt. `done` receives its outcome, unless that comes through the log."""
         ...
 
     def stop(self, open_turn: OpenTurn, step_id: str = "") -> list[Record]:
-        """Ends the attempts at a step, or at all steps of the turn."""
+        """Stops the attempts at a step, or at all steps of the turn."""
         ...
 
     def goes_on(self, step_id: str, attempt: int, done: Done) -> bool:
-        """Returns whether an attempt that an owner before began is under way here; `done` gets what comes of it."""
+        """Returns whether an earlier owner's attempt is under way here. If so, `done` receives its outcome."""
         ...
 
     def keep(self, done: Done) -> None:
-        """Ends the attempts here of which `done` is not to hear: they are others' by now, who begin them anew."""
+        """Stops the attempts here that do not report to `done`: other owners now have them, and restart them."""
         ...
 
     def close(self) -> None:
-        """Ends what does not outlive the process."""
+        """Stops what does not outlive the process."""
         ...
 
 
 class LocalDispatch:
-    """Hands attempts to the worker of this process: no second record, and no waiting for one.
+    """Hands attempts to the worker of this process, without a second record in the log.
 
-    They go on from one owner of the process to the next: where partitions move, those that it keeps are not disturbed.
+    They continue from one owner of the process to the next: when partitions move, those that stay are not disturbed.
     """
 
     outlives_owner = False
@@ -80,18 +80,18 @@ class LocalDispatch:
 
 
 class LogDispatch:
-    """Writes attempts to `agent.steps`, for the group of workers. What the log has is referred to, not repeated."""
+    """Writes attempts to `agent.steps`, for the group of workers. Refers to what the log already has."""
 
     outlives_owner = True
 
     def begin(self, open_turn: OpenTurn, request: StepRequest, done: Done) -> list[Record]:
-        # One id however often it is asked for: what the log has already it does not take again.
+        # The same id each time, so that the log or the worker drops a repeat.
         request.header.event_id = ids.digest("run", request.step.step_id, request.attempt)
         command = command_record(StepCommand(run=_by_reference(open_turn, request)))
         if len(command.payload) <= MAX_PAYLOAD_BYTES:
             return [command]
         step = open_turn.fold.steps[request.step.step_id]
-        message = f"what it works on comes to {len(command.payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}"
+        message = f"its input takes {len(command.payload)} bytes, the limit is {MAX_PAYLOAD_BYTES}"
         failed = unfit(step, error_pb2.ERROR_REASON_TOO_LARGE, message)
         done(Made(stamp(failed, request.turn_id, open_turn.header)))
         return []
@@ -104,18 +104,18 @@ class LogDispatch:
         return [command_record(StepCommand(stop=stop))]
 
     def goes_on(self, step_id: str, attempt: int, done: Done) -> bool:
-        """What goes on is not known here: it is asked for again as it was, which changes nothing where it does."""
+        """Returns False: what is under way is not known here. Requesting it again changes nothing if it is."""
         return False
 
     def keep(self, done: Done) -> None:
-        """Nothing is here."""
+        """Does nothing: no attempts are here."""
 
     def close(self) -> None:
-        """Nothing ends: the next owner hears of it by the log."""
+        """Does nothing: attempts continue, and the next owner learns their outcome from the log."""
 
 
 def _by_reference(open_turn: OpenTurn, request: StepRequest) -> StepRequest:
-    """Returns the request with an offset in place of each output that the log has, and of a large input."""
+    """Returns the request with offsets in place of a large input and of the outputs that the log has."""
     is_large = request.input.ByteSize() > _MAX_REPEATED_BYTES
     if is_large and request.input == open_turn.turn.input and open_turn.input_offset >= 0:
         request.input_offset = open_turn.input_offset

@@ -1,4 +1,4 @@
-"""What an owner writes: for certain, and only while it is the one owner."""
+"""Writes an owner's records: reliably, and only while it is the sole owner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
 
 
 class Journal:
-    """Appends to `agent.turns`, with what attempts said last and what workers are told, as the holder of `lease`."""
+    """Appends to `agent.turns`, with attempts' last outputs and workers' commands, as the holder of `lease`."""
 
     def __init__(self, log: Log, lease: Lease) -> None:
         self._log = log
@@ -24,10 +24,10 @@ class Journal:
     async def write(
         self, records: Sequence[Record], commands: Sequence[Record], said: Sequence[Record] = ()
     ) -> list[Ack]:
-        """Appends, and again with the same ids where that is not confirmed: what is there is not written twice.
+        """Appends the records, retrying with the same ids if unconfirmed, so that nothing is written twice.
 
-        What is more than one append takes goes in several, in order: `said` first, the commands last. Returns where the
-        records are. Raises LOG_UNAVAILABLE, and FENCED where another owner has written one of them.
+        What exceeds one append is split into several, in order: `said` first, the commands last. Returns the acks of
+        `records`. Raises LOG_UNAVAILABLE, and FENCED if another owner has written one of them.
         """
         if _is_one(said, records, commands):
             return await self._write(said, records, commands)
@@ -50,7 +50,7 @@ class Journal:
         else:
             raise AssertionError
         if any(ack.duplicate for ack in acks):
-            raise AgentShellError(error_pb2.ERROR_REASON_FENCED, "another owner of the partition decided before us")
+            raise AgentShellError(error_pb2.ERROR_REASON_FENCED, "another owner of the partition decided first")
         return acks
 
     async def _append(self, said: Sequence[Record], records: Sequence[Record], commands: Sequence[Record]) -> list[Ack]:
@@ -70,7 +70,7 @@ def _is_one(*batches: Sequence[Record]) -> bool:
 
 
 def _parts(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """Yields records that one append takes, until all are."""
+    """Splits records into parts that each fit in one append."""
     part, size_bytes = list[Record](), 0
     for record in records:
         size_bytes += len(record.payload)

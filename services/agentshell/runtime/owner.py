@@ -1,8 +1,8 @@
-"""The owner of some partitions: folds their turns, decides, has steps run, and writes down what came of it.
+"""The owner of some partitions: folds their turns, decides, has steps run, and writes down the outcome.
 
-One loop, fed by one inbox: records of the log, results of steps, timers. It handles all that waits at once and writes
-it with the decisions that follow in one append, so that a step costs one durable commit. An attempt begins while its
-scheduling is being written: what a crash then forgets is decided again, and done again under the same key.
+One loop, fed by one inbox of log records, outcomes of attempts and timers. It handles everything in the inbox at once
+and writes it, with the decisions that follow, in one append, so that a step costs one durable commit. An attempt starts
+while its scheduling is being written: if a crash loses that, it is decided again and run again under the same key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _POLL_RECORDS = 500
 _POLL_SECONDS = 30.0
 _BATCHES_AHEAD = 2
 _COMMIT_SECONDS = 1.0
-_MAX_DEFECTS = 3  # of a turn, before the others go on without it
+_MAX_DEFECTS = 3  # of a turn, before it fails so that the others go on
 
 
 _News = list[tuple[OpenTurn, TurnEvent]]
@@ -58,7 +58,7 @@ _News = list[tuple[OpenTurn, TurnEvent]]
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What owners work with, one after another."""
+    """What successive owners work with."""
 
     log: Log
     dispatch: Dispatch
@@ -69,9 +69,9 @@ class Means:
 
 
 class Owner:
-    """Owns the partitions of `lease` until that is over. `run` raises what ends it; the next owner folds them anew.
+    """Owns the partitions of `lease` until it is over. `run` raises what ends it; the next owner folds them again.
 
-    Owners of one process share `poison`.
+    The owners of one process share `poison`.
     """
 
     def __init__(self, means: Means, lease: Lease, poison: Poison) -> None:
@@ -84,18 +84,18 @@ class Owner:
         self._ahead = asyncio.Semaphore(_BATCHES_AHEAD)
         self._turns: dict[str, OpenTurn] = {}
         self._timers = Timers(lambda turn_id: self._inbox.put(Due(turn_id)))
-        self._parked: set[str] = set()  # turns that may be in the parking place; those that go on are in `_turns` too
+        self._parked: set[str] = set()  # turns that may be parked; those that have resumed are in `_turns` too
         self._schedule = Schedule(means.config.max_active_turns)
-        self._touched: dict[str, OpenTurn] = {}  # to be decided about
-        self._unsettled: dict[str, OpenTurn] = {}  # to be seen to once their newest events are in the log
-        self._said: list[Record] = []  # by attempts, at their very end
-        self._repeated: list[Record] = []  # what workers are to be told again
+        self._touched: dict[str, OpenTurn] = {}  # to decide about
+        self._unsettled: dict[str, OpenTurn] = {}  # to settle once their newest events are in the log
+        self._said: list[Record] = []  # the last outputs of attempts
+        self._repeated: list[Record] = []  # commands to repeat to the workers
         self._progress = Progress((), {}, ())
         self._commit_time = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Folds what is there, goes on with it, and serves what comes. Raises FENCED and LOG_UNAVAILABLE."""
+        """Folds what is there, continues it, and serves what comes. Raises FENCED and LOG_UNAVAILABLE."""
         committed = await self._log.committed(envelope.TURNS, self._lease.group)
         self._progress = Progress(self._lease.partitions, committed, await self._log.end_offsets(envelope.TURNS))
         for turn_id, wake_time in (await self._means.parking.list(self._lease.partitions)).items():
@@ -129,7 +129,7 @@ class Owner:
                     self._ahead.release()
                 case Made(event, said):
                     if (open_turn := self._turns.get(event.turn_id)) and self._add(open_turn, event, news):
-                        # What follows from a failure is for good, and another owner may have begun the next attempt.
+                        # The consequences of a failure are final, and another owner may have started the next attempt.
                         open_turn.holds |= event.HasField("step_failed")
                         self._said += said
                 case Due():
@@ -144,12 +144,12 @@ class Owner:
             if news or self._repeated:
                 await self._write(news)
                 news = []
-            while self._unsettled:  # What is over makes room for others.
+            while self._unsettled:  # A turn that is over makes room for others.
                 _, open_turn = self._unsettled.popitem()
                 self._settle(open_turn)
         TURNS_ACTIVE.set(self._schedule.active_count)
 
-    # What the log says.
+    # Reading the log
 
     async def _fold(self, records: list[StoredRecord]) -> None:
         for stored in records:
@@ -183,14 +183,14 @@ class Owner:
         open_turn.folded_offset = stored.offset
         open_turn.place(event, stored.offset)
         if open_turn.apply(event):
-            # Another owner's, which has not heard yet that it is none: nobody makes that attempt.
+            # It is from an earlier owner that does not know yet that it is fenced: nobody makes that attempt.
             open_turn.interrupted |= event.HasField("step_scheduled")
             self._touch(event.turn_id)
         if event.HasField("turn_requested"):
             self._set_timer(open_turn)
 
     def _confirm(self, turn_id: str, offset: int) -> None:
-        """Says that a record of our own is where the log has it."""
+        """Records that one of our own records has been read back from the log."""
         if open_turn := self._turns.get(turn_id):
             open_turn.folded_offset = offset
             turn = open_turn.turn
@@ -199,7 +199,7 @@ class Owner:
                 self._touch(turn_id)
 
     async def _fold_anew(self, open_turn: OpenTurn) -> None:
-        """Folds a turn in the log's order, where another's record has come before what we have written."""
+        """Folds a turn again in the log's order, after another's record came before one of ours."""
         turn_id, last, attempts = open_turn.turn.turn_id, open_turn.written_offset, open_turn.attempts
         parked = await self._means.parking.load(turn_id) if turn_id in self._parked else None
         open_turn.fold = parked.fold if parked else Fold(Turn())
@@ -207,14 +207,14 @@ class Owner:
         while offset <= last:
             records = await self._log.read(envelope.TURNS, open_turn.partition, offset, _POLL_RECORDS, 0.0)
             for stored in records:
-                with contextlib.suppress(DecodeError):  # It was buried when it was read first.
+                with contextlib.suppress(DecodeError):  # It was buried when it was first read.
                     event = event_of(stored.record)
                     if event.turn_id == turn_id and stored.offset <= last:
                         open_turn.place(event, stored.offset)
                         open_turn.apply(event)
             offset = records[-1].offset + 1 if records else last + 1
         open_turn.folded_offset = last
-        open_turn.interrupted |= not open_turn.attempts <= attempts  # Else they are those that were begun here.
+        open_turn.interrupted |= not open_turn.attempts <= attempts  # Otherwise they were all started here.
 
     def _open(self, turn_id: str, open_turn: OpenTurn) -> None:
         header = open_turn.header
@@ -230,14 +230,14 @@ class Owner:
                 open_turn.interrupted = True
                 self._touch(turn_id)
 
-    # What follows from it.
+    # Deciding
 
     def _touch(self, turn_id: str) -> None:
         if open_turn := self._turns.get(turn_id):
             self._touched[turn_id] = open_turn
 
     def _begin(self) -> bool:
-        """Begins the turns that there is room for, and returns whether there is anything to decide."""
+        """Starts the turns that there is room for. Returns whether there is anything to decide."""
         for turn_id in self._schedule.begin():
             self._touch(turn_id)
         return bool(self._touched)
@@ -248,7 +248,7 @@ class Owner:
             self._guarded(open_turn, news)
 
     def _guarded(self, open_turn: OpenTurn, news: _News) -> None:
-        """Decides about a turn. One that cannot be decided about, for the third time, fails; the others go on."""
+        """Decides about a turn. A turn about which deciding fails for the third time fails; the others go on."""
         turn_id = open_turn.turn.turn_id
         try:
             self._decide(open_turn, news)
@@ -258,7 +258,7 @@ class Owner:
             if open_turn.defects < _MAX_DEFECTS:
                 self._touch(turn_id)
                 return
-            message = f"a defect of the engine ({type(error).__name__}); the manager's log has it under turn {turn_id}"
+            message = f"a defect of the engine ({type(error).__name__}); see the manager's log for turn {turn_id}"
             failure = Failure(code=code_pb2.INTERNAL, reason=error_pb2.ERROR_REASON_INTERNAL, message=message)
             self._add_all(open_turn, [TurnEvent(turn_failed=TurnFailed(failure=failure))], news)
 
@@ -288,7 +288,7 @@ class Owner:
                 self._touched.pop(turn.turn_id, None)
 
     def _take_over(self, open_turn: OpenTurn, news: _News) -> None:
-        """Goes on with a turn that another owner began."""
+        """Continues a turn that another owner started."""
         turn = open_turn.turn
         if turn.state != TURN_STATE_REQUESTED:
             self._schedule.resume(turn.turn_id)
@@ -298,14 +298,14 @@ class Owner:
             scheduled = event.step_scheduled
             if self._means.dispatch.goes_on(scheduled.step_id, scheduled.attempt - 1, self._inbox.put):
                 continue
-            if self._means.dispatch.outlives_owner:  # Asked for again as it was: where it goes on that changes nothing.
+            if self._means.dispatch.outlives_owner:  # Request the same attempt again: no effect if it is under way.
                 scheduled.attempt -= 1
                 self._repeated += self._ask(open_turn, stamp(event, turn.turn_id, open_turn.header))
             else:
                 self._add_all(open_turn, [event], news)
 
     def _stops(self, open_turn: OpenTurn) -> list[Record]:
-        """Ends what nobody wants any more: the owner before may have come to its end before it told the workers."""
+        """Stops attempts that are no longer wanted: the previous owner may have ended before it told the workers."""
         turn, stop = open_turn.turn, self._means.dispatch.stop
         skipped = [s.step_id for s in turn.plan.steps if s.state == STEP_STATE_SKIPPED and s.attempt]
         if is_over(turn):
@@ -320,10 +320,10 @@ class Owner:
         if not open_turn.apply(event):
             return False
         news.append((open_turn, event))
-        self._touch(event.turn_id)  # What changed is decided about again, until nothing follows.
+        self._touch(event.turn_id)  # Decides again about what changed, until nothing follows.
         return True
 
-    # What is written, and done.
+    # Writing and acting
 
     async def _write(self, news: _News) -> None:
         said, self._said = self._said, []
@@ -345,12 +345,12 @@ class Owner:
             open_turn.place(event, ack.offset)
 
     async def _do(self, told: _News) -> None:
-        await asyncio.sleep(0)  # What says so is sent first: attempts begin while the disk is at work.
+        await asyncio.sleep(0)  # Lets the append be sent first: attempts start while the disk is busy.
         for open_turn, event in told:
             self._command(open_turn, event)
 
     def _command(self, open_turn: OpenTurn, event: TurnEvent) -> list[Record]:
-        """Has done what an event asks for, and returns what the workers' topic is to be told of it."""
+        """Carries out what an event asks for. Returns the records for the workers' topic."""
         dispatch, turn = self._means.dispatch, open_turn.turn
         match event.WhichOneof("event"):
             case "step_scheduled" if not is_over(turn):
@@ -368,7 +368,7 @@ class Owner:
         return []
 
     def _ask(self, open_turn: OpenTurn, event: TurnEvent) -> list[Record]:
-        """Has an attempt begun. What it works on may have no value any more: steps beside it have begun since."""
+        """Starts an attempt. Its input may no longer evaluate, because parallel steps have started since."""
         try:
             request = step_request(open_turn.fold, event, self._means.config)
         except ValueError as error:
@@ -379,7 +379,7 @@ class Owner:
         return self._means.dispatch.begin(open_turn, request, self._inbox.put)
 
     def _settle(self, open_turn: OpenTurn) -> None:
-        """Sees to a turn that is over, or waits: once what says so is read in the log."""
+        """Concludes a turn that is over, or parks one that waits, once its last record has been read back."""
         turn, means = open_turn.turn, self._means
         if not open_turn.is_confirmed:
             return
@@ -401,12 +401,14 @@ class Owner:
         self._inbox.put(Concluded(open_turn.turn.turn_id))
 
     async def _park(self, open_turn: OpenTurn) -> None:
+        if open_turn.turn.state != TURN_STATE_WAITING or not open_turn.is_confirmed:
+            return  # It has moved on, perhaps ahead of the log: a crash would leave a parked turn that never was.
         folded_offset = open_turn.folded_offset
         wake_time = await self._means.parking.save(open_turn)
         self._inbox.put(Parked(open_turn.turn.turn_id, folded_offset, wake_time))
 
     def _leave(self, parked: Parked) -> None:
-        """Forgets a turn that is parked, unless it has gone on in the meantime."""
+        """Forgets a parked turn, unless it has resumed in the meantime."""
         open_turn = self._turns.get(parked.turn_id)
         if open_turn and open_turn.turn.state == TURN_STATE_WAITING:
             if open_turn.folded_offset == parked.folded_offset:
@@ -420,7 +422,7 @@ class Owner:
         if open_turn is None:
             self._parked.discard(turn_id)
             return None
-        # Whoever takes over reads from here on, and finds what went before in the parking place.
+        # The next owner reads from here, and finds what came before among the parked turns.
         open_turn.offset = self._progress.position(open_turn.partition) if offset is None else offset
         self._open(turn_id, open_turn)
         self._schedule.resume(turn_id)
@@ -435,14 +437,14 @@ class Owner:
             self._touch(turn_id)
 
     def _release(self, turn_id: str) -> None:
-        """Forgets a turn; the next of its session, or another that waits, may begin."""
+        """Forgets a turn, so that the next one in its session, or another waiting one, may start."""
         if open_turn := self._turns.pop(turn_id, None):
             self._schedule.remove(turn_id)
             if is_over(open_turn.turn):
                 self._means.ended.add(turn_id)
         self._timers.cancel(turn_id)
 
-    # Time, progress, and the end.
+    # Time, progress and the end
 
     def _set_timer(self, open_turn: OpenTurn) -> None:
         if not is_over(open_turn.turn):

@@ -1,4 +1,4 @@
-"""Runs steps: one task an attempt, on behalf of who asked for the turn, within its deadline."""
+"""Runs steps: one task per attempt, on behalf of the turn's principal, within the deadline."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Done = Callable[[Made], None]
 
 _seconds, _ended = cache(STEP_SECONDS.labels), cache(STEPS.labels)
 
-# A result is a record, and the turn's output in another; the rest of each is for what is around it.
+# A result goes into a record, as does the turn's output; the rest leaves room for what surrounds it.
 MAX_RESULT_BYTES = MAX_PAYLOAD_BYTES - 64 * 1024
-_MAX_FAILURE_BYTES = 16 * 1024  # With what it was caused by; the turn's repeats it.
+_MAX_FAILURE_BYTES = 16 * 1024  # Including its causes; the turn's failure repeats it.
 _MAX_FAILURE_CHARACTERS = 2000
 
 
@@ -48,9 +48,9 @@ class _Attempt:
 
 
 class Worker:
-    """Runs up to `max_active` attempts at once; others wait for a place, as `Places` says.
+    """Runs up to `max_active` attempts at once; the rest wait for one of the `Places`.
 
-    `runners` has a runner a kind of step.
+    `runners` has one runner per kind of step.
     """
 
     def __init__(self, log: Log, runners: Mapping[str, StepRunner], max_active: int) -> None:
@@ -60,20 +60,20 @@ class Worker:
         self._tasks: dict[asyncio.Task[None], _Attempt] = {}
 
     def start(self, request: StepRequest, done: Done) -> None:
-        """Begins an attempt. `done` gets its StepSucceeded or StepFailed, unless the attempt is cancelled."""
+        """Starts an attempt. `done` receives its StepSucceeded or StepFailed, unless the attempt is cancelled."""
         attempt = _Attempt(request.turn_id, request.step.step_id, request.attempt, done)
         task = asyncio.create_task(self._run(request, attempt), name=f"step {attempt.step_id}")
         self._tasks[task] = attempt
         task.add_done_callback(self._tasks.pop)
 
     def cancel(self, turn_id: str, step_id: str = "") -> None:
-        """Ends the attempts at a step, or at all of a turn, and the calls they make. Nothing comes of them."""
+        """Cancels the attempts at a step, or at all steps of a turn, with their calls. They report nothing."""
         for task, attempt in self._tasks.items():
             if attempt.turn_id == turn_id and step_id in ("", attempt.step_id):
                 task.cancel()
 
     def redirect(self, step_id: str, number: int, done: Done) -> bool:
-        """Has `done` get what comes of an attempt. Returns whether that is under way."""
+        """Makes an attempt report to `done`. Returns whether it is under way."""
         for task, attempt in self._tasks.items():
             if (attempt.step_id, attempt.number) == (step_id, number) and not task.cancelling():
                 attempt.done = done
@@ -81,13 +81,13 @@ class Worker:
         return False
 
     def keep(self, done: Done) -> None:
-        """Hands over all attempts but those of which `done` is to hear."""
+        """Hands over all attempts except those that report to `done`."""
         for task, attempt in self._tasks.items():
             if attempt.done != done:
                 task.cancel(HANDED_OVER)
 
     def hand_over(self, step_ids: Collection[str] | None = None) -> None:
-        """Ends the attempts at these steps, or all: another worker makes them again, and finds what they began."""
+        """Stops the attempts at these steps, or all: another worker redoes them, and finds what they started."""
         for task, attempt in self._tasks.items():
             if step_ids is None or attempt.step_id in step_ids:
                 task.cancel(HANDED_OVER)
@@ -104,7 +104,7 @@ class Worker:
         if request.HasField("start_time"):
             start, asked = (at.ToNanoseconds() / 1e9 for at in (request.start_time, request.header.time))
             await asyncio.sleep(min(max(0.0, start - time.time()), start - asked))  # The clock may be set back.
-        # A turn within the turn needs places itself: to wait for it with one taken could wait for ever.
+        # A sub-turn needs places itself: waiting for it while holding one could deadlock.
         if has_turn(request.step):
             made = await self._make(request)
         else:
@@ -114,7 +114,7 @@ class Worker:
                 made = await self._make(request)
             finally:
                 self._places.give_back(tenant_id)
-        attempt.done(made)  # Who hears of it may be another than when it began.
+        attempt.done(made)  # `done` may have changed since the start.
 
     async def _make(self, request: StepRequest) -> Made:
         kind = request.step.WhichOneof("kind") or ""
@@ -145,10 +145,10 @@ class Worker:
         outputs = Outputs(self._log, request)
         asked = nanoseconds(request.header.time)
         seconds = (nanoseconds(request.deadline) - max(asked, time.time_ns())) / 1e9  # The clock may be set back.
-        if request.step.HasField("timeout"):  # It counts from here on: to wait for a place is no attempt.
+        if request.step.HasField("timeout"):  # It counts from here: waiting for a place is not part of it.
             seconds = min(seconds, nanoseconds(request.step.timeout) / 1e9)
         principal = call.Principal(request.header.tenant_id, request.principal_id)
-        call.enter(principal, seconds)  # For as long as the task lasts, and that is the attempt's.
+        call.enter(principal, seconds)  # Lasts as long as the task, which is the attempt's.
         try:
             async with asyncio.timeout(seconds):
                 result = await self._runners[kind].run(request, outputs.emit)
@@ -157,7 +157,7 @@ class Worker:
             raise _step_timeout(request) from None
         except Exception as exception:
             error = errors.of(exception)
-            if error.reason == error_pb2.ERROR_REASON_DEADLINE_EXCEEDED:  # The called service saw it first.
+            if error.reason == error_pb2.ERROR_REASON_DEADLINE_EXCEEDED:  # The called service noticed it first.
                 raise _step_timeout(request) from error
             raise
         finally:
@@ -169,7 +169,7 @@ class Worker:
 
 
 def _told(error: AgentShellError) -> Failure:
-    """Returns an error as it is written down: of one that says too much, the beginning, and not its facts."""
+    """Returns an error as a Failure; one that is too large keeps only the start of its message."""
     failure = errors.to_failure(error)
     if failure.ByteSize() > _MAX_FAILURE_BYTES:
         failure.message = failure.message[:_MAX_FAILURE_CHARACTERS]
@@ -181,7 +181,8 @@ def _told(error: AgentShellError) -> Failure:
 def _too_large(request: StepRequest, result: StepResult) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_TOO_LARGE,
-        f"step {request.step.step_id} came to {result.ByteSize()} bytes, the limit is {MAX_RESULT_BYTES}; ask for less",
+        f"the result of step {request.step.step_id} takes {result.ByteSize()} bytes, the limit is "
+        f"{MAX_RESULT_BYTES}; request less",
         metadata={"step_id": request.step.step_id, "limit_bytes": str(MAX_RESULT_BYTES)},
     )
 

@@ -61,7 +61,7 @@ def invalid(tool: str, problems: Sequence[tuple[str, str]]) -> AgentShellError:
     said = "; ".join(f"{name}: {problem}" for name, problem in problems)
     return AgentShellError(
         error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
-        f"arguments of tool {tool!r}: {said}. Mend them and call it again",
+        f"arguments of tool {tool!r}: {said}. Correct them and call it again",
         metadata={"tool": tool, "field": problems[0][0]},
     )
 
@@ -77,7 +77,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str,
     for found in error.errors(include_url=False)[:_MAX_PROBLEMS]:
         match found["type"]:
             case "extra_forbidden":
-                problem = f"no such argument; there are: {', '.join(model.model_fields) or 'none'}"
+                problem = f"no such argument; the arguments are: {', '.join(model.model_fields) or 'none'}"
             case "missing":
                 problem = "missing; give it"
             case _:

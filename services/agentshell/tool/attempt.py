@@ -36,6 +36,7 @@ class Attempt:
         """The error for an attempt when a later one has begun."""
         return AgentShellError(
             error_pb2.ERROR_REASON_FENCED,
-            f"attempt {self.number} at request {self.request_id!r} is over: a later one has begun; leave it to that",
+            f"attempt {self.number} at request {self.request_id!r} is over: a later attempt has begun; "
+            "leave the request to that one",
             metadata={"request_id": self.request_id, "attempt": str(self.number)},
         )

@@ -93,7 +93,9 @@ class Egress:
         except TimeoutError:
             raise EgressError(f"{url.host} does not answer within {self.config.max_seconds:g} s") from None
         except (httpx2.HTTPError, UnicodeEncodeError) as error:
-            raise EgressError(f"{url.host} cannot be reached, or broke off: {type(error).__name__}") from None
+            raise EgressError(
+                f"{url.host} cannot be reached, or broke the connection: {type(error).__name__}"
+            ) from None
 
     def with_secrets(self, headers: Mapping[str, str], secrets: Sequence[ToolSecretConfig]) -> dict[str, str]:
         """Returns the headers with the secrets set, which replace any of the same name."""
@@ -117,6 +119,6 @@ def page(answer: Answer) -> dict[str, Any]:
 def _too_large(tool: str, limit_bytes: int) -> AgentShellError:
     return AgentShellError(
         error_pb2.ERROR_REASON_TOO_LARGE,
-        f"tool {tool!r} is answered with more than {limit_bytes} bytes: ask it for less",
+        f"tool {tool!r} gets an answer of more than {limit_bytes} bytes: ask it for less",
         metadata={"tool": tool, "limit_bytes": str(limit_bytes)},
     )

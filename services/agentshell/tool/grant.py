@@ -91,7 +91,7 @@ class Grant:
         for secret in self.secrets(url):
             if secret.called == name:
                 return secret
-        fix = f"configuration key 'tool.secrets' must have it for {web.host_of(url)} and {self.personality_id!r}"
+        fix = f"configuration key 'tool.secrets' must allow it for {web.host_of(url)} and {self.personality_id!r}"
         raise self.denied(f"send secret {name!r}", "operator", fix)
 
     def server(self, name: str) -> McpServerConfig:
@@ -99,7 +99,7 @@ class Grant:
         self.check_outside()
         found = self.config.mcp_servers.get(name)
         if found is None or self.personality_id not in found.personalities:
-            fix = f"configuration key 'tool.mcp_servers' must have it, for personality {self.personality_id!r}"
+            fix = f"configuration key 'tool.mcp_servers' must allow it for personality {self.personality_id!r}"
             raise self.denied(f"use server {name[:_SHOWN_CHARACTERS]!r}", "operator", fix)
         return found
 

@@ -85,7 +85,7 @@ def _segment(tool: str, name: str, value: Any) -> str:
     """Returns an argument as one segment of a path, which it cannot escape. Raises TOOL_ARGUMENTS_INVALID."""
     text = _text(value)
     if text in ("", ".", ".."):
-        raise arguments.invalid(tool, [(name, "is no part of a path; give it a value")])
+        raise arguments.invalid(tool, [(name, "cannot be a part of a path; give it another value")])
     return quote(text, safe="")
 
 
@@ -93,7 +93,7 @@ def _line(tool: str, name: str, value: Any) -> str:
     """Returns an argument as a header, which it cannot escape. Raises TOOL_ARGUMENTS_INVALID."""
     text = _text(value)
     if not (text.isascii() and text.isprintable()):
-        raise arguments.invalid(tool, [(name, "is no header; give it one line of plain characters")])
+        raise arguments.invalid(tool, [(name, "cannot be a header; give it one line of plain characters")])
     return text
 
 

@@ -1,4 +1,4 @@
-"""The expressions of a plan: CEL over what was asked and what steps produced. At most one loop, no I/O, no clock."""
+"""The expressions of a plan: CEL over the input and the steps' outputs. At most one loop, no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from cel import Program
 
 MAX_ITEMS = 100
-# A manager's only loop evaluates them: an expression may walk a list once, not lists of lists of lists.
+# They run in a manager's event loop: an expression may iterate over one list, without nesting.
 _WALKS = re.compile(r"\.\s*(?:map|filter|all|exists|exists_one)\s*\(")
 _MAX_WALKS = 1
 
 
 def problem(source: str) -> str:
-    """Returns what is wrong with an expression, as far as can be seen without its values; empty: nothing."""
+    """Returns what is wrong with an expression, as far as that shows without values, or an empty string."""
     if len(_WALKS.findall(source)) > _MAX_WALKS:
-        return "walks more than one list; give the work to more than one step"
+        return "iterates over more than one list; split the work into several steps"
     try:
         unknown = set(_compiled(source).variables()) - {"input", "outputs", "item"}
     except ValueError as error:
         return str(error)
-    if unknown and not _WALKS.search(source):  # What a walk calls its items is among the names.
-        return f"{min(unknown)!r} is not known; there are input, outputs and item"
+    if unknown and not _WALKS.search(source):  # An iteration's variable is also among the names.
+        return f"{min(unknown)!r} is not known; the known names are input, outputs and item"
     return ""
 
 
 def holds(turn: Turn, step: Step) -> bool:
-    """Returns whether the step's condition does. Raises ValueError where it cannot be told."""
+    """Returns whether the step's condition holds. Raises ValueError if it cannot be evaluated."""
     if not step.condition:
         return True
     value = _evaluate(turn, step, step.condition)
@@ -44,7 +44,7 @@ def holds(turn: Turn, step: Step) -> bool:
 
 
 def items(turn: Turn, step: Step) -> list[Plain]:
-    """Returns what the step fans out over. Raises ValueError where that is no list, or too long."""
+    """Returns what the step fans out over. Raises ValueError if that is not a list, or too long."""
     value = _evaluate(turn, step, step.fan_out)
     if not isinstance(value, list):
         raise ValueError(f"fan_out {step.fan_out!r} is not a list, but {value!r:.100}")
@@ -54,7 +54,7 @@ def items(turn: Turn, step: Step) -> list[Plain]:
 
 
 def subject(turn: Turn, step: Step) -> Plain:
-    """Returns what the step is given to work on; None: nothing but the turn's input. Raises ValueError."""
+    """Returns what the step works on, or None if that is the turn's input. Raises ValueError."""
     if step.input:
         return _evaluate(turn, step, step.input)
     return plain(step.item) if step.HasField("item") else None
@@ -82,9 +82,9 @@ def _evaluate(turn: Turn, step: Step, source: str) -> Plain:
                 "item": plain(step.item) if step.HasField("item") else None,
             }
         )
-        return json.loads(json.dumps(value, allow_nan=False))  # CEL has times, bytes and NaN; JSON has not.
-    except Exception as error:  # The library has no exception of its own: KeyError, RuntimeError, TypeError, ...
-        # What it says may repeat an output, and the failure is written down.
+        return json.loads(json.dumps(value, allow_nan=False))  # CEL has times, bytes and NaN; JSON does not.
+    except Exception as error:  # The library has no exception type of its own: KeyError, RuntimeError, TypeError, ...
+        # Its message may repeat an output, and the failure is stored: truncate it.
         raise ValueError(f"{source!r} has no value here: {type(error).__name__}: {error!s:.500}") from None
 
 

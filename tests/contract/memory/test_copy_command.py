@@ -29,7 +29,7 @@ Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 @pytest.fixture
 async def served(database: Database, tmp_path: Path) -> AsyncGenerator[tuple[Callable[[str], Caller], Command]]:
-    """A service: what makes callers of it, and what runs a command against it for a tenant."""
+    """A service: makes callers by tenant, and runs commands against it for a tenant."""
     memory = MemoryService(CONFIG, database, await PgvectorStore.open(database))
     async with member() as made:
         made.server.add(
@@ -75,11 +75,11 @@ async def test_a_copy_is_written_goes_on_where_it_was_cut_and_is_brought_in_once
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     whole = file.read_bytes()
     code, _, err = await run("acme", "export", str(file))
-    assert (code, "is a whole copy" in err, file.read_bytes()) == (2, True, whole)
+    assert (code, "is already complete" in err, file.read_bytes()) == (2, True, whole)
 
     file.write_bytes(whole[: len(whole) // 2])
     code, _, err = await run("acme", "export", str(file), "--user", "ann")
-    assert (code, "begun for something else" in err) == (2, True)
+    assert (code, "started with other options" in err) == (2, True)
     code, _, err = await run("globex", "import", str(file))
     assert (code, "is cut short" in err, await globex.ids(USER)) == (1, True, [])
     assert await run("acme", "export", str(file)) == (0, "3 records, 2 messages\n", "")
@@ -87,7 +87,7 @@ async def test_a_copy_is_written_goes_on_where_it_was_cut_and_is_brought_in_once
 
     assert await run("globex", "import", str(file)) == (
         0,
-        "3 records, 2 messages\nthere already: 0 records, 0 messages\n",
+        "3 records, 2 messages\nalready there: 0 records, 0 messages\n",
         "",
     )
     assert [each.item for each in await globex.export(everything=True)] == [
@@ -107,4 +107,4 @@ async def test_a_copy_of_a_user_has_only_that_and_a_part_of_a_copy_can_be_brough
     assert (await run("globex", "import", str(file), "--partial"))[0] == 0
     assert await caller("globex").ids(USER) == ["a", "b"]
     code, out, err = await run("acme", "import", str(tmp_path / "acme.key"))
-    assert (code, out, "no copy of memory" in err, "Traceback" in err) == (1, "", True, False)
+    assert (code, out, "not a copy of memory" in err, "Traceback" in err) == (1, "", True, False)

@@ -22,7 +22,7 @@ def test_what_is_no_cursor_is_refused_with_what_to_do(text: str) -> None:
 
 
 def test_a_cursor_of_another_turn_is_refused() -> None:
-    with pytest.raises(ValueError, match="is one of turn A, not of B"):
+    with pytest.raises(ValueError, match="belongs to turn A, not to B"):
         decode(Cursor("A", 1, 2).encode(), "B")
 
 

@@ -27,7 +27,7 @@ def struct(value: dict[str, Any]) -> Struct:
 
 
 def waiting(**approval: Any) -> t.Turn:
-    """A turn of ann's that waits for an answer to `T/ask` for a minute, after `T/done`."""
+    """Returns a turn of ann's that waits a minute for an answer to `T/ask`, after `T/done`."""
     step = t.Step(step_id="T/ask", approval=t.ApprovalStep(question="May I?", **approval), attempt=1)
     step.approval.wait.FromSeconds(60)
     step.schedule_time.FromDatetime(ASKED)
@@ -62,15 +62,15 @@ def test_an_answer_that_does_not_count_says_why() -> None:
     assert "until 2026-01-01 12:01:00" in message
     assert why(waiting(), answer("yes", "bob")) == (
         r.ERROR_REASON_PERMISSION_DENIED,
-        "step T/ask is not bob's to answer; ann may",
+        "bob may not answer step T/ask; only ann may",
     )
-    assert why(waiting(principal_ids=["bob", "eve"]), answer("yes"))[1].endswith("; bob, eve may")
+    assert why(waiting(principal_ids=["bob", "eve"]), answer("yes"))[1].endswith("; only bob, eve may")
 
 
 def test_a_step_that_does_not_wait_says_where_it_stands() -> None:
     turn = waiting()
     for state, of_turn, told in (
-        (t.STEP_STATE_SUCCEEDED, t.TURN_STATE_RUNNING, "answered already"),
+        (t.STEP_STATE_SUCCEEDED, t.TURN_STATE_RUNNING, "already been answered"),
         (t.STEP_STATE_UNSPECIFIED, t.TURN_STATE_RUNNING, "not begun, and its turn RUNNING"),
         (t.STEP_STATE_SCHEDULED, t.TURN_STATE_CANCELLED, "SCHEDULED, and its turn CANCELLED"),
     ):
@@ -84,13 +84,13 @@ def test_a_step_that_does_not_wait_says_where_it_stands() -> None:
 @pytest.mark.parametrize(
     ("approval", "text", "told"),
     [
-        ({"choices": ["yes", "no"]}, "maybe", '\'maybe\' is none of ["yes", "no"]'),
+        ({"choices": ["yes", "no"]}, "maybe", '\'maybe\' is not one of ["yes", "no"]'),
         ({"schema": struct(NUMBER)}, "ten", "must be JSON"),
         ({"schema": struct(NUMBER)}, "[" * 100_000, "the limit of an answer with a schema"),
         ({"schema": struct(NUMBER)}, "[" * 10_000, "must be JSON"),
         ({"schema": struct(NUMBER)}, '{"amount": 11}', "$.amount: 11 is greater than the maximum of 10"),
         ({"schema": struct(NUMBER)}, json.dumps({"amount": "x" * 10_000}), '$.amount: "xxx'),
-        ({}, " ", "say something"),
+        ({}, " ", "has no text"),
     ],
 )
 def test_an_answer_must_be_one_of_those_there_are(approval: dict[str, Any], text: str, told: str) -> None:
@@ -115,10 +115,10 @@ def test_an_answer_is_what_a_user_says() -> None:
     [
         (NUMBER, ""),
         ({"type": "object", "properties": {"$ref": {"const": {"pattern": "x"}}}}, ""),
-        ({"type": "nothing"}, "is no JSON Schema: $.type"),
+        ({"type": "nothing"}, "is not a JSON Schema: $.type"),
         ({"anyOf": [{"items": {"$ref": "#"}}]}, "has '$ref'"),
         ({"properties": {"a": {"patternProperties": {"(a+)+$": {}}}}}, ""),
-        ({"properties": {"a": {"pattern": "(?=a)"}}}, "is no JSON Schema: $.properties.a.pattern"),
+        ({"properties": {"a": {"pattern": "(?=a)"}}}, "is not a JSON Schema: $.properties.a.pattern"),
         ({"const": "x" * 20_000}, "the limit is 16384"),
     ],
 )

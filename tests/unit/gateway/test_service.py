@@ -1,4 +1,4 @@
-"""What TurnService makes of a try that came to nothing, and of a turn that the log is past, served by a real server."""
+"""TurnService on a real server: attempts to create a turn that failed, and turns that the log has already deleted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agentshell.log.postgres import PostgresLog
 from agentshell.mesh import channel, errors
 from agentshell.mesh.config import RuntimeConfig
 from agentshell.turn import envelope
-from agentshell.turn.records import turn_id_of
+from agentshell.turn.records import event_of, turn_id_of
 from kfm.content.v1.content_pb2 import ROLE_USER, Message, Part, Text
 from kfm.error.v1 import error_pb2
 from kfm.personality.v1.personality_service_pb2 import GetResponse, Personality
@@ -53,9 +53,9 @@ class Packs(PersonalityServiceServicer):
 async def serving(
     log: PostgresLog, index: TurnIndex, database: Database
 ) -> AsyncGenerator[tuple[TurnServiceAsyncStub, Any]]:
-    """The service, and what a call to it is made with."""
+    """Serves the service, and yields a stub and the metadata for calls."""
     async with member() as served:
-        packs_of_now = Packs()  # pyright: ignore[reportAbstractUsage] - nothing else is asked of it
+        packs_of_now = Packs()  # pyright: ignore[reportAbstractUsage] - no other RPC is called
         packs, config = channel.connect(served.mesh_address, served.keyring), RuntimeConfig()
         service = TurnService(log, index, Backlog(database, config), packs, config, partitions=1)
         served.server.add("turn", lambda server: add_TurnServiceServicer_to_server(service, server))
@@ -79,7 +79,7 @@ async def test_a_try_that_was_cut_off_before_it_was_appended_leaves_nothing_of_i
         repeated = (await stub.CreateTurn(request, metadata=key)).turn
         found = (await stub.GetTurn(pb.GetTurnRequest(turn_id=created.turn_id), metadata=key)).turn
     [stored] = await log.read(envelope.TURNS, 0, 0, 10, 0.0)
-    appended = TurnEvent.FromString(stored.record.payload)
+    appended = event_of(stored.record)
     assert created.create_time == appended.header.time
     assert (created.turn_id, created.personality_digest) == (cut_off.turn_id, "of now")
     assert repeated == found == created
@@ -155,7 +155,7 @@ async def test_a_request_id_names_one_cancellation_while_the_turn_is_being_ended
 
 
 async def reason_of(call: Awaitable[object]) -> str:
-    """Returns why a call is refused; empty: it is not."""
+    """Returns the reason why a call is refused; empty: it is not."""
     try:
         await call
     except grpc.aio.AioRpcError as refused:

@@ -1,4 +1,4 @@
-"""What a reader is told, and when, over a real log."""
+"""What a reader gets, and when, over a real log."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def told(*news: TurnEvent | OutputDelta) -> list[TurnUpdate]:
 
 
 async def rest(batches: Batches) -> list[TurnUpdate]:
-    """Returns all that is still to come."""
+    """Returns all remaining updates."""
     async with asyncio.timeout(WAIT_SECONDS):
         return [update async for updates in batches for update in updates]
 
 
 async def follow(batches: Batches) -> asyncio.Task[list[TurnUpdate]]:
-    """Asks for what comes next, and returns when that is waited for."""
+    """Requests the next batch, and returns once the reader waits for it."""
     waiting = asyncio.ensure_future(anext(batches))
     async with asyncio.timeout(WAIT_SECONDS):
         while not [task for task in asyncio.all_tasks() if task.get_name().startswith("feed of")]:  # noqa: ASYNC110
@@ -58,7 +58,7 @@ async def follow(batches: Batches) -> asyncio.Task[list[TurnUpdate]]:
 
 @pytest.fixture
 async def other(log: PostgresLog, database: Database) -> AsyncGenerator[PostgresLog]:
-    """The same log, as another process has it."""
+    """The same log, opened as by another process."""
     other = await PostgresLog.open(database)
     yield other
     await other.close()
@@ -66,7 +66,7 @@ async def other(log: PostgresLog, database: Database) -> AsyncGenerator[Postgres
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who was told something is not told of mere progress while the test runs."""
+    """Keeps readers that got something from getting mere progress while the test runs."""
     monkeypatch.setattr(feed_module, "_PACE_SECONDS", 1000.0)
     monkeypatch.setattr(feed_module, "_MAX_PACE_SECONDS", 1000.0)
 
@@ -195,7 +195,7 @@ async def test_text_that_is_no_longer_retained_is_left_out_and_a_turn_that_is_no
     await log.apply_retention(datetime.now(UTC) + timedelta(days=1))
     assert await rest(reader(log, Feeds(log))) == told(*events)
     await log.apply_retention(datetime.now(UTC) + timedelta(days=10))
-    with pytest.raises(AgentShellError, match="turn T, only how it ended: ask GetTurn") as caught:
+    with pytest.raises(AgentShellError, match="turn T, only how it ended: call GetTurn") as caught:
         await rest(reader(log, Feeds(log)))
     assert caught.value.reason == error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE
 

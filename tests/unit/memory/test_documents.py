@@ -1,4 +1,4 @@
-"""Documents of each format become chunks that say where they stand; what cannot be read is refused by name."""
+"""Documents of each format become chunks that name their place; unreadable ones are refused by name."""
 
 from __future__ import annotations
 
@@ -116,16 +116,16 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><w:
         ("text/plain", b"tea \xff", "is not UTF-8 at byte 4"),
         ("text/html", "a\0", "has a NUL at character 1"),
         ("text/html", "<b>" * 1000, "has elements nested more than 512 deep"),
-        ("text/csv", 'a,b\n"x', "is no CSV at line 2"),
-        ("text/csv", "a\n" + "x" * 200_000, "is no CSV at line 2: field larger than field limit"),
-        ("application/json", "{", "is no JSON: Expecting property name"),
+        ("text/csv", 'a,b\n"x', "is not CSV at line 2"),
+        ("text/csv", "a\n" + "x" * 200_000, "is not CSV at line 2: field larger than field limit"),
+        ("application/json", "{", "is not JSON: Expecting property name"),
         ("application/json", "[" * 100_000, "is nested more than 64 deep"),
         ("application/json", "[" * 66 + "]" * 66, "is nested more than 64 deep"),
         ("application/json", "[1" + ",1" * 1_000_000 + "]", "has more than 1,000,000 values"),
-        ("application/json", "1" * 10_000 + "e", "is no JSON"),
+        ("application/json", "1" * 10_000 + "e", "is not JSON"),
         ("application/pdf", b"no", "cannot be read as PDF"),
         (DOCX, b"no", "cannot be read as DOCX: File is not a zip file"),
-        (DOCX, _zipped("x", b""), "is no DOCX: it has no word/document.xml"),
+        (DOCX, _zipped("x", b""), "is not a DOCX: it has no word/document.xml"),
         (DOCX, _zipped("word/document.xml", b"<a>"), "cannot be read as DOCX"),
         (DOCX, _zipped("word/document.xml", b" " * (65 * 1024 * 1024)), "unpacks to more than 67108864 bytes"),
     ],
@@ -161,7 +161,7 @@ def test_arbitrary_bytes_become_texts_that_can_be_kept_or_are_refused(media_type
 @given(st.integers(0, 400), st.integers(0, 255), st.sampled_from(["pdf", "docx"]))
 @settings(max_examples=60)
 def test_a_damaged_document_is_read_or_refused(at: int, value: int, kind: str) -> None:
-    """A byte of a good one changed, and its end cut off."""
+    """A good document with a changed byte, and one truncated."""
     good = pdf(["# Tea", "Hot."]) if kind == "pdf" else docx(paragraph("Tea", "Titre1") + paragraph("Hot."))
     bad = bytearray(good)
     bad[at % len(bad)] = value

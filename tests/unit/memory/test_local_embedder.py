@@ -1,4 +1,4 @@
-"""A model in this process gives what its weights say, and what is no such model is refused by name."""
+"""A model in this process computes what its weights say; anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = {
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A model too small to know anything, with the files of a real one."""
+    """A tiny model with the files of a real one."""
     from safetensors import numpy as safetensors
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -80,7 +80,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
 
 
 def by_the_book(tokens: list[int]) -> NDArray[np.float64]:
-    """One text's vector, a token and a head at a time, as the paper has it."""
+    """Computes one text's vector, a token and a head at a time, as in the paper."""
     of = {name: array.astype(np.float64) for name, array in weights().items()}
 
     def linear(x: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -152,6 +152,6 @@ async def test_what_is_no_model_of_the_family_is_refused_by_its_name(directory: 
     (directory / "model.safetensors").write_bytes(b"no")
     await refused("cannot be loaded")
     (directory / "config.json").write_text(json.dumps({**CONFIG, "model_type": "t5"}))
-    await refused("only `bert` with gelu is known")
+    await refused("only `bert` with gelu is supported")
     (directory / "config.json").unlink()
     await refused("cannot be read")

@@ -1,4 +1,4 @@
-"""Configuration: defaults, file, variables; and what is wrong with it stops the start."""
+"""Configuration: defaults, file, variables; any fault in it prevents the start."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_list_in_a_variable_is_toml() -> None:
         ({"AGENTSHELL_RUNTIME__MAX_STEPS": "0"}, "runtime.max_steps", "0"),
         ({"AGENTSHELL_RUNTIME__MAX_STEP": "3"}, "runtime.max_step", "3"),
         ({"AGENTSHELL_COLOUR": "blue"}, "colour", "blue"),
-        # What gRPC would take for port 443 of every interface.
+        # gRPC would take this for port 443.
         ({"AGENTSHELL_SERVER__ADDRESS": "127.0.0.1"}, "server.address", "127.0.0.1"),
         ({"AGENTSHELL_SERVER__HTTP_ADDRESS": "127.0.0.1:99999"}, "server.http_address", "127.0.0.1:99999"),
     ],
@@ -58,9 +58,12 @@ def test_what_is_unknown_or_malformed_is_named_with_its_value_and_the_fix(
     [
         (
             "{'agent.turn' = {partitions = 2}}",
-            "'agent.turn', only agent.turns, agent.outputs, agent.steps",
+            "'agent.turn'; the topics are agent.turns, agent.outputs, agent.steps",
         ),
-        ("{'agent.outputs' = {partitions = 2}}", "'agent.outputs' has the partitions of 'agent.turns', 8: leave out"),
+        (
+            "{'agent.outputs' = {partitions = 2}}",
+            "'agent.outputs' has as many partitions as 'agent.turns', 8: leave its",
+        ),
     ],
 )
 def test_what_cannot_be_said_of_a_topic_is_refused_with_what_can(topics: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""The files of a pack in an archive: what is taken, and what is never."""
+"""The files of a pack in an archive: which are read, and which never are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = {"manifest.yaml": b"id: a", "prompts/system.md": b"Be brief."}
 
 
 def packed(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
-    """A `.tar.gz`, as whoever likes may make it."""
+    """Returns a `.tar.gz`, as anybody could make it."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for member in members:
@@ -62,16 +62,16 @@ def test_one_folder_around_it_all_is_taken_off_and_what_is_hidden_is_passed_over
         (packed(("/etc/passwd", b"x")), "/etc/passwd: the name leads out of the pack; choose another"),
         (packed(("a/../../b", b"x")), "a/../../b: the name leads out of the pack; choose another"),
         (packed(("..", b"x")), "..: the name leads out of the pack; choose another"),
-        (packed(("a\nb", b"x")), "'a\\nb': the name has characters that do not print; choose another"),
+        (packed(("a\nb", b"x")), "'a\\nb': the name has unprintable characters; choose another"),
         (packed(special(tarfile.SYMTYPE, target="/etc/passwd")), "x: neither a file nor a directory; remove it"),
         (packed(special(tarfile.LNKTYPE, target="a")), "x: neither a file nor a directory; remove it"),
         (packed(special(tarfile.FIFOTYPE)), "x: neither a file nor a directory; remove it"),
         (packed(special(tarfile.CHRTYPE)), "x: neither a file nor a directory; remove it"),
-        (packed(("a", b"1"), ("./a", b"2")), "a: is in the archive twice; remove one"),
-        (b"", "cut off: gzip does not end; load it again"),
+        (packed(("a", b"1"), ("./a", b"2")), "a: appears twice in the archive; remove one"),
+        (b"", "cut short: the gzip stream has no end; load it again"),
         (b"PK\3\4", "not gzip: "),
-        (gzip.compress(b"x" * 2000), "no tar archive: "),
-        (packed(("a", b"x" * 5000))[:-20], "cut off: gzip does not end; load it again"),
+        (gzip.compress(b"x" * 2000), "not a tar archive: "),
+        (packed(("a", b"x" * 5000))[:-20], "cut short: the gzip stream has no end; load it again"),
         (packed(("a", bytes(files.MAX_FILE_BYTES + 1))), "a: larger than 1048576 bytes; split it"),
         (gzip.compress(bytes(64 * 1024 * 1024)), "the pack has more than 16777216 bytes; remove some files"),
         (packed(*((f"f{number}", b"") for number in range(files.MAX_FILES + 1))), "f1000: the pack has more than 1000"),

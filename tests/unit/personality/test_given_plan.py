@@ -1,4 +1,4 @@
-"""The plan that a pack gives."""
+"""The plan that a pack defines."""
 
 from __future__ import annotations
 
@@ -44,8 +44,12 @@ def test_a_pack_without_steps_gives_no_plan() -> None:
         ("memory: {limit: 3}, ", "", "manifest.yaml:8: plan.steps[0]"),
         ("memory: {limit: 3}", "memory: {limit: 101}", "manifest.yaml:8: plan.steps[0].memory.limit: must be greater"),
         ("depends_on: [look]", "depends_on: [nobody]", "manifest.yaml:9: plan.steps[1].depends_on: 'nobody' is not a"),
-        ("step_id: say", "step_id: look", "manifest.yaml:10: plan.steps[2].step_id: 'look' names another step already"),
-        ("depends_on: [sum]", "attempt: 1", "manifest.yaml:10: plan.steps[2].attempt: is the shell's to say; leave it"),
+        (
+            "step_id: say",
+            "step_id: look",
+            "manifest.yaml:10: plan.steps[2].step_id: 'look' is already the id of another step",
+        ),
+        ("depends_on: [sum]", "attempt: 1", "manifest.yaml:10: plan.steps[2].attempt: is set by the shell; leave it"),
         ("memory: {limit: 3}", "approval: {question: Q, schema: {}}", "manifest.yaml:8: plan.steps[0].approval.schema"),
         ("memory: {limit: 3}", 'condition: "1 +", memory: {}', "manifest.yaml:8: plan.steps[0].condition: "),
         ("timeout: 5s", "timeout: soon", "manifest.yaml:8: plan.steps.0: Failed to parse timeout field"),

@@ -1,4 +1,4 @@
-"""Packs on disk: which are read, which serve, and what is never followed."""
+"""Packs on disk: which are read, which serve, and which links are never followed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_version(folder: Path, version: str) -> None:
 
 
 async def changes_of(packs: Loader) -> list[str]:
-    """What a reload says has changed, in short."""
+    """Reloads, and returns the changes in short form."""
     return [shown(change) for change in await packs.reload()]
 
 
@@ -81,7 +81,7 @@ async def test_a_version_stays_with_the_folder_that_has_it_until_that_is_gone(tm
     packs = Loader([tmp_path / "packs"])
     await packs.reload()
     write(tmp_path / "packs" / "a", "twin", "Second.")
-    refusal = "!packs/a/manifest.yaml:1: id: packs/m has version 1.0.0 of 'twin' already; choose another id, or version"
+    refusal = "!packs/a/manifest.yaml:1: id: packs/m already has version 1.0.0 of 'twin'; choose another id, or version"
     assert await changes_of(packs) == [refusal]
     assert await changes_of(packs) == []
     assert packs.packs["twin", "1.0.0"].system_prompt == "First."
@@ -98,7 +98,7 @@ async def test_of_two_new_packs_with_one_version_the_first_directory_has_it(tmp_
     packs = Loader([tmp_path / "z", tmp_path / "a"])
     assert await changes_of(packs) == [
         "+twin First.",
-        "!a/two/manifest.yaml:1: id: z/one has version 1.0.0 of 'twin' already; choose another id, or version",
+        "!a/two/manifest.yaml:1: id: z/one already has version 1.0.0 of 'twin'; choose another id, or version",
     ]
 
 
@@ -162,8 +162,8 @@ async def test_a_link_that_leads_out_of_the_pack_is_refused(tmp_path: Path, targ
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        (".", "a link to what is in the pack already; remove it"),
-        ("prompt.md", "a link to what is in the pack already; remove it"),
+        (".", "a link to what the pack already contains; remove it"),
+        ("prompt.md", "a link to what the pack already contains; remove it"),
         ("loop", "neither a file nor a directory; remove it"),
         ("nowhere", "neither a file nor a directory; remove it"),
     ],

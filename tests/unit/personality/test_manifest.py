@@ -1,4 +1,4 @@
-"""What `manifest.yaml` may say, and how it is told what it may not."""
+"""What `manifest.yaml` may say, and the errors for what it may not."""
 
 from __future__ import annotations
 
@@ -102,15 +102,19 @@ def test_the_tools_that_a_manifest_may_name_are_those_that_there_are() -> None:
     [
         ("version: 1.0.0", "version: 1.0", "manifest.yaml:2: version: not a semantic version; write three numbers"),
         ("id: scribe", "id: a/b", "manifest.yaml:1: id: write 1 to 128 letters"),
-        ("name: The scribe", "nmae: The scribe", "manifest.yaml:3: nmae: unknown key; remove it, or mend its spelling"),
+        (
+            "name: The scribe",
+            "nmae: The scribe",
+            "manifest.yaml:3: nmae: unknown key; remove it, or correct its spelling",
+        ),
         ("name: The scribe\n", "", "manifest.yaml:1: name: missing; add it"),
         ("default: dry", "value: dry", "manifest.yaml:14: system_prompt.variables.0.value: unknown key"),
         ("      default: dry\n", "", "manifest.yaml:13: system_prompt.variables.0.default: missing; add it"),
         ("path: knowledge", "path: ../knowledge", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
         ("path: knowledge", "path: /etc/passwd", "manifest.yaml:21: knowledge.sources.0.path: write a path within"),
         ("loader: markdown", "loader: pdf", "manifest.yaml:22: knowledge.sources.0.loader: input should be 'auto'"),
-        ("tags: [prose, ", "tags: [Prose, ", "manifest.yaml:25: tags.0: write 1 to 64 small letters"),
-        ("category: writing", "category: ''", "manifest.yaml:24: category: write 1 to 64 small letters"),
+        ("tags: [prose, ", "tags: [Prose, ", "manifest.yaml:25: tags.0: write 1 to 64 lower-case letters"),
+        ("category: writing", "category: ''", "manifest.yaml:24: category: write 1 to 64 lower-case letters"),
         ("  strategy: planned", "  strategy: wild", "manifest.yaml:28: plan.strategy: input should be 'direct' or"),
         (
             "  strategy: planned",
@@ -125,25 +129,25 @@ def test_the_tools_that_a_manifest_may_name_are_those_that_there_are() -> None:
         (
             "enabled: false",
             "enabled: true\n  module: tools/fetch.py",
-            "manifest.yaml:17: tools.module: 'tools/fetch.py' is not needed: functions are found in any of tools/*.py",
+            "manifest.yaml:17: tools.module: 'tools/fetch.py' is not needed: functions are found in all of tools/*.py",
         ),
         (
             "enabled: false",
             "enabled: true\n  exposed_tools: [clock, clock]",
-            "manifest.yaml:17: tools.exposed_tools: a name is there twice; remove one",
+            "manifest.yaml:17: tools.exposed_tools: a name appears twice; remove one",
         ),
         (
             "  default_model: gpt-x",
             "  model_parameters: {temperature: 1}",
             "manifest.yaml:7: provider_settings: model_",
         ),
-        ("author: Somebody", "author: &a Somebody", "manifest.yaml:5: aliases and anchors are not taken"),
+        ("author: Somebody", "author: &a Somebody", "manifest.yaml:5: aliases and anchors are not supported"),
         (
             "author: Somebody",
             "author: !!python/name:os.system x",
-            "manifest.yaml:5: tags such as `!!int` are not taken",
+            "manifest.yaml:5: tags such as `!!int` are not supported",
         ),
-        ("author: Somebody", "id: other", "manifest.yaml:5: 'id' is there twice; remove one"),
+        ("author: Somebody", "id: other", "manifest.yaml:5: 'id' appears twice; remove one"),
         ("author: Somebody", "[a]: b", "manifest.yaml:5: a key must be a word"),
         ("author: Somebody", "author: [unclosed", "manifest.yaml:6: not YAML: "),
         ("author: Somebody", f"author: {'[' * 100}{']' * 100}", "manifest.yaml:5: nested deeper than 16 levels"),
@@ -157,7 +161,7 @@ def test_what_is_wrong_is_named_with_its_line_and_its_fix(old: str, new: str, ex
 
 def test_of_several_mistakes_the_unknown_key_is_named_first_and_the_rest_are_counted() -> None:
     text = WHOLE.replace("name: The scribe", "nmae: The scribe").replace("version: 1.0.0", "version: x")
-    assert refusal(text) == "manifest.yaml:3: nmae: unknown key; remove it, or mend its spelling (and 2 more)"
+    assert refusal(text) == "manifest.yaml:3: nmae: unknown key; remove it, or correct its spelling (and 2 more)"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,7 @@ def test_of_several_mistakes_the_unknown_key_is_named_first_and_the_rest_are_cou
         (b"#" * 70_000, "manifest.yaml: larger than 65536 bytes; move long texts into files of the pack"),
         (b"- " * 30_000, "manifest.yaml:1: not a mapping; start with a line such as `id: ...`"),
         (b"a: " + b"{a: " * 10_000, "manifest.yaml:1: nested deeper than 16 levels; no key needs that"),
-        (b"id: a\nname: \x07\n", "manifest.yaml: not YAML: a character that it does not allow; remove"),
+        (b"id: a\nname: \x07\n", "manifest.yaml: not YAML: it has a character that is not allowed; remove"),
     ],
 )
 def test_what_is_no_manifest_at_all_is_refused(content: bytes, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""A pack from its files."""
+"""A pack, read from its files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_knowledge_that_is_not_enabled_brings_no_documents() -> None:
         ({"prompts/system.md": b"\n {# empty #} \n"}, "prompts/system.md: renders to nothing; say who"),
         ({"prompts/system.md": b"a\nb {{ nobody }}"}, "prompts/system.md:2: 'nobody' is undefined; give it a default"),
         ({"prompts/system.md": b"a\n\n{% if %}"}, "prompts/system.md:3: not a Jinja2 template: "),
-        ({"prompts/system.md": b"a\n{{ 1 / 0 }}"}, "prompts/system.md:2: does not render: division by zero; mend"),
+        ({"prompts/system.md": b"a\n{{ 1 / 0 }}"}, "prompts/system.md:2: does not render: division by zero; fix"),
         ({"prompts/system.md": b"a\n{% include 'b' %}"}, "prompts/system.md:2: does not render: no loader"),
         (
             {"prompts/system.md": b"{{ tone.__class__.__mro__ }}"},
@@ -128,7 +128,7 @@ def test_a_template_renders_to_what_jinja_makes_of_it(source: str, variables: di
         )
     except Exception:
         rendered = ""
-    if "TemplateReference" in rendered:  # It says where it is in memory.
+    if "TemplateReference" in rendered:  # Its text has a memory address.
         return
     declared = [{"name": name, "default": value} for name, value in variables.items()]
     prompt_section = {"template_file": "p.md", "variables": declared}

@@ -1,4 +1,4 @@
-"""The tools of a pack, read from their source: none of it is run."""
+"""The tools of a pack, read from their source without running it."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ def test_a_pack_without_tools_of_its_own_carries_no_code() -> None:
         (
             "forecast(",
             "weather(",
-            "manifest.yaml:8: tools.exposed_tools: 'forecast' is no function of tools/*.py, no operation",
+            "manifest.yaml:8: tools.exposed_tools: 'forecast' is not a function of tools/*.py, an operation",
         ),
         ("_helper(x)", "clock(x)", "tools/weather.py:6: clock has no docstring; say what it does"),
         ('    """Tells', '    x = """Tells', "tools/weather.py:8: forecast has no docstring; say what it does, for a"),
         ("days: int", "days", "tools/weather.py:10: days has no type; annotate it"),
-        ("days: int", "days: bytes", "tools/weather.py:10: 'bytes' has no JSON Schema; there are str, int,"),
+        ("days: int", "days: bytes", "tools/weather.py:10: 'bytes' has no JSON Schema; the known types are str, int,"),
         ("days: int", "days: dict[int, str]", "tools/weather.py:10: dict[(int, str)] has no JSON Schema"),
         ("days: int", f"days: {'list[' * 9}int{']' * 9}", "tools/weather.py:10: a type nested deeper than 8 levels"),
-        ("    *,\n", "    /,\n", "tools/weather.py:9: city: a model gives arguments by name; name each"),
-        ("    *,\n", "    *rest: int,\n", "tools/weather.py:11: rest: a model gives arguments by name; name each"),
-        ("import os", "import os os", "tools/weather.py:2: not Python: invalid syntax; mend the line"),
+        ("    *,\n", "    /,\n", "tools/weather.py:9: city: a model passes arguments by name; name each"),
+        ("    *,\n", "    *rest: int,\n", "tools/weather.py:11: rest: a model passes arguments by name; name each"),
+        ("import os", "import os os", "tools/weather.py:2: not Python: invalid syntax; fix the line"),
         ("import os", f"x = {'(' * 300}{')' * 300}", "tools/weather.py:2: not Python: too many nested parentheses"),
-        ("import os", "x = " + "-" * 5000 + "1", "tools/weather.py: not Python that can be read; write it more simply"),
+        ("import os", "x = " + "-" * 5000 + "1", "tools/weather.py: too complex to read; write it more simply"),
         ("import os", f"# {'x' * 300_000}", "tools: its Python files have more than 262144 bytes; shorten them"),
     ],
 )
@@ -123,7 +123,7 @@ def test_what_is_wrong_with_a_tool_is_named_with_its_line_and_its_fix(old: str, 
 
 def test_a_name_is_one_tools_alone() -> None:
     assert refusal(files(**{"tools/b.py": WEATHER, "tools/a.py": WEATHER})).startswith(
-        "tools/b.py:8: tools/a.py has 'forecast'; rename one"
+        "tools/b.py:8: 'forecast' is also in tools/a.py; rename one"
     )
     clock = 'def clock() -> str:\n    "Tells."\n'
     assert refusal(files(**{"tools/clock.py": clock})) == (
@@ -140,4 +140,4 @@ def test_no_source_whatever_breaks_the_reader(source: str) -> None:
     try:
         tool_file.find({"tools/x.py": source}, ["f"])
     except PackError:
-        return  # It says what is wrong, and that is all.
+        return  # This is the only error it may raise.

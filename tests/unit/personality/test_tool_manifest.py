@@ -121,10 +121,10 @@ def test_only_what_is_exposed_is_a_tool_and_a_servers_tools_are() -> None:
         ({"path": "/things"}, 10, "'id' must be in the path as {id}, and a parameter with `in: path`"),
         ({"path": "/things/{id}/{no}"}, 10, "'no' must be in the path as {no}"),
         ({"path": "things"}, 14, "string should match pattern"),
-        ({"reference": "Nothing"}, 10, "a schema is none"),
-        ({"most": "many"}, 10, "a schema is none"),
-        ({"exposed": "read, nothing"}, 9, "'nothing' is no function of tools/*.py, no operation of tools.openapi"),
-        ({"served": "read"}, 7, "a tool of mcp has a name that is there already"),
+        ({"reference": "Nothing"}, 10, "has an invalid schema"),
+        ({"most": "many"}, 10, "has an invalid schema"),
+        ({"exposed": "read, nothing"}, 9, "'nothing' is not a function of tools/*.py, an operation of tools.openapi"),
+        ({"served": "read"}, 7, "a tool of mcp has a name that is already taken"),
         ({"served": "clock"}, 38, "'clock' is a built-in tool and a tool of tools.mcp; rename one"),
         ({"served": "no good"}, 39, "string should match pattern"),
     ],
@@ -149,4 +149,4 @@ def test_whatever_is_written_is_a_pack_or_is_refused(changes: dict[str, str]) ->
     try:
         assert parse(**changes).mcp_tools
     except PackError as error:
-        assert error.line >= 0  # noqa: PT017 - both ways are right
+        assert error.line >= 0  # noqa: PT017 - both outcomes are right

@@ -1,4 +1,4 @@
-"""The table of adapters, and those that other packages bring."""
+"""The table of adapters, and those from other packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THEIRS = Kind(LocalAdapter, "THEIR_KEY")
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another package has two entry points: one for an adapter, one for something else."""
+    """Installs another package's two entry points: one for an adapter, one for something else."""
     points = metadata.EntryPoints(
         metadata.EntryPoint(name, f"{__name__}:{value}", adapters.ENTRY_POINTS)
         for name, value in (("theirs", "THEIRS"), ("odd", "__doc__"))
@@ -34,7 +34,7 @@ def test_another_package_brings_an_adapter_by_an_entry_point() -> None:
     assert adapters.kind("anthropic") is adapters.KINDS["anthropic"]
 
 
-@pytest.mark.parametrize(("name", "problem"), [("odd", "is not of an adapter's Kind"), ("none", "is not there")])
+@pytest.mark.parametrize(("name", "problem"), [("odd", "does not name an adapter's Kind"), ("none", "does not exist")])
 def test_what_is_no_adapter_is_refused_with_those_that_there_are(name: str, problem: str) -> None:
     with pytest.raises(AgentShellError) as caught:
         adapters.kind(name)

@@ -69,7 +69,7 @@ def usage(input_tokens: int, output_tokens: int, **kinds: int) -> content_pb2.Us
 @settings(max_examples=50)
 @given(st.tuples(*[counts] * 8))
 def test_a_cost_is_the_exact_sum_over_all_kinds_rounded_up_once(tokens: tuple[int, ...]) -> None:
-    rates = (7, 3, 11, 13, 17, 19, 23, 29)  # Micro-USD for a million tokens: each token is a tiny fraction.
+    rates = (7, 3, 11, 13, 17, 19, 23, 29)  # Micro-USD for a million tokens: a token costs a tiny fraction.
     names = (
         "input",
         "cached_input",
@@ -121,11 +121,11 @@ def test_no_usage_within_the_bounds_costs_more_than_the_bound(
 @pytest.mark.parametrize(
     ("name", "model", "expected"),
     [
-        ("openai", "gpt-6-luna-2026-09-22", 100 + 500),  # A snapshot costs what its model costs.
+        ("openai", "gpt-6-luna-2026-09-22", 100 + 500),  # A snapshot has its model's price.
         ("anthropic", "claude-haiku-4-5-20251001", 1000 + 5000),
         ("gemini", "gemini-2.5-flash", 300 + 2500),
         ("local", "extract", 0),
-        ("openai", "text-embedding-3-small", None),  # It writes no tokens: what is said to have some is not known.
+        ("openai", "text-embedding-3-small", None),  # It has no output price: with output tokens, the cost is unknown.
         ("openai", "gpt-99", None),
         ("skynet", "gpt-6-luna", None),
     ],
@@ -136,7 +136,7 @@ def test_a_model_is_found_by_its_name_and_by_that_of_a_snapshot(name: str, model
 
 def test_models_for_vectors_and_verdicts_are_priced_by_what_they_read() -> None:
     assert micros(PRICES.cost("openai", "text-embedding-3-large", usage(1_000_000, 0))) == 130_000
-    assert PRICES.bound("gemini", "gemini-embedding-2", 1_000_000, 0) == 6_500_000  # All of it may be sound.
+    assert PRICES.bound("gemini", "gemini-embedding-2", 1_000_000, 0) == 6_500_000  # All of it may be audio.
     assert PRICES.bound("openai", "omni-moderation-latest", 1_000_000, 0) == 0
 
 
@@ -146,7 +146,7 @@ def test_models_for_vectors_and_verdicts_are_priced_by_what_they_read() -> None:
         ("gpt-6-luna", 272_000, 27_200 + 1),
         ("gpt-6-luna", 272_001, 54_401 + 1),
         ("gpt-6-astra", 272_000, 2_720_000 + 100),
-        ("gpt-6-astra", 272_001, None),  # The table does not know the price of so long a request.
+        ("gpt-6-astra", 272_001, None),  # The table has no price for so long a request.
     ],
 )
 def test_a_long_request_has_the_price_of_its_band_or_an_unknown_one(
@@ -237,12 +237,12 @@ def test_a_prices_file_comes_before_the_table_that_ships(prices_file: Path) -> N
     ("text", "said"),
     [
         (None, ["cannot be read", "name an existing file"]),
-        ("date =", ["not TOML", "mend the line"]),
+        ("date =", ["not TOML", "fix the line"]),
         (HEAD + ROW.format(model="m", band="input = 2.5"), ["openai/m", "bands.0.input", "$2.50 is 2_500_000"]),
         (HEAD + ROW.format(model="m", band="input = -1"), ["openai/m", "bands.0.input", "$2.50 is 2_500_000"]),
         (HEAD + ROW.format(model="m", band="inptu = 1, input = 1"), ["openai/m", "bands.0.inptu", "remove it"]),
         (HEAD + ROW.format(model="m", band="output = 1"), ["openai/m", "bands.0.input", "add it"]),
-        (HEAD + ROW.format(model="m", band="input = 1 }, { input = 1"), ["openai/m", "only the last", "mend it"]),
+        (HEAD + ROW.format(model="m", band="input = 1 }, { input = 1"), ["openai/m", "only the last", "fix it"]),
         (HEAD.replace("USD", "EUR") + ROW.format(model="m", band="input = 1"), ["currency_code", "USD"]),
         (ROW.format(model="m", band="input = 1"), ["date", "add it"]),
     ],

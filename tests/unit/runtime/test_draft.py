@@ -1,4 +1,4 @@
-"""What becomes of a plan that a model writes."""
+"""What happens to a plan that a model writes."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_a_plan_of_all_kinds_becomes_steps() -> None:
         (written({"id": "a", "kind": "tool"}), ['steps[0]: "tool" is a required property']),
         (written({**FIND, "id": "a b"}), ['steps[0].id: "a b" does not match "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"']),
         (written(FIND, CALL, {**FIND, "id": "c"}), ["steps: there are 3, the limit is 2"]),
-        (written({**CALL, "tool": "fetch"}), ["steps[0].tool: there is no 'fetch'; there are: calculator"]),
+        (written({**CALL, "tool": "fetch"}), ["steps[0].tool: there is no tool 'fetch'; the tools are: calculator"]),
         (written({**CALL, "arguments": {}}), ['steps[0].arguments: "expression" is a required property']),
         (written({**CALL, "input": "outputs['find']"}), ["steps[0].input: 'find' is not among the step's needs"]),
         (written({**CALL, "needs": ["find"]}), ["plan.steps[0].depends_on: 'find' is not a step of the plan"]),
-        (written(FIND, FIND), ["plan.steps[1].step_id: 'find' names another step already"]),
+        (written(FIND, FIND), ["plan.steps[1].step_id: 'find' is already the id of another step"]),
         (
             written({**FIND, "needs": ["sum"]}, {**CALL, "needs": ["find"]}),
-            [f"plan.steps: '{name}' depends on itself, by way of others" for name in ("find", "sum")],
+            [f"plan.steps: '{name}' depends on itself, through other steps" for name in ("find", "sum")],
         ),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A function's signature and docstring are the tool's contract: what is published, and what is checked."""
+"""A function's signature and docstring are the tool's contract: what is published and checked."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_arguments_that_fit_reach_the_function_and_what_it_returns_comes_b
         ),
         (
             {"title": "A", "pages": [], "colour": "red"},
-            "colour: no such argument; there are: title, pages, scale, size",
+            "colour: no such argument; the arguments are: title, pages, scale, size",
             "colour",
         ),
         ({"title": "Nothing", "pages": []}, "title: no such book; ask for another", "title"),
@@ -137,7 +137,7 @@ async def test_arguments_that_do_not_fit_are_named_so_that_a_model_can_mend_them
     error = await refused(**arguments)
     assert (error.reason, error.message, error.metadata) == (
         error_pb2.ERROR_REASON_TOOL_ARGUMENTS_INVALID,
-        f"arguments of tool 'read': {problem}. Mend them and call it again",
+        f"arguments of tool 'read': {problem}. Correct them and call it again",
         {"tool": "read", "field": field},
     )
 

@@ -1,4 +1,4 @@
-"""What one turn did otherwise than another."""
+"""What one turn did differently from another."""
 
 from tests.unit.turn.driver import UNAVAILABLE, Driver, fails, noop, request, says
 
@@ -63,5 +63,5 @@ def test_states_attempts_failures_usage_and_the_end_are_compared() -> None:
 def test_a_long_difference_is_cut() -> None:
     a, b = ("\n".join(f"{word} {number}" for number in range(100)) for word in ("old", "new"))
     lines = told(turn(noop("a"), a=a), turn(noop("a"), a=b))
-    assert sum("lines more" in line for line in lines) == 2, "of the step, and of the turn"
+    assert sum("more lines" in line for line in lines) == 2, "of the step, and of the turn"
     assert len(lines) < 100

@@ -1,4 +1,4 @@
-"""What is wrong with a plan is said before anything is done."""
+"""Faults in a plan are reported before anything runs."""
 
 import pytest
 from tests.unit.turn.driver import noop
@@ -13,11 +13,19 @@ TWO = t.Join(quorum=t.JoinQuorum(count=2))
 @pytest.mark.parametrize(
     ("steps", "field", "told"),
     [
-        ([noop("a"), noop("a")], "[1].step_id", "'a' names another step already"),
+        ([noop("a"), noop("a")], "[1].step_id", "'a' is already the id of another step"),
         ([noop("a", "x")], "[0].depends_on", "'x' is not a step of the plan"),
         ([noop("a", condition="1 +")], "[0].condition", "Failed to parse expression '1 +'"),
-        ([noop("a", input="output.b")], "[0].input", "'output' is not known; there are input, outputs and item"),
-        ([noop("a", fan_out="[1].map(x, [2].map(y, x))"), noop("b", "a")], "[0].fan_out", "walks more than one list"),
+        (
+            [noop("a", input="output.b")],
+            "[0].input",
+            "'output' is not known; the known names are input, outputs and item",
+        ),
+        (
+            [noop("a", fan_out="[1].map(x, [2].map(y, x))"), noop("b", "a")],
+            "[0].fan_out",
+            "iterates over more than one list",
+        ),
         ([noop("a", fan_out="[1]")], "[0].fan_out", "no step depends on 'a'"),
         ([noop("a"), noop("b", "a", join=TWO)], "[1].join.quorum.count", "more than the 1 steps that 'b' depends on"),
         (
@@ -26,17 +34,29 @@ TWO = t.Join(quorum=t.JoinQuorum(count=2))
             "more than the 1 steps",
         ),
         ([noop("a"), noop("b", "u"), noop("u", compensates="a")], "[1].compensates", "'b' depends on a compensation"),
-        ([noop("u", compensates="x")], "[0].compensates", "'x' is not a step of the plan that only 'u' undoes"),
-        ([noop("a"), noop("u", compensates="a"), noop("v", compensates="a")], "[2].compensates", "only 'v' undoes"),
-        ([noop("a"), noop("u", compensates="a"), noop("v", compensates="u")], "[2].compensates", "only 'v' undoes"),
+        (
+            [noop("u", compensates="x")],
+            "[0].compensates",
+            "'x' must be a step of the plan that nothing else compensates",
+        ),
+        (
+            [noop("a"), noop("u", compensates="a"), noop("v", compensates="a")],
+            "[2].compensates",
+            "nothing else compensates",
+        ),
+        (
+            [noop("a"), noop("u", compensates="a"), noop("v", compensates="u")],
+            "[2].compensates",
+            "nothing else compensates",
+        ),
         (
             [noop("a", fan_out="[1]"), noop("b", "a"), noop("u", compensates="a")],
             "[2].compensates",
             "'a' fans out; undo what it does within one step",
         ),
-        ([noop("a"), noop("u", "a", compensates="a")], "[1].compensates", "a compensation has no depends_on"),
-        ([noop("a", "b"), noop("b", "a"), noop("c")], "", "'a' depends on itself, by way of others"),
-        ([noop("a", "a")], "", "'a' depends on itself, by way of others"),
+        ([noop("a"), noop("u", "a", compensates="a")], "[1].compensates", "a compensation must not have depends_on"),
+        ([noop("a", "b"), noop("b", "a"), noop("c")], "", "'a' depends on itself, through other steps"),
+        ([noop("a", "a")], "", "'a' depends on itself, through other steps"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(steps: list[t.Step], field: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""`agentshell turns replay --file`, as people run it; tests/flow has it with a mesh."""
+"""`agentshell turns replay --file`, as people run it; tests/flow runs it with a mesh."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_a_divergence_is_shown_and_is_exit_code_1(tmp_path: Path) -> None:
     ended = replay("--file", str(file))
     assert ended.exit_code == 1
     assert ended.stdout.splitlines()[:3] == [
-        "diverges  T  13 events, 1 decided otherwise today; the first:",
+        "diverges  T  13 events, 1 decided differently today; the first:",
         '    on record, offset 2: StepScheduled {"stepId": "T/book", "attempt": 7}',
         '    today: StepScheduled {"stepId": "T/book", "attempt": 1}',
     ]

@@ -45,7 +45,7 @@ class RedisCache:
             # The client's message may repeat the URL's password.
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                "memory.redis_url is not a URL of Redis: write redis://USER:PASSWORD@HOST:PORT/NUMBER",
+                "memory.redis_url is not a Redis URL: write redis://USER:PASSWORD@HOST:PORT/NUMBER",
                 metadata={"key": "memory.redis_url", "fix": "redis://HOST:PORT/NUMBER"},
             ) from None
         self._redis = Redis(connection_pool=pool)

@@ -26,7 +26,7 @@ def blocks(content: bytes) -> Generator[Block]:
     """
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         if _MAIN not in package.namelist():
-            raise MalformedDocument(f"is no DOCX: it has no {_MAIN}")
+            raise MalformedDocument(f"is not a DOCX: it has no {_MAIN}")
         styles = _Styles()
         if _STYLES in package.namelist():
             for _ in _parse(package, _STYLES, styles):

@@ -36,7 +36,7 @@ def blocks(text: str, limit: int) -> Generator[Block]:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
-        raise MalformedDocument(f"is no JSON: {error}") from None
+        raise MalformedDocument(f"is not JSON: {error}") from None
     leaves = list(_leaves(value))
     ends = [0]
     for leaf in leaves:

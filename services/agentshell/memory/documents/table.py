@@ -40,7 +40,7 @@ def _row(reader: Reader) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        raise MalformedDocument(f"is no CSV at line {reader.line_num}: {error}") from None
+        raise MalformedDocument(f"is not CSV at line {reader.line_num}: {error}") from None
 
 
 def _cells(names: list[str], row: list[str]) -> Generator[str]:

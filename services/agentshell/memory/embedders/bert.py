@@ -41,7 +41,7 @@ def read_shape(directory: Path) -> Shape:
     config = _json(directory / "config.json")
     if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(
-            f"{directory} has a model of type {config.get('model_type')!r}; only `bert` with gelu is known"
+            f"{directory} has a model of type {config.get('model_type')!r}; only `bert` with gelu is supported"
         )
     pooling = _json(directory / "1_Pooling" / "config.json", optional=True)
     most = _json(directory / "sentence_bert_config.json", optional=True).get("max_seq_length") or _DEFAULT_MAX_TOKENS

@@ -52,7 +52,9 @@ class Choice:
         if name.startswith(LOCAL_PREFIX):
             directory = self._config.local_models.get(name.removeprefix(LOCAL_PREFIX))
             if directory is None:
-                raise _missing(name, "memory.local_models", "name its directory there, until its vectors are made anew")
+                raise _missing(
+                    name, "memory.local_models", "name its directory there until its vectors have been replaced"
+                )
             return LocalEmbedder(name, directory)
         if self._provider is None:
             raise _missing(name, "memory.namespaces", "there is no Provider service here: use `lexical` or `local/...`")

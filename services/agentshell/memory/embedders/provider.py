@@ -64,7 +64,7 @@ class ProviderEmbedder:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
                 f"vectors of {self.name} have {len(values)} numbers, and memory.namespaces says {self.dimension}: set "
-                "its `dimension` to what the model has",
+                "its `dimension` to the model's",
                 metadata={"key": "memory.namespaces", "fix": f"dimension = {len(values)}"},
             )
         return unit(np.array(values, dtype=np.float32))

@@ -107,7 +107,8 @@ class PgvectorStore:
         if halfvec is None or tuple(map(int, version.split(".")[:2])) < (0, 8):
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"the database has pgvector {version}, and needs 0.8: install that, then ALTER EXTENSION vector UPDATE",
+                f"the database has pgvector {version}, but 0.8 is needed: install it, then "
+                "run ALTER EXTENSION vector UPDATE",
                 metadata={"key": "database.url", "fix": "ALTER EXTENSION vector UPDATE"},
             )
         return cls(database, halfvec)

@@ -192,7 +192,7 @@ class PgvectorSearch:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
                 f"embedder {space.embedder!r} makes vectors of {space.dimension} numbers, and pgvector's index takes "
-                f"{MAX_DIMENSION}: choose another one, or fewer dimensions where its model lets you",
+                f"{MAX_DIMENSION}: choose another one, or fewer dimensions if its model allows it",
                 metadata={"key": "memory.namespaces", "fix": f"at most {MAX_DIMENSION} dimensions"},
             )
         async with self._database.transaction() as connection:

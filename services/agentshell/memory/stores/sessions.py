@@ -114,7 +114,7 @@ async def restore(connection: Connection, tenant_id: str, session_id: str, messa
             raise invalid(
                 "items.message.position",
                 f"session {session_id!r} has {had + len(added)} messages, and {message.position} comes next: "
-                "send what Export brought, in its order",
+                "send the messages that Export returned, in their order",
             )
         if message.position == had + len(added) + 1:
             added.append(message.message.SerializeToString())

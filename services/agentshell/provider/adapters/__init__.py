@@ -1,4 +1,4 @@
-"""The adapters: one file a vendor, and the table that says which there are."""
+"""The adapters, one file per vendor, and the table that lists them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 def kind(name: str) -> Kind:
-    """Returns an adapter's row of the table, or what another package's entry point of that name has.
+    """Returns an adapter's row of the table, or the Kind that another package has an entry point for.
 
-    Raises CONFIG_INVALID where there is neither, or where the entry point is of something else.
+    Raises CONFIG_INVALID if there is neither, or if the entry point is not of a Kind.
     """
     if found := KINDS.get(name):
         return found
@@ -39,9 +39,9 @@ def kind(name: str) -> Kind:
     if isinstance(loaded, Kind):
         return loaded
     known = ", ".join(sorted({*KINDS, *named}))
-    problem = "is not of an adapter's Kind" if loaded else "is not there"
+    problem = "does not name an adapter's Kind" if loaded else "does not exist"
     raise AgentShellError(
         error_pb2.ERROR_REASON_CONFIG_INVALID,
-        f"the adapter {name!r} {problem}; there are: {known}",
+        f"the adapter {name!r} {problem}; the known adapters are: {known}",
         metadata={"key": "provider.vendors.*.adapter", "value": name, "fix": f"name one of: {known}"},
     )

@@ -1,4 +1,4 @@
-"""The port to a vendor. `tests/contract/test_provider_*.py` are its meaning; every adapter passes them."""
+"""The port to a vendor. `tests/contract/test_provider_*.py` define it; every adapter passes them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from kfm.error.v1 import error_pb2
 from kfm.provider.v1 import provider_service_pb2 as pb
 
 Deltas: TypeAlias = list[pb.GenerationDelta]
-"""What an answer has grown by at once; never empty."""
+"""What an answer grows by in one go; never empty."""
 
 Tell: TypeAlias = Callable[[Deltas], None]
-"""Hears what an answer grows by, as it comes."""
+"""Takes what an answer grows by, as it comes."""
 
 
 def tell_nobody(_deltas: Deltas) -> None:
-    """Is told where only the whole answer matters."""
+    """Ignores deltas, for when only the whole answer matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where, and as whom, a vendor is asked. An empty model or base URL is the adapter's own.
+    """Where a vendor is, and the key for it. An empty model or base URL means the adapter's default.
 
-    A vendor that says nothing for `silence_seconds` has failed, with PROVIDER_TIMEOUT.
+    A vendor that sends nothing for `silence_seconds` has failed, with PROVIDER_TIMEOUT.
     """
 
     provider: str
@@ -37,16 +37,16 @@ class Access:
 
 
 class Adapter(Protocol):
-    """A vendor at one endpoint. Calls the vendor once, never twice: whether to try again is decided above.
+    """A vendor at one endpoint. Never retries a failed call: whether to do so is decided above.
 
-    A request never needs what is not among its abilities; what else it cannot do it refuses with FEATURE_UNSUPPORTED
-    by name, before anything is sent. A vendor's failure is one of the PROVIDER_* reasons. Cancelling a call, or closing
-    its stream, ends the request to the vendor. It knows no prices.
+    A request never needs an ability that the adapter lacks. Anything else that it cannot do it refuses by name, with
+    FEATURE_UNSUPPORTED, before it sends anything. A vendor's failure has a PROVIDER_* reason, or MODEL_NOT_FOUND.
+    Cancelling a call, or closing its stream, ends the request to the vendor. An adapter knows no prices.
     """
 
     @property
     def default_model(self) -> str:
-        """The model that generates where a request names none."""
+        """The model that generates if a request names none."""
         ...
 
     @property
@@ -55,18 +55,18 @@ class Adapter(Protocol):
         ...
 
     def stream(self, generation: pb.Generation, model: str) -> AsyncGenerator[Deltas | pb.GenerateResponse]:
-        """Yields what the answer grows by as it comes and, last, the whole. An end without it is an error, and raised.
+        """Yields what the answer grows by as it comes and, last, the whole. Raises if the answer ends early.
 
-        A vendor that says what it has used before its end has it yielded as a delta at once.
+        Usage that the vendor reports before the end is yielded as a delta at once.
         """
         ...
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text, in order. An empty model is the vendor's for this, dimension 0 the model's."""
+        """Returns one vector per text, in order. An empty model is the vendor's default, dimension 0 the model's."""
         ...
 
     async def moderate(self, texts: Sequence[str], model: str) -> pb.ModerateResponse:
-        """Returns a verdict a text, in order. An empty model is the vendor's default for this."""
+        """Returns one verdict per text, in order. An empty model is the vendor's default for this."""
         ...
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
@@ -74,16 +74,16 @@ class Adapter(Protocol):
         ...
 
     async def close(self) -> None:
-        """Lets go of all connections."""
+        """Closes all connections."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A row of the table of adapters; what an entry point of the group `agentshell.providers` must name.
+    """A row of the table of adapters, and what an entry point of the group `agentshell.providers` must refer to.
 
-    `key_variable`: the usual variable of its key; empty: it needs none. `prices`: whose rows of the price table are
-    its; empty: those of the provider's name.
+    `key_variable`: the usual environment variable of its key; empty: it needs none. `prices`: the name that selects its
+    rows of the price table; empty: the provider's name.
     """
 
     build: Callable[[Access], Adapter]
@@ -92,18 +92,18 @@ class Kind:
 
 
 def unsupported(provider: str, feature: str) -> AgentShellError:
-    """The error for what a request asks and the provider cannot do."""
+    """Returns the error for a request that needs what the provider cannot do."""
     return AgentShellError(
         error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED,
-        f"provider {provider} does not support {feature}: leave it out, or ask another provider",
+        f"provider {provider} does not support {feature}: leave it out, or use another provider",
         metadata={"feature": feature, "provider": provider},
     )
 
 
 def no_model(provider: str, model: str) -> AgentShellError:
-    """The error for a model that the provider does not have."""
+    """Returns the error for a model that the provider does not have."""
     return AgentShellError(
         error_pb2.ERROR_REASON_MODEL_NOT_FOUND,
-        f"provider {provider} has no model {model!r}: name none for its default, or ask ListModels",
+        f"provider {provider} has no model {model!r}: leave the model out for its default, or see ListModels",
         metadata={"provider": provider, "model": model},
     )

@@ -1,4 +1,4 @@
-"""An answer as it grows: what is added is told as deltas and stays, so that what was streamed is what is returned."""
+"""An answer as it grows: what is added is told as deltas and kept, so that what was streamed is what is returned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Piece:
     signature: bytes = b""
 
     def delta(self, since: int) -> pb.GenerationDelta:
-        """Returns what it has grown by, after so many texts."""
+        """Returns what it has grown by since it had `since` texts."""
         text = "".join(self.texts[since:])
         match self.kind:
             case "text":
@@ -48,11 +48,11 @@ class Answer:
         self._pieces: list[_Piece] = []
         self._calls: dict[int, _Piece] = {}
         self._growing: _Piece | None = None
-        self._told = 0  # How many texts of the piece that grows are among the deltas.
+        self._told = 0  # How many texts of the growing piece are already in deltas.
         self._deltas: Deltas = []
 
     def text(self, text: str) -> None:
-        """Adds words."""
+        """Adds text."""
         self._grow(self._last("text"), text)
 
     def reasoning(self, text: str) -> None:
@@ -60,7 +60,7 @@ class Answer:
         self._grow(self._last("reasoning"), text)
 
     def sign(self, signature: bytes) -> None:
-        """Ends the reasoning under way, which may be empty, with the vendor's proof of it."""
+        """Ends the current reasoning, which may be empty, with the vendor's proof of it."""
         self._last("reasoning").signature = signature
 
     def call(self, index: int, call_id: str, name: str, arguments_json: str) -> None:
@@ -72,12 +72,12 @@ class Answer:
         self._grow(piece, arguments_json)
 
     def used(self, usage: content_pb2.Usage) -> None:
-        """Adds what was used for all until now."""
+        """Adds the usage of everything so far."""
         self._tell()
         self._deltas.append(pb.GenerationDelta(usage=usage))
 
     def take(self) -> Deltas:
-        """Returns what was added since the last time; what follows on its like is one delta with it."""
+        """Returns what was added since the last call; consecutive additions to one piece make one delta."""
         self._tell()
         deltas, self._deltas = self._deltas, []
         return deltas
@@ -91,7 +91,7 @@ class Answer:
         for piece in self._pieces:
             response.message.parts.append(self._part(piece, reason))
         if not self._pieces:
-            response.message.parts.add().text.SetInParent()  # A message has a part, even if nothing is said.
+            response.message.parts.add().text.SetInParent()  # A message has a part, even if it says nothing.
         return response
 
     def _last(self, kind: str) -> _Piece:
@@ -130,17 +130,17 @@ class Answer:
         advice = (
             "the answer reached its limit of tokens within them: raise max_output_tokens"
             if reason == pb.FINISH_REASON_LENGTH
-            else "ask again, or another model"
+            else "ask again, or use another model"
         )
         return AgentShellError(
             error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
-            f"provider {self._provider} called tool {piece.name!r} with what is not a JSON object; {advice}",
+            f"provider {self._provider} called tool {piece.name!r} with arguments that are not a JSON object; {advice}",
             metadata={"provider": self._provider, "tool": piece.name},
         )
 
 
 def deltas(response: pb.GenerateResponse) -> list[pb.GenerationDelta]:
-    """Returns a whole answer as deltas, one a part: how a repeat streams the first answer."""
+    """Returns a whole answer as deltas, one per part, as a repeat streams the first answer."""
     found: list[pb.GenerationDelta] = []
     calls = 0
     for part in response.message.parts:

@@ -1,4 +1,4 @@
-"""How vendors fail: one table from HTTP statuses and vendors' codes to our reasons, and the error made of it."""
+"""How vendors fail: maps HTTP statuses and vendors' codes to our reasons, and makes the error."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _CONNECTION = error_pb2.ERROR_REASON_PROVIDER_CONNECTION
 _INVALID = error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID
 _NO_MODEL = error_pb2.ERROR_REASON_MODEL_NOT_FOUND
 
-# The vendors' own names of errors, which say more than a status and are all there is within a stream.
+# The vendors' own names for errors, which say more than a status and are all there is within a stream.
 _BY_CODE: Mapping[str, ErrorReason.ValueType] = {
-    # OpenAI, and those that speak as it does.
+    # OpenAI, and vendors that speak its protocol.
     "context_length_exceeded": _TOO_LONG,
     "string_above_max_length": _TOO_LONG,
     "content_filter": _FILTERED,
@@ -48,7 +48,7 @@ _BY_CODE: Mapping[str, ErrorReason.ValueType] = {
     "misalignment_policy_violation": _FILTERED,
     "invalid_api_key": _KEY,
     "account_deactivated": _KEY,
-    "insufficient_quota": _KEY,  # The account's money is spent: as a 402, and no use to try again.
+    "insufficient_quota": _KEY,  # The account's money is spent, as with a 402: retrying is useless.
     "billing_not_active": _KEY,
     "billing_hard_limit_reached": _KEY,
     "unsupported_country_region_territory": _KEY,
@@ -84,7 +84,7 @@ _BY_CODE: Mapping[str, ErrorReason.ValueType] = {
     "INVALID_ARGUMENT": _REQUEST,
     "OUT_OF_RANGE": _REQUEST,
     "UNIMPLEMENTED": _REQUEST,
-    "FAILED_PRECONDITION": _KEY,  # The account is not set up for this, by country or billing.
+    "FAILED_PRECONDITION": _KEY,  # The account is not eligible, by country or billing.
     "UNAUTHENTICATED": _KEY,
     "PERMISSION_DENIED": _KEY,
     "NOT_FOUND": _NO_MODEL,
@@ -96,7 +96,7 @@ _BY_CODE: Mapping[str, ErrorReason.ValueType] = {
     "UNAVAILABLE": _UNAVAILABLE,
     "DEADLINE_EXCEEDED": _TIMEOUT,
 }
-# Other statuses of 400 and more are _REQUEST, of 500 and more _UNAVAILABLE.
+# Other statuses from 400 are _REQUEST, from 500 _UNAVAILABLE.
 _BY_STATUS: Mapping[int, ErrorReason.ValueType] = {
     401: _KEY,
     402: _KEY,
@@ -112,22 +112,22 @@ _BY_STATUS: Mapping[int, ErrorReason.ValueType] = {
 _ADVICE: Mapping[ErrorReason.ValueType, str] = {
     _LIMITED: "limits the rate; wait, or raise the account's limits",
     _UNAVAILABLE: "is overloaded or down; try again later",
-    _KEY: "refused the key; check the key, what its account may do, and whether its money is spent",
+    _KEY: "refused the key; check the key, what its account may do, and whether it has credit left",
     _REQUEST: "refused the request; its message says what to change",
-    _TOO_LONG: "has too small a context for these messages; send fewer, or ask a model with a larger one",
-    _FILTERED: "refused the content by its filter; put it in other words, or ask another model",
+    _TOO_LONG: "has too small a context for these messages; send fewer, or use a model with a larger one",
+    _FILTERED: "refused the content with its filter; rephrase it, or use another model",
     _TIMEOUT: "did not answer in time; try again, or ask for less",
-    _CONNECTION: "could not be reached, or cut the connection; check its base_url and the network",
-    _INVALID: "answered with what cannot be understood; ask again or another model, raise max_output_tokens, and check "
-    "its base_url",
-    _NO_MODEL: "has no such model, or nothing at this base_url; ask ListModels",
+    _CONNECTION: "could not be reached, or broke the connection; check its base_url and the network",
+    _INVALID: "sent an answer that cannot be understood; ask again or use another model, raise max_output_tokens, and "
+    "check its base_url",
+    _NO_MODEL: "has no such model, or nothing at this base_url; see ListModels",
 }
 _TOO_LONG_WORDS = re.compile(
     r"prompt is too long|maximum context length|exceeds? the context|context window|context size"
     r"|input token count .{0,40}exceeds",
     re.IGNORECASE,
 )
-# What follows `Bearer`, a key within a URL, and the forms of vendors' keys.
+# What follows `Bearer`, a key in a URL, and the known forms of vendors' keys.
 _SECRET = re.compile(
     r"(?P<lead>\bbearer\s+|[?&](?:key|api[_-]?key|token|access_token)=)[^\s\"'&,;]+"
     r"|\b(?:(?:sk|pk|rk)-|gsk_|xai-|hf_|AIza|ya29\.)[^\s\"'&,;]+",
@@ -140,13 +140,13 @@ class Kind(Enum):
 
     ANSWERED = "the vendor answered with an error"
     TIMEOUT = "no answer in time"
-    CONNECTION = "no connection, or one cut within the answer"
-    MALFORMED = "an answer that is not the protocol's"
+    CONNECTION = "no connection, or one that broke during the answer"
+    MALFORMED = "an answer that does not follow the protocol"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What an SDK's exception says. `code` is the vendor's own name of it, `retry_delay` how long it says to wait."""
+    """How a call failed. `code` is the vendor's own name for it, `retry_delay` how long the vendor says to wait."""
 
     kind: Kind
     status: int = 0
@@ -156,7 +156,7 @@ class Failure:
 
 
 class Refused(Exception):  # noqa: N818 - it is the vendor that refuses
-    """A vendor's answer with the status of an error, and its text."""
+    """A vendor's response with an error status, and its text."""
 
     def __init__(self, failure: Failure, text: str) -> None:
         super().__init__(text)
@@ -165,10 +165,9 @@ class Refused(Exception):  # noqa: N818 - it is the vendor that refuses
 
 
 def answered(status: int, headers: Mapping[str, str], body: Any) -> Failure:
-    """Reads a vendor's error in the form of OpenAI, Anthropic or Google. Pure but for a clock that `headers` may lack.
+    """Reads a vendor's error in the form of OpenAI, Anthropic or Google. Pure, unless `headers` lack a date.
 
-    `status` is 0 within a stream; `headers` are found by names of small letters; `body` is JSON, or text where it is
-    none.
+    `status` is 0 within a stream; the names in `headers` are lower-case; `body` is JSON, or else text.
     """
     error = _error(body)
     reasons = [detail.get("reason") for detail in _details(error)]
@@ -195,7 +194,7 @@ def reason(failure: Failure) -> ErrorReason.ValueType:
 
 
 def error(failure: Failure, provider: str, model: str, key: Key, cause: Exception | None) -> AgentShellError:
-    """Returns a failure as an error: the vendor's words in its metadata, without the key or anything like a key."""
+    """Returns a failure as an error, with the vendor's words in its metadata, without the key or anything like one."""
     found = reason(failure)
     secret = key.find()
     if failure.kind is Kind.MALFORMED:
@@ -218,7 +217,7 @@ def error(failure: Failure, provider: str, model: str, key: Key, cause: Exceptio
 
 
 def redact(text: str, key: str) -> str:
-    """Returns a vendor's words, shortened, without the key and without what looks like one."""
+    """Returns a vendor's words, shortened, without the key or anything that looks like one."""
     if key:
         text = text.replace(key, "[key]")
     return _SECRET.sub(lambda found: f"{found['lead'] or ''}[key]", text)[:MAX_MESSAGE_CHARACTERS]
@@ -243,7 +242,7 @@ def _details(error: _Json) -> list[_Json]:
 
 
 def _retry_delay(headers: Mapping[str, str], error: _Json) -> timedelta | None:
-    """Returns how long a vendor says to wait, by its headers or by Google's RetryInfo; None: nothing sensible."""
+    """Returns how long a vendor says to wait, in its headers or in Google's RetryInfo; None: nothing sensible."""
     after, date = headers.get("retry-after", ""), headers.get("date", "")
     info = next((str(detail["retryDelay"]) for detail in _details(error) if "retryDelay" in detail), "")
     said = (
@@ -264,9 +263,9 @@ def _number(text: str, unit: float = 1.0) -> float | None:
 
 
 def _until(date: str, now: str) -> float | None:
-    """Returns the time from the vendor's own clock, or else ours, to a date."""
+    """Returns the seconds until a date, by the vendor's own clock or else ours."""
     try:
         at = parsedate_to_datetime(date)
         return max(0.0, (at - (parsedate_to_datetime(now) if now else datetime.now(UTC))).total_seconds())
-    except (ValueError, TypeError):  # Not a date; or one without a zone, which has no difference to one with it.
+    except (ValueError, TypeError):  # Not a date, or one without a zone, which does not compare with one that has it.
         return None

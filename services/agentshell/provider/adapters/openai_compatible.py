@@ -1,7 +1,7 @@
 """Servers that speak OpenAI's Chat Completions: Ollama, vLLM, llama.cpp, Groq, Mistral and others, at a base URL.
 
-What such a server leaves out is not missed: a key, ids and indices of tool calls, and what it used, which is estimated
-then. A server that refuses to be asked for its usage is asked once more without, and from then on never for it.
+Such a server may do without a key, and leave out the ids and indices of tool calls, and its usage, which is then
+estimated. A server that refuses a request for usage is asked once more without that, and never for usage again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class OpenAICompatibleAdapter:
-    """Generates by Chat Completions, and embeds where the server does. Its counts of tokens are estimates."""
+    """Generates with Chat Completions, and embeds if the server can. Its token counts are estimates."""
 
     abilities = frozenset(
         {
@@ -48,7 +48,7 @@ class OpenAICompatibleAdapter:
         if not access.base_url:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_CONFIG_INVALID,
-                f"provider {access.provider} speaks openai_compatible and has no base_url: set where its API is",
+                f"provider {access.provider} speaks openai_compatible and has no base_url: set the URL of its API",
                 metadata={"key": f"provider.vendors.{access.provider}.base_url", "value": "", "fix": "set it"},
             )
         self.default_model = access.model
@@ -61,7 +61,7 @@ class OpenAICompatibleAdapter:
         return converse(self._api.sdk, partial(self._ask, generation, model), growth, model)
 
     async def embed(self, texts: Sequence[str], model: str, dimension: int) -> pb.EmbedResponse:
-        """Returns a vector a text. Raises MODEL_NOT_FOUND without a model: there is no default."""
+        """Returns one vector per text. Raises MODEL_NOT_FOUND without a model: there is no default."""
         if not model:
             raise no_model(self._api.provider, model)
         return await self._api.embed(texts, model, dimension)
@@ -71,7 +71,7 @@ class OpenAICompatibleAdapter:
         raise unsupported(self._api.provider, "moderation")
 
     async def count_tokens(self, generation: pb.Generation, model: str) -> pb.CountTokensResponse:
-        """Returns an estimate: the models of such servers have tokenizers of many kinds."""
+        """Returns an estimate: such servers' models have many kinds of tokenizer."""
         estimate = tokens.estimate_generation(generation)
         return pb.CountTokensResponse(input_tokens=estimate, estimated=True, provider=self._api.provider, model=model)
 
@@ -88,7 +88,7 @@ class OpenAICompatibleAdapter:
         try:
             return await self._api.stream(PATH, {**body, **WITH_USAGE})
         except Refused as refused:
-            # Mistral, among others, answers with usage by itself and refuses to be asked. Nothing was generated.
+            # Mistral, among others, reports usage unasked and refuses the option. Nothing was generated.
             if refused.failure.status not in (400, 422) or "stream_options" not in refused.text:
                 raise
             self._asks_for_usage = False

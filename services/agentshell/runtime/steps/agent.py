@@ -29,7 +29,7 @@ _CANCEL_SECONDS = 5.0
 
 
 class AgentRunner:
-    """Runs a sub-turn through the gateway, whichever serves. Its text is its own: nothing of it is published here."""
+    """Runs a sub-turn through any gateway. The sub-turn's text is not published as this turn's."""
 
     def __init__(self, gateway: grpc.aio.Channel, max_depth: int) -> None:
         self._gateway = gateway
@@ -55,15 +55,15 @@ class AgentRunner:
         return _result(last, request)
 
     async def _cancel(self, child: _SubTurn, step_id: str) -> None:
-        """Has the sub-turn end, within a bound, even where this call is cancelled meanwhile."""
-        task = asyncio.create_task(child.cancel(f"step {step_id} was ended"))
+        """Cancels the sub-turn within a time limit, even if this call is cancelled meanwhile."""
+        task = asyncio.create_task(child.cancel(f"step {step_id} has ended"))
         self._cancels.add(task)
         task.add_done_callback(self._cancels.discard)
         await asyncio.shield(task)
 
 
 class _SubTurn:
-    """A turn that is asked for once, and followed to its end."""
+    """A turn that is requested once and followed to its end."""
 
     def __init__(self, gateway: grpc.aio.Channel, request: pb.RunTurnRequest) -> None:
         self._stub = TurnServiceStub(gateway)
@@ -73,7 +73,7 @@ class _SubTurn:
         self._cursor = ""
 
     async def run(self) -> TurnEvent:
-        """Returns the last event. Resumes where a stream breaks, until the deadline of the call ends one."""
+        """Returns the last event. Resumes whenever the stream breaks, until the call's deadline."""
         delay = _FIRST_DELAY_SECONDS
         while True:
             cursor = self._cursor
@@ -83,14 +83,14 @@ class _SubTurn:
             except grpc.aio.AioRpcError as failed:
                 error = errors.of(failed)
                 if error.reason == error_pb2.ERROR_REASON_REQUEST_ID_REUSED:
-                    self._acknowledged = True  # By an attempt before this one, which had more time left to give.
+                    self._acknowledged = True  # By an earlier attempt, which had more time left.
                 elif error.code is not grpc.StatusCode.UNAVAILABLE:
                     raise
             delay = _FIRST_DELAY_SECONDS if self._cursor != cursor else min(2 * delay, _MAX_DELAY_SECONDS)
             await asyncio.sleep(delay)
 
     async def cancel(self, message: str) -> None:
-        """Asks for the end of the turn. Where nobody can be reached, it ends when its time, the step's, is up."""
+        """Cancels the turn. If no gateway can be reached, the turn ends when its time, which is the step's, is up."""
         with call.scope(call.current().principal, _CANCEL_SECONDS):
             try:
                 await self._stub.CancelTurn(pb.CancelTurnRequest(turn_id=self._turn_id, message=message))
@@ -98,7 +98,7 @@ class _SubTurn:
                 _log.info("sub-turn not cancelled", sub_turn_id=self._turn_id, reason=errors.of(failed).name)
 
     async def _follow(self) -> TurnEvent | None:
-        """Reads one stream. Returns the last event; None: the stream ended before it."""
+        """Reads one stream. Returns the last event, or None if the stream ended before it."""
         if self._acknowledged:
             stream = self._stub.WatchTurn(pb.WatchTurnRequest(turn_id=self._turn_id, cursor=self._cursor))
         else:
@@ -119,7 +119,7 @@ def _request(request: StepRequest, depth: int) -> pb.RunTurnRequest:
     step = request.step
     asked = step.agent.input if step.agent.input.parts else request.input
     spec = pb.TurnSpec(
-        session_id=f"s-{ids.digest('sub-turn', step.step_id)}",  # A conversation of its own.
+        session_id=f"s-{ids.digest('sub-turn', step.step_id)}",  # A session of its own.
         personality_id=step.agent.personality_id,
         input=Message(role=ROLE_USER, parts=asked.parts),
         parent=ParentStep(turn_id=request.turn_id, step_id=step.step_id, depth=depth),

@@ -1,4 +1,4 @@
-"""A plan as a model writes it: what the model is told, and what is made of its answer. Pure."""
+"""Plans that models write: the instructions to the model, and the parsing of its answer. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kfm.turn.v1.turn_pb2 import AgentStep, MemoryStep, ModelChoice, ModelStep, 
 
 MAX_STEPS = 12
 _MAX_PROBLEMS = 8
-_MAX_OBJECTS = 16  # Braces that are tried as the beginning of the plan.
+_MAX_OBJECTS = 16  # How many braces to try as the start of the plan.
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 8192}
 _REQUIRED = {"model": "instructions", "tool": "tool", "memory": "query", "agent": "personality"}
@@ -75,21 +75,21 @@ _REFERENCE = re.compile(r"""\boutputs\s*(?:\[\s*(?:'([^']*)'|"([^"]*)")\s*\]|\.\
 
 
 def instructions(tools: Sequence[ToolDefinition]) -> str:
-    """Returns what to tell a model that is to write a plan."""
+    """Returns the instructions for a model that is to write a plan."""
     schemas = [json.dumps(plain(tool.input_schema), sort_keys=True) for tool in tools]  # The same in any process.
     listed = [f"- {t.name}: {t.description} Arguments: {schema}" for t, schema in zip(tools, schemas, strict=True)]
     return _INSTRUCTIONS.format(schema=json.dumps(SCHEMA), tools="\n".join(listed) or "none")
 
 
 def mend(problems: Sequence[str]) -> Message:
-    """Returns what to tell a model whose plan has problems."""
+    """Returns the message that asks a model to correct its plan."""
     said = "\n".join(f"- {problem}" for problem in problems)
     text = f"That plan cannot be run:\n{said}\nSay the whole plan again, mended: one JSON object and nothing else."
     return Message(role=ROLE_USER, parts=[Part(text=Text(text=text))])
 
 
 def parse(text: str) -> Any:
-    """Returns the first JSON object in a text, whatever stands around it. Raises ValueError."""
+    """Returns the first JSON object in a text, ignoring what surrounds it. Raises ValueError."""
     decoder = json.JSONDecoder()
     for start in [match.start() for match in re.finditer(r"\{", text)][:_MAX_OBJECTS]:
         try:
@@ -100,7 +100,7 @@ def parse(text: str) -> Any:
 
 
 def problems(draft: Any, tools: Sequence[ToolDefinition], max_steps: int) -> list[str]:
-    """Returns what is wrong with a parsed plan, for the model to mend; the first few."""
+    """Returns the first few problems of a parsed plan, for the model to correct."""
     found = list(_form_problems(draft))
     if not found:
         found = list(_sense_problems(draft["steps"], {tool.name: tool for tool in tools}, max_steps))
@@ -109,9 +109,9 @@ def problems(draft: Any, tools: Sequence[ToolDefinition], max_steps: int) -> lis
 
 
 def plan_of(draft: Any, model: ModelChoice, prefix: str) -> Plan:
-    """Returns the plan of a draft that matches the schema, whose model steps ask `model`.
+    """Returns the plan of a draft that matches the schema; its model steps use `model`.
 
-    `prefix` is what its steps' names will have before them in expressions.
+    `prefix` is what expressions need before its steps' names.
     """
     names = {written["id"] for written in draft["steps"]}
     made = Plan(plan_id="written")
@@ -151,12 +151,12 @@ def _sense_problems(steps: Sequence[Any], tools: Mapping[str, ToolDefinition], m
             if (name := _referred(match)) not in written.get("needs", ()):
                 yield f"{where}.input: {name!r} is not among the step's needs"
         if written["kind"] == "agent" and "question" in written and "input" in written:
-            yield f"{where}: an agent has a question or an input, not both"
+            yield f"{where}: an agent takes a question or an input, not both"
         if written["kind"] != "tool":
             continue
         if written["tool"] not in tools:
-            yield f"{where}.tool: there is no {written['tool']!r}; there are: {', '.join(tools) or 'none'}"
-        elif "input" not in written:  # What that yields is not known before the step starts.
+            yield f"{where}.tool: there is no tool {written['tool']!r}; the tools are: {', '.join(tools) or 'none'}"
+        elif "input" not in written:  # Its value is not known before the step starts.
             schema = plain(tools[written["tool"]].input_schema)
             for told in Schema(schema).problems(written.get("arguments", {})):
                 yield f"{where}.arguments{told.removeprefix('$')}"

@@ -18,18 +18,18 @@ from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepRequest
 from kfm.turn.v1.turn_pb2 import StepResult
 
-if TYPE_CHECKING:  # It takes a fifth of a second to import: only who calls an external service pays for it.
+if TYPE_CHECKING:  # Importing it takes a fifth of a second: only callers of external services pay for it.
     import httpx2
 
 _HOSTS_KEY = "runtime.http_hosts"
 _MAX_RETRY_SECONDS = 24 * 60 * 60
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
-# They say where the request goes, and where it ends: not a plan's to decide.
+# These control where the request goes and where it ends, so a plan may not set them.
 _OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 
 
 class HttpRunner:
-    """Calls the hosts that are allowed, as `Web` does."""
+    """Calls allowed hosts through `Web`."""
 
     def __init__(self, hosts: Sequence[str], max_bytes: int) -> None:
         self._web = Web(hosts, _HOSTS_KEY)
@@ -52,11 +52,11 @@ class HttpRunner:
                 _check(response)
                 output = _result(request.step.step_id, response, await self._read(response))
         except (httpx2.LocalProtocolError, UnicodeEncodeError) as error:
-            raise errors.invalid("step.http", f"is not a request that HTTP has: {error}") from None
+            raise errors.invalid("step.http", f"is not a valid HTTP request: {error}") from None
         except httpx2.TransportError as error:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_HTTP_UNAVAILABLE,
-                f"{url.host} cannot be reached, or broke off: {type(error).__name__}; it is tried again",
+                f"{url.host} cannot be reached, or broke the connection: {type(error).__name__}; it is tried again",
                 metadata={"host": url.host},
             ) from error
         return StepResult(output=Message(role=ROLE_TOOL, parts=[Part(tool_result=output)]), provider=url.host)
@@ -84,7 +84,7 @@ class HttpRunner:
             if left < 0:
                 raise AgentShellError(
                     error_pb2.ERROR_REASON_TOO_LARGE,
-                    f"{response.url.host} answers with more than {self._max_bytes} bytes; ask for less, "
+                    f"{response.url.host} answers with more than {self._max_bytes} bytes; request less, "
                     "or raise configuration key 'runtime.max_http_bytes'",
                     metadata={"host": response.url.host, "limit_bytes": str(self._max_bytes)},
                 )
@@ -97,7 +97,7 @@ def _content(request: StepRequest) -> tuple[dict[str, str], bytes]:
     step = request.step.http
     headers = {name.lower(): value for name, value in step.headers.items()}
     if refused := sorted(_OWN_HEADERS & headers.keys()):
-        raise errors.invalid("step.http.headers", f"{refused[0]!r} is the shell's to set; leave it out")
+        raise errors.invalid("step.http.headers", f"{refused[0]!r} is set by the shell; leave it out")
     headers["idempotency-key"] = request.step.step_id
     if step.body or not request.step.input:
         return headers, step.body
@@ -107,7 +107,7 @@ def _content(request: StepRequest) -> tuple[dict[str, str], bytes]:
 
 
 def _check(response: httpx2.Response) -> None:
-    """Raises HTTP_UNAVAILABLE for what may pass, HTTP_REFUSED for any other status that is no success."""
+    """Raises HTTP_UNAVAILABLE for a transient status, HTTP_REFUSED for any other that is not a success."""
     host, status = response.url.host, response.status_code
     metadata = {"host": host, "status": str(status)}
     if status in _TRANSIENT_STATUSES or status >= 500:
@@ -118,12 +118,12 @@ def _check(response: httpx2.Response) -> None:
             retry_delay=_retry_delay(response.headers.get("retry-after", ""), datetime.now(UTC)),
         )
     if not 200 <= status < 300:
-        advice = "; redirects are not followed: ask where it leads" if 300 <= status < 400 else ""
+        advice = "; redirects are not followed: request the new location itself" if 300 <= status < 400 else ""
         raise AgentShellError(
             error_pb2.ERROR_REASON_HTTP_REFUSED, f"{host} answers {status}{advice}", metadata=metadata
         )
     if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
-        message = f"{host} answers in encoding {encoding!r}, which was not asked for"
+        message = f"{host} answers in encoding {encoding!r}, which was not requested"
         raise AgentShellError(error_pb2.ERROR_REASON_HTTP_REFUSED, message, metadata=metadata)
 
 
@@ -138,7 +138,7 @@ def _result(call_id: str, response: httpx2.Response, body: bytes) -> ToolResult:
 
 
 def _retry_delay(header: str, now: datetime) -> timedelta | None:
-    """Returns how long to wait, of a number of seconds or a date."""
+    """Returns the delay that a Retry-After header gives, as seconds or a date."""
     try:
         delay = timedelta(seconds=float(header)) if header[:1].isdigit() else parsedate_to_datetime(header) - now
     except (ValueError, TypeError, OverflowError):

@@ -20,7 +20,7 @@ from kfm.turn.v1.turn_pb2 import StepResult
 
 
 class ModelRunner:
-    """Asks a model for the answer, which may be that it needs tools, and publishes its words as they come."""
+    """Asks a model for an answer, which may be tool calls, and publishes its text as it comes."""
 
     def __init__(self, provider: grpc.aio.Channel, sources: Sources, max_context_tokens: int) -> None:
         self._provider = ProviderServiceStub(provider)
@@ -55,13 +55,13 @@ class ModelRunner:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_PROVIDER_RESPONSE_INVALID,
                 f"provider {provider!r} ended its answer to {asked.request_id} without finishing it: ask again, or "
-                "another model",
+                "use another model",
             )
         return answer
 
 
 def _check(answer: GenerateResponse, personality: Personality, generation: Generation) -> None:
-    """Refuses a call of a tool that the step withholds; one of a tool that there is not is for the model to mend."""
+    """Refuses a call to a tool that the step withholds. The model may correct a call to an unknown tool."""
     withheld = set(personality.tools) - {tool.name for tool in generation.tools}
     for asked in calls_of(answer.message):
         if asked.name in withheld:

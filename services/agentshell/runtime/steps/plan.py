@@ -23,7 +23,7 @@ _MAX_MENDS = 2
 
 
 class PlanRunner:
-    """Asks a model for a plan, and to mend it, until it can be run; its output is the plan's JSON."""
+    """Asks a model for a plan, and to correct it, until it can be run. Its output is the plan's JSON."""
 
     def __init__(self, provider: grpc.aio.Channel, sources: Sources, max_context_tokens: int) -> None:
         self._provider = ProviderServiceStub(provider)
@@ -45,7 +45,7 @@ class PlanRunner:
         max_steps = max(0, min(draft.MAX_STEPS, request.remaining_step_count - 1))
         problems: list[str] = []
         for mends in range(1 + _MAX_MENDS):
-            # A written step's id is the step's, `#` and a name: no mend's key is one of them.
+            # Written steps' ids are the step's id, `#` and a name, so they cannot equal a correction's key.
             request_id = f"{step.step_id}~mend{mends}" if mends else step.step_id
             answer = await self._provider.Generate(
                 GenerateRequest(generation=generation, request_id=request_id, purpose=prompt.purpose_of(request))
@@ -66,7 +66,7 @@ class PlanRunner:
             generation.messages.append(draft.mend(problems))
         raise AgentShellError(
             error_pb2.ERROR_REASON_PLAN_INVALID,
-            f"the model's plan cannot be run, mended {_MAX_MENDS} times: {'; '.join(problems)}; "
-            "ask another model, or give the plan",
+            f"the model's plan cannot be run, even after {_MAX_MENDS} repairs: {'; '.join(problems)}; "
+            "use another model, or give the plan",
             metadata={"step_id": step.step_id},
         )

@@ -81,7 +81,7 @@ def _value(node: ast.expr, depth: int) -> _Number:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
             return _work_out(node, _FUNCTIONS[name], *(_value(argument, depth + 1) for argument in arguments))
         case _:
-            raise ValueError(f"{ast.unparse(node)[:_MAX_SHOWN_CHARACTERS]!r} is nothing known here, {_place(node)}")
+            raise ValueError(f"{ast.unparse(node)[:_MAX_SHOWN_CHARACTERS]!r} is not known here, {_place(node)}")
 
 
 def _chain(node: ast.BinOp, depth: int) -> _Number:
@@ -94,7 +94,7 @@ def _chain(node: ast.BinOp, depth: int) -> _Number:
     value = _value(first, depth + 1)
     for link in reversed(links):
         if type(link.op) not in _OPERATORS:
-            raise ValueError(f"an operator that is not there, {_place(link)}: there are + - * / // % and ** for powers")
+            raise ValueError(f"an unknown operator, {_place(link)}: the operators are + - * / // % and ** for powers")
         value = _work_out(link, _OPERATORS[type(link.op)], value, _value(link.right, depth + 1))
     return value
 
@@ -105,7 +105,7 @@ def _work_out(node: ast.expr, operation: Callable[..., Any], *numbers: _Number) 
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ValueError(f"{error}, {_place(node)}") from None
     if isinstance(value, complex):
-        raise ValueError(f"no real number, {_place(node)}")
+        raise ValueError(f"not a real number, {_place(node)}")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ValueError(f"larger than 2 ** {MAX_BITS}, {_place(node)}; use decimals, such as 2.0 ** 500")
     if isinstance(value, float) and not math.isfinite(value):

@@ -49,7 +49,7 @@ async def http_get(invocation: Invocation, /, *, url: Url, max_characters: MaxCh
         raise unavailable(invocation.grant.tool, error) from error
     content_type = answer.headers.get("content-type", "")
     if not _TEXT.match(content_type):
-        raise ArgumentError("url", f"has {content_type[:60]!r}, which is no text; get another")
+        raise ArgumentError("url", f"has {content_type[:60]!r}, which is not text; get another")
     text = answer.text
     return Page(
         status=answer.response.status_code,
@@ -64,6 +64,6 @@ def unavailable(tool: str, problem: EgressError) -> AgentShellError:
     """The error for a host that does not answer a tool."""
     return AgentShellError(
         error_pb2.ERROR_REASON_HTTP_UNAVAILABLE,
-        f"tool {tool!r}: {problem}; it may be there later",
+        f"tool {tool!r}: {problem}; it may work later",
         metadata={"tool": tool},
     )

@@ -117,7 +117,7 @@ class Connection:
             self._client.set_exception(unavailable(self._server, error))
             self._client.exception()  # Marks it as seen: there may be nobody to await it.
         elif not self._closing.is_set():
-            _log.warning("mcp server broke off", server=self._server, error=type(error).__name__)
+            _log.warning("mcp server lost", server=self._server, error=type(error).__name__)
 
     async def _bounded(self, work: Any) -> Any:
         """Does the work in a task, so that a cancelled caller need not wait for a server that does not respond."""
@@ -181,8 +181,8 @@ def unavailable(server: str, error: BaseException) -> AgentShellError:
         return error
     return AgentShellError(
         error_pb2.ERROR_REASON_TOOL_SERVER_UNAVAILABLE,
-        f"mcp server {server!r} cannot be started or reached, or broke off: {type(error).__name__}; an operator looks "
-        f"at configuration key 'tool.mcp_servers.{server}'",
+        f"mcp server {server!r} cannot be started or reached, or broke the connection: {type(error).__name__}; "
+        f"an operator checks configuration key 'tool.mcp_servers.{server}'",
         metadata={"server": server},
         cause=error,
     )

@@ -47,7 +47,7 @@ class McpTool:
         if found is None:
             raise AgentShellError(
                 error_pb2.ERROR_REASON_TOOL_NOT_FOUND,
-                f"mcp server {self.server!r} has no tool {self._name!r}; mend the pack's tools.mcp, or the server",
+                f"mcp server {self.server!r} has no tool {self._name!r}; correct the pack's tools.mcp, or the server",
                 metadata={"server": self.server, "tool": self._name},
             )
         return found
@@ -71,7 +71,7 @@ class McpTool:
                 raise outcome.timed_out(self._name) from None
         text = "\n".join(texts_of(result))
         if result.is_error:
-            raise outcome.failed(self._name, text or "its server says no more")
+            raise outcome.failed(self._name, text or "its server gives no details")
         structured = result.structured_content
         size = len(json.dumps(structured).encode() if structured is not None else text.encode())
         if size > config.max_output_bytes:

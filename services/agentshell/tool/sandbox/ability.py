@@ -34,7 +34,7 @@ class Abilities:
         """
         self.budget.spend_call()
         if name not in self._names:
-            fix = "its pack does not declare it in abilities, or it is not there"
+            fix = "its pack does not declare it in abilities, or it does not exist"
             raise self.grant.denied(f"ask the host for {name[:_SHOWN_CHARACTERS]!r}", "pack", fix)
         match name, _read(arguments):
             case "progress", {"text": str(text)}:
@@ -43,7 +43,7 @@ class Abilities:
             case "http_get", {"url": str(url), "headers": {**headers}}:
                 return await self._get(url, headers)
             case _:
-                return {"error": f"the arguments of {name} are not what it takes"}
+                return {"error": f"{name} does not take these arguments"}
 
     @property
     def _names(self) -> Collection[str]:
@@ -51,7 +51,7 @@ class Abilities:
 
     async def _get(self, url: str, headers: Mapping[Any, Any]) -> dict[str, Any]:
         if not all(isinstance(text, str) for pair in headers.items() for text in pair):
-            return {"error": "headers are names and values, both text"}
+            return {"error": "headers must be names and values, both text"}
         try:
             target = egress.parse(url)
             self.grant.check_host(target)
@@ -61,7 +61,7 @@ class Abilities:
             return {"error": str(error)}
         value = json.dumps(egress.page(answer), ensure_ascii=False)
         too_large = len(value.encode()) > frame.MAX_BYTES // 2  # In its frame, escapes at most double it.
-        return {"error": "the answer is larger than a tool can take"} if too_large else {"value": value}
+        return {"error": "the answer is larger than a tool can receive"} if too_large else {"value": value}
 
 
 def _read(arguments: str) -> Any:

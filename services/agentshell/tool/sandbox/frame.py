@@ -36,9 +36,9 @@ def decode(content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"no JSON: {type(error).__name__}") from None
+        raise FrameError(f"not JSON: {type(error).__name__}") from None
     if not isinstance(value, dict):
-        raise FrameError("no JSON object")
+        raise FrameError("not a JSON object")
     return value  # pyright: ignore[reportUnknownVariableType] - JSON
 
 

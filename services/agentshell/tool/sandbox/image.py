@@ -63,13 +63,17 @@ def build(directory: Path) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise _unavailable(f"{directory} is not ours alone to write; set XDG_CACHE_HOME to a directory that is")
+            raise _unavailable(
+                f"{directory} is not writable by this user alone; set XDG_CACHE_HOME to a directory that is"
+            )
         with (directory / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=directory) as scratch:
             fcntl.flock(lock, fcntl.LOCK_EX)  # Whoever had to wait finds it built.
             if not _is_whole(image):
                 _compile(Path(scratch), image)
     except OSError as error:
-        raise _unavailable(f"{directory}: {error.strerror}; set XDG_CACHE_HOME to a directory that is ours") from error
+        raise _unavailable(
+            f"{directory}: {error.strerror}; set XDG_CACHE_HOME to a directory that this user owns"
+        ) from error
     return image
 
 

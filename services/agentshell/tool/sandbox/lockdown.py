@@ -193,7 +193,7 @@ def _become_nobody() -> None:
 def program(machine: str, calls: Collection[str], *, threads: bool, new_code: bool) -> bytes:
     """Returns a filter that allows `calls` and what everybody needs, and answers EPERM to the rest."""
     if machine not in _AUDIT_ARCH:
-        raise OSError(errno.ENOSYS, f"there is no seccomp filter for {machine}: x86_64 and aarch64 have one")
+        raise OSError(errno.ENOSYS, f"there is no seccomp filter for {machine}, only for x86_64 and aarch64")
     column = list(_AUDIT_ARCH).index(machine)
     steps = [
         _step(_LOAD, _ARCH_OFFSET),

@@ -94,7 +94,7 @@ class NativeTier:
             return json.loads(said)
         except (TimeoutError, ValueError) as error:
             raise unavailable(
-                f"tool.native_python {self._python!r} does not run as a user that is not root: name one that does"
+                f"tool.native_python {self._python!r} cannot be run by a user other than root: name one that can"
             ) from error
         finally:
             if process.returncode is None:

@@ -36,7 +36,7 @@ def read(tool: str, said: Mapping[str, Any]) -> Value:
         case {"error": {"message": str(message)}}:
             raise failed(tool, message)
         case _:
-            raise invalid(tool, "it is no JSON")
+            raise invalid(tool, "it is not JSON")
 
 
 def died(tool: str, number: int) -> AgentShellError:
@@ -66,7 +66,7 @@ def failed(tool: str, problem: str) -> AgentShellError:
 def invalid(tool: str, problem: str) -> AgentShellError:
     """The error for output that is not what the tool declares."""
     problem = problem[:_SHOWN_CHARACTERS]
-    return _error(error_pb2.ERROR_REASON_TOOL_OUTPUT_INVALID, tool, f"answers what it says it does not: {problem}")
+    return _error(error_pb2.ERROR_REASON_TOOL_OUTPUT_INVALID, tool, f"gives invalid output: {problem}")
 
 
 def _out_of_memory(tool: str) -> AgentShellError:

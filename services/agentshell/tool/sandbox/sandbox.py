@@ -88,7 +88,7 @@ class Sandbox:
             except WorkerDied as death:
                 raise outcome.died(name, death.signal) from None
             except FrameError as error:
-                raise outcome.crashed(name, f"its process says what is no frame, {error}") from None
+                raise outcome.crashed(name, f"its process sent something that is not a frame, {error}") from None
         return outcome.read(name, said)
 
     async def _pool(self, wanted: pb.SandboxTier.ValueType, tell: Tell) -> Pool:
@@ -113,5 +113,5 @@ def _said_aloud(tell: Tell) -> Tell:
 
 def _not_allowed() -> AgentShellError:
     return unavailable(
-        "its pack asks for the native tier; an operator allows it by configuration key 'tool.native_python'"
+        "its pack asks for the native tier; an operator must allow it with configuration key 'tool.native_python'"
     )

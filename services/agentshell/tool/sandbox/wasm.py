@@ -54,4 +54,4 @@ class WasmTier:
 
 
 async def _refuse(name: str, _arguments: str) -> dict[str, Any]:
-    return {"error": f"{name} is not there yet"}
+    return {"error": f"{name} is not available yet"}

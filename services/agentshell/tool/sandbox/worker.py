@@ -131,6 +131,6 @@ def unavailable(problem: str) -> AgentShellError:
     """The error for a tier that does not hold."""
     return AgentShellError(
         error_pb2.ERROR_REASON_SANDBOX_UNAVAILABLE,
-        f"no sandbox holds on this machine, so no tool of a pack runs: {problem}",
+        f"no sandbox works on this machine, so no tool of a pack runs: {problem}",
         metadata={"kernel": os.uname().release},
     )

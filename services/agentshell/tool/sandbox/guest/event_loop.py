@@ -13,7 +13,7 @@ class _Clock:
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("the tool waits for what will never come")
+            raise RuntimeError("the tool waits for something that will never happen")
         time.sleep(max(timeout, 0.0))
         return []
 

@@ -29,7 +29,7 @@ def _ask(name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _nobody(_name: str, _arguments: str) -> str:
-    raise HostError("the host can be asked within a call alone")
+    raise HostError("the host can only be asked within a call")
 
 
 _call: Callable[[str, str], str] = _nobody
