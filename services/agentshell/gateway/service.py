@@ -15,7 +15,7 @@ from agentshell.gateway.feed import Feeds
 from agentshell.gateway.floors import Floors
 from agentshell.gateway.limits import limits_of
 from agentshell.gateway.pack_cache import PackCache
-from agentshell.gateway.projected import Projected
+from agentshell.gateway.recent import Recent
 from agentshell.gateway.turn_events import TurnEvents, has_succeeded
 from agentshell.gateway.turn_index import IndexedTurn, TurnIndex
 from agentshell.gateway.turn_reader import TurnReader
@@ -66,7 +66,7 @@ class TurnService(TurnServiceServicer):
         self._backlog = backlog
         self._packs = PackCache(personality)
         self._floors = Floors(log)
-        self._projected = Projected(log)
+        self._projected = Recent(lambda: log.committed(envelope.TURNS, envelope.GATEWAYS))
         self._feeds = Feeds(log)
         self._config = config
 
@@ -293,7 +293,7 @@ class TurnService(TurnServiceServicer):
 
     async def _find(self, turn_id: str) -> IndexedTurn:
         """Returns the tenant's turn as it is now, even if the index is behind the log."""
-        projected = await self._projected.offsets()  # Read before the row, which is then at least as current.
+        projected = await self._projected.get()  # Read before the row, which is then at least as current.
         row = await self._index.find(call.tenant(), turn_id)
         if row is not None:
             row.projected_offset = projected.get(self._events.partition_of(row.tenant_id, row.turn.session_id), 0)

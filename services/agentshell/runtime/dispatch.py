@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from agentshell.log.log import MAX_PAYLOAD_BYTES, Record
@@ -10,14 +9,12 @@ from agentshell.mesh import ids
 from agentshell.runtime.inbox import Made
 from agentshell.runtime.open_turn import OpenTurn
 from agentshell.runtime.request import sources
-from agentshell.runtime.worker import Worker
+from agentshell.runtime.worker import Done, Worker
 from agentshell.turn import envelope
 from agentshell.turn.decision import unfit
 from agentshell.turn.records import command_record, stamp
 from kfm.error.v1 import error_pb2
 from kfm.turn.v1.turn_event_pb2 import StepCommand, StepRequest, StepStop
-
-Done = Callable[[Made], None]
 
 # Repeating a smaller input is faster than looking it up.
 _MAX_REPEATED_BYTES = 1024

@@ -75,7 +75,5 @@ class Outputs:
 
     def _append(self, record: Record) -> None:
         append = asyncio.create_task(self._log.append(envelope.OUTPUTS, [record]))
-        append.add_done_callback(
-            lambda append: append.cancelled() or append.exception()
-        )  # `flush` raises it, if it is called.
+        append.add_done_callback(lambda append: append.cancelled() or append.exception())  # `flush`, if any, raises it.
         self._under_way.append(append)
